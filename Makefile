@@ -1,0 +1,90 @@
+# The only entry point for commands. `make help` lists them.
+# Needs Python 3.11, pip and make; uv and everything else are brought along into .tools and .venv.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+UV := .tools/bin/uv
+# A resolved environment is stamped, so that repeated targets do not resolve again.
+SYNCED := .venv/.synced
+RUN := $(UV) run --no-sync
+BUF_VERSION := 1.75.0
+BUF := .tools/node/node_modules/.bin/buf
+ARGS ?=
+
+export UV_LINK_MODE ?= copy
+export UV_HTTP_TIMEOUT ?= 300
+
+.PHONY: help
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(UV):
+	@echo "Installing uv into .tools ..."
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore --target .tools uv
+
+$(SYNCED): $(UV) pyproject.toml uv.lock
+	@$(UV) sync --locked --all-extras --python 3.11
+	@touch $@
+
+.PHONY: setup
+setup: $(SYNCED)  ## Install everything into .venv
+
+.PHONY: demo
+demo: $(SYNCED)  ## Train a model across 15 hospital processes (ARGS="--privacy none --data DIR ...")
+	@$(RUN) fedmesh demo $(ARGS)
+
+.PHONY: up down status
+up: $(SYNCED)  ## Start a stack that stays: PostgreSQL, Redis and the four services
+	@$(RUN) fedmesh up $(ARGS)
+down: $(SYNCED)  ## Stop that stack; its data stays
+	@$(RUN) fedmesh down $(ARGS)
+status: $(SYNCED)  ## Say what runs
+	@$(RUN) fedmesh status $(ARGS)
+
+.PHONY: test
+test: $(SYNCED)  ## Run the default test suite (real PostgreSQL, Redis, TLS and processes)
+	@$(RUN) pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+
+.PHONY: test-slow
+test-slow: $(SYNCED)  ## Run the tests that take minutes
+	@$(RUN) pytest -m slow $(ARGS)
+
+.PHONY: fmt
+fmt: $(SYNCED)  ## Format the code
+	@$(RUN) ruff format .
+	@$(RUN) ruff check --fix .
+
+.PHONY: gen
+gen: $(SYNCED)  ## Regenerate proto/gen from proto/fedmesh
+	@$(RUN) scripts/generate_protos.sh
+
+.PHONY: check
+check: $(SYNCED) check-code check-protos check-centre  ## Lint, types, import contracts, protos, the centre's dependencies
+
+.PHONY: check-code
+check-code: $(SYNCED)  ## ruff, mypy --strict, import-linter
+	@$(RUN) ruff format --check .
+	@$(RUN) ruff check .
+	@$(RUN) mypy
+	@$(RUN) lint-imports
+
+.PHONY: check-protos
+check-protos: $(SYNCED) $(BUF)  ## Generated code is fresh; buf lint; no breaking change against the last commit on main
+	@rm -rf .cache/gen && $(RUN) scripts/generate_protos.sh .cache/gen >/dev/null
+	@diff -r -x __pycache__ proto/gen .cache/gen || { echo "proto/gen is stale: run 'make gen'"; exit 1; }
+	@cd proto && ../$(BUF) lint
+	@scripts/check_proto_breaking.sh $(abspath $(BUF))
+
+$(BUF):
+	@command -v npm >/dev/null || { echo "buf comes from npm: install Node.js to run this check"; exit 1; }
+	@npm install --silent --no-fund --no-audit --prefix .tools/node @bufbuild/buf@$(BUF_VERSION)
+
+.PHONY: check-centre
+check-centre: $(UV)  ## The control plane installs without TensorFlow, in under 400 MB
+	@scripts/check_centre_dependencies.sh $(abspath $(UV))
+
+.PHONY: clean
+clean:  ## Remove caches and environments; data of stacks stays
+	@rm -rf .venv .tools .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""fedmesh: federated learning for a hospital consortium."""

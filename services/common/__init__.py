@@ -1,0 +1,1 @@
+"""What every service shares: errors, configuration, identity, gRPC, telemetry and store access."""

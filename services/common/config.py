@@ -1,0 +1,109 @@
+"""Strict configuration: one YAML file per process, unknown keys fail, secrets only by file path."""
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from services.common.errors import Code, FedmeshError
+
+Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):\d{1,5}$")]
+"""`host:port`, with an IPv6 host in brackets."""
+
+
+class Section(BaseModel):
+    """A part of a configuration: frozen, and every unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TlsConfig(Section):
+    ca: Path = Field(description="PEM file with the consortium's CA certificates")
+    certificate: Path = Field(description="PEM file with this process's certificate chain; reloaded when it changes")
+    key: Path = Field(description="PEM file with the private key, readable by this user only")
+
+
+class ServerConfig(Section):
+    listen: Address = Field(description="host:port of the mTLS listener")
+    health_listen: Address | None = Field(
+        None, description="host:port of a plaintext listener that serves grpc.health.v1 and nothing else, for probes"
+    )
+    metrics_listen: Address | None = Field(None, description="host:port of the Prometheus metrics page")
+    tls: TlsConfig
+    drain_s: float = Field(10.0, ge=0, le=600, description="seconds that calls in flight get to finish after SIGTERM")
+    max_connection_age_s: float = Field(
+        3600.0, ge=10, description="seconds after which a client is asked to connect anew, to spread load"
+    )
+
+
+class ClientConfig(Section):
+    target: str = Field(description="gRPC target, such as 127.0.0.1:7001 or dns:///registry.fedmesh.svc:7001")
+
+
+class PostgresConfig(Section):
+    dsn: str = Field(description="libpq connection string without a password")
+    password_file: Path | None = Field(None, description="file with the password on one line")
+    pool_max: int = Field(8, ge=1, le=200, description="most connections at once")
+
+
+class RedisConfig(Section):
+    url: str = Field(description="redis://host:port/0, rediss://host:port/0 or unix:///path without credentials")
+    username: str = Field(description="ACL user of this service")
+    password_file: Path | None = Field(None, description="file with the password on one line")
+
+
+class TelemetryConfig(Section):
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    log_format: str = Field("json", pattern="^(json|console)$")
+    trace_file: Path | None = Field(None, description="append finished spans to this file, one JSON object a line")
+    otlp_endpoint: str | None = Field(None, description="send spans to this OTLP/gRPC collector")
+
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+def load_config(model: type[ConfigT], path: Path) -> ConfigT:
+    """Read and check a configuration file. Relative paths in it are relative to the working directory.
+
+    Raises: FedmeshError(CONFIG_INVALID) naming the file and every wrong key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FedmeshError(Code.CONFIG_INVALID, f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FedmeshError(Code.CONFIG_INVALID, f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise FedmeshError(Code.CONFIG_INVALID, f"{path} must be a YAML mapping of settings")
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise FedmeshError(Code.CONFIG_INVALID, f"{path}: {describe_validation(error)}") from error
+
+
+def describe_validation(error: ValidationError) -> str:
+    """All problems of a validation in one line: `field.path: what is wrong (got value)`."""
+    problems = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        got = item.get("input")
+        shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+        problems.append(f"{where}: {item['msg']}{shown}")
+    return "; ".join(problems)
+
+
+def read_secret(path: Path) -> str:
+    """Read a one-line secret.
+
+    Raises: FedmeshError(CONFIG_INVALID) when the file is missing, empty or open to other users.
+    """
+    try:
+        if path.stat().st_mode & 0o077:
+            raise FedmeshError(Code.CONFIG_INVALID, f"{path} is open to other users: chmod 600 it")
+        secret = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise FedmeshError(Code.CONFIG_INVALID, f"cannot read secret file {path}: {error.strerror}") from error
+    if not secret:
+        raise FedmeshError(Code.CONFIG_INVALID, f"secret file {path} is empty")
+    return secret

@@ -1,0 +1,188 @@
+"""Builds and runs the mTLS server of a service, and drains it when the process is told to stop."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from services.common.config import ServerConfig
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.access import load_policy
+from services.common.grpc.gate import Gate
+from services.common.telemetry import get_logger
+from services.common.tls import load_tls, server_credentials
+
+log = get_logger(__name__)
+
+# Large payloads travel in 1 MiB chunks; the rest of the room is for the message around the chunk.
+MAX_MESSAGE_BYTES: Final = 1024 * 1024 + 64 * 1024
+_HEALTH_CHECK_S: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One gRPC service of a server: its descriptor, the generated function that adds it, and its implementation."""
+
+    descriptor: ServiceDescriptor
+    add_to_server: Callable[[Any, Any], None]
+    servicer: object
+
+
+class MeshServer:
+    """A gRPC server with mutual TLS, health, reflection and graceful stop."""
+
+    def __init__(self, config: ServerConfig, endpoints: Sequence[Endpoint]) -> None:
+        self._config = config
+        material = load_tls(config.tls)
+        policy = load_policy(endpoint.descriptor for endpoint in endpoints)
+        options = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_connection_age_ms", int(config.max_connection_age_s * 1000)),
+            ("grpc.max_connection_age_grace_ms", int(config.drain_s * 1000) or 1),
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Two processes must never share a port by accident; replicas have their own addresses.
+            ("grpc.so_reuseport", 0),
+        ]
+        self._server = grpc.aio.server(interceptors=[Gate(policy, material.identity.consortium)], options=options)
+        for endpoint in endpoints:
+            endpoint.add_to_server(endpoint.servicer, self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._names = [endpoint.descriptor.full_name for endpoint in endpoints]
+        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self._probe = self._build_probe(options) if config.health_listen else None
+        self._port = 0
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on, known after `start`."""
+        return self._port
+
+    def _build_probe(self, options: list[tuple[str, int]]) -> grpc.aio.Server:
+        probe = grpc.aio.server(options=options)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, probe)
+        return probe
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises: FedmeshError(CONFIG_INVALID) when an address cannot be bound.
+        """
+        self._port = _bind(
+            self._config.listen,
+            lambda: self._server.add_secure_port(self._config.listen, server_credentials(self._config.tls)),
+        )
+        await self._server.start()
+        if self._probe is not None and self._config.health_listen is not None:
+            address = self._config.health_listen
+            probe = self._probe
+            _bind(address, lambda: probe.add_insecure_port(address))
+            await probe.start()
+        await self.set_serving(True)
+        log.info("listening", address=self._config.listen, port=self._port)
+
+    async def set_serving(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+    async def watch_health(self, dependencies: Callable[[], Awaitable[bool]]) -> None:
+        """Keep the health answer true: NOT_SERVING while a store is away or the certificate is out of date."""
+        while True:
+            serving = await dependencies() and self._certificate_valid()
+            await self.set_serving(serving)
+            await asyncio.sleep(_HEALTH_CHECK_S)
+
+    def _certificate_valid(self) -> bool:
+        try:
+            return load_tls(self._config.tls).not_after > datetime.now(UTC)
+        except FedmeshError:
+            return False
+
+    async def stop(self) -> None:
+        """Say NOT_SERVING, let calls in flight finish within the drain time, then close."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._config.drain_s)
+        if self._probe is not None:
+            await self._probe.stop(0)
+
+
+def _bind(address: str, add: Callable[[], int]) -> int:
+    try:
+        port = add()
+    except RuntimeError as error:
+        raise FedmeshError(
+            Code.CONFIG_INVALID, f"cannot listen on {address}: is the port taken or the address foreign?"
+        ) from error
+    if port == 0:
+        raise FedmeshError(Code.CONFIG_INVALID, f"cannot listen on {address}: is the port taken?")
+    return port
+
+
+async def always_ready() -> bool:
+    return True
+
+
+async def run_server(
+    config: ServerConfig,
+    endpoints: Sequence[Endpoint],
+    *,
+    background: Sequence[Callable[[], Awaitable[None]]] = (),
+    dependencies: Callable[[], Awaitable[bool]] = always_ready,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `background` loops run beside the server; if one fails, all stops.
+
+    Raises: FedmeshError(CONFIG_INVALID) for addresses or certificates; whatever a background loop raised.
+    """
+    server = MeshServer(config, endpoints)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await server.start()
+    if config.metrics_listen is not None:
+        start_metrics(config.metrics_listen)
+    tasks = [asyncio.ensure_future(run()) for run in background]
+    tasks.append(asyncio.ensure_future(server.watch_health(dependencies)))
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        log.info("draining", seconds=config.drain_s)
+        await server.stop()
+    finally:
+        await _finish([*tasks, stopped])
+
+
+async def _finish(tasks: Sequence["asyncio.Future[Any]"]) -> None:
+    failed = [task.exception() for task in tasks if task.done() and not task.cancelled() and task.exception()]
+    for task in tasks:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for error in failed:
+        if error is not None:
+            raise error
+
+
+def start_metrics(address: str) -> None:
+    """Serve Prometheus metrics at `http://address/metrics`.
+
+    Raises: FedmeshError(CONFIG_INVALID) when the address cannot be bound.
+    """
+    host, port = address.rsplit(":", 1)
+    try:
+        start_http_server(int(port), host)
+    except OSError as error:
+        raise FedmeshError(Code.CONFIG_INVALID, f"cannot listen on {address} for metrics: {error.strerror}") from error

@@ -1,0 +1,173 @@
+"""PostgreSQL: a pool, transactions that are run again when PostgreSQL asks for it, and migrations."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import psycopg
+from prometheus_client import Counter, Histogram
+from psycopg import errors as pg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from services.common.config import PostgresConfig, read_secret
+from services.common.errors import Code, FedmeshError
+from services.common.telemetry import get_logger
+
+log = get_logger(__name__)
+
+ResultT = TypeVar("ResultT")
+Connection = psycopg.AsyncConnection[DictRow]
+
+_MAX_TRIES: Final = 8
+_CONNECT_WAIT_S: Final = 5.0
+_TX_SECONDS: Final = Histogram(
+    "fedmesh_postgres_transaction_seconds", "Time of transactions, retries included", ["name"]
+)
+_TX_RETRIES: Final = Counter("fedmesh_postgres_transaction_retries_total", "Transactions run again", ["name", "reason"])
+
+
+def conninfo(config: PostgresConfig) -> str:
+    """The libpq connection string with its password filled in."""
+    if config.password_file is None:
+        return config.dsn
+    return make_conninfo(config.dsn, password=read_secret(config.password_file))
+
+
+class Database:
+    """A connection pool of one service role."""
+
+    def __init__(self, config: PostgresConfig) -> None:
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            conninfo(config),
+            min_size=1,
+            max_size=config.pool_max,
+            timeout=_CONNECT_WAIT_S,
+            open=False,
+            check=AsyncConnectionPool.check_connection,
+            reconnect_timeout=5,
+            connection_class=psycopg.AsyncConnection[DictRow],
+            kwargs={
+                "row_factory": dict_row,
+                "options": "-c statement_timeout=20000 -c idle_in_transaction_session_timeout=30000",
+                "connect_timeout": 3,
+            },
+        )
+
+    async def open(self) -> None:
+        """Start filling the pool. A database that is away is no error here: calls report it and recover later."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    async def ready(self) -> bool:
+        """True when a connection answers."""
+        try:
+            async with self._pool.connection(timeout=1.5) as connection:
+                await connection.execute("select 1")
+        except (psycopg.Error, PoolTimeout, OSError):
+            return False
+        return True
+
+    async def run_tx(self, name: str, body: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:
+        """Run `body` in one serializable-safe transaction (REPEATABLE READ); it may be run several times.
+
+        `body` must have no effect besides its SQL and must make no RPC.
+
+        Raises: FedmeshError(STORE_UNAVAILABLE) when PostgreSQL is away, (STORE_FULL) when its disk is full,
+            (LOST_RACE) when conflicts persist; whatever `body` raises.
+        """
+        with _TX_SECONDS.labels(name).time():
+            for attempt in range(1, _MAX_TRIES + 1):
+                try:
+                    async with store_errors(), self._pool.connection() as connection:
+                        await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+                        async with connection.transaction():
+                            return await body(connection)
+                except (pg.SerializationFailure, pg.DeadlockDetected, pg.UniqueViolation) as error:
+                    _TX_RETRIES.labels(name, type(error).__name__).inc()
+                    log.info("transaction_retried", name=name, attempt=attempt, reason=type(error).__name__)
+                    await asyncio.sleep(0.005 * 2**attempt)
+        raise FedmeshError(Code.LOST_RACE, "too many concurrent changes: try again")
+
+
+@asynccontextmanager
+async def store_errors() -> AsyncIterator[None]:
+    """Turn a lost or full PostgreSQL into FedmeshError; conflicts and programming errors pass through."""
+    try:
+        yield
+    except (pg.DiskFull, pg.OutOfMemory, pg.IoError) as error:
+        raise FedmeshError(Code.STORE_FULL, "the database has no room: free disk space and try again") from error
+    except (pg.SerializationFailure, pg.DeadlockDetected):
+        raise
+    except (psycopg.OperationalError, PoolTimeout) as error:
+        raise FedmeshError(Code.STORE_UNAVAILABLE, "the database cannot be reached: try again") from error
+
+
+def migrate(config: PostgresConfig, schema: str, migrations: Path) -> list[str]:
+    """Apply the pending SQL migrations of one schema, in order, under a lock. Safe to run twice and concurrently.
+
+    The role must own the schema or be a member of its owner role. Returns the ids that were applied.
+
+    Raises: FedmeshError(STORE_UNAVAILABLE) when PostgreSQL is away, (WRONG_STATE) when the database has a migration
+        that this release does not know.
+    """
+    from yoyo import get_backend, read_migrations
+
+    try:
+        with get_backend(_yoyo_url(conninfo(config), schema)) as backend, backend.lock(timeout=60):
+            known = read_migrations(str(migrations))
+            pending = backend.to_apply(known)
+            applied = [migration.id for migration in pending]
+            backend.apply_migrations(pending)
+    except psycopg.OperationalError as error:
+        raise FedmeshError(Code.STORE_UNAVAILABLE, "the database cannot be reached for migration") from error
+    return applied
+
+
+async def require_migrated(database: Database, schema: str, migrations: Path) -> None:
+    """Refuse to run against a schema that is older or newer than this release.
+
+    Raises: FedmeshError(WRONG_STATE) saying which migrations are missing or unknown.
+    """
+    # A handful of names, read once at start.
+    expected = {path.stem for path in migrations.glob("[0-9]*.sql") if ".rollback" not in path.name}  # noqa: ASYNC240
+
+    async def read(connection: Connection) -> set[str]:
+        try:
+            rows = await connection.execute(
+                psycopg.sql.SQL("select migration_id from {}._yoyo_migration").format(psycopg.sql.Identifier(schema))
+            )
+        except pg.UndefinedTable:
+            return set()
+        return {row["migration_id"] async for row in rows}
+
+    present = await database.run_tx("schema_version", read)
+    missing, unknown = sorted(expected - present), sorted(present - expected)
+    if missing:
+        raise FedmeshError(Code.WRONG_STATE, f"schema {schema} lacks {', '.join(missing)}: run `fedmesh migrate` first")
+    if unknown:
+        raise FedmeshError(
+            Code.WRONG_STATE, f"schema {schema} has {', '.join(unknown)}, unknown to this release: run a newer one"
+        )
+
+
+def _yoyo_url(dsn: str, schema: str) -> str:
+    parts: dict[str, Any] = dict(conninfo_to_dict(dsn))
+    user, password = quote(str(parts.pop("user", "")), safe=""), quote(str(parts.pop("password", "")), safe="")
+    name = quote(str(parts.pop("dbname", "fedmesh")), safe="")
+    host, port = str(parts.pop("host", "")), parts.pop("port", None)
+    query = [f"schema={schema}"]
+    if host.startswith("/"):
+        query.append(f"host={quote(host, safe='')}")
+        host = ""
+    location = f"{host}:{port}" if host and port else host
+    if port and not host:
+        query.append(f"port={port}")
+    query += [f"{key}={quote(str(value), safe='')}" for key, value in parts.items()]
+    return f"postgresql+psycopg://{user}:{password}@{location}/{name}?{'&'.join(query)}"

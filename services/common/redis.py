@@ -1,0 +1,68 @@
+"""Redis: a client of one ACL user, errors mapped, Lua scripts loaded from files."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio as aioredis
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+
+from services.common.config import RedisConfig, read_secret
+from services.common.errors import Code, FedmeshError
+
+
+def connect_redis(config: RedisConfig) -> aioredis.Redis:
+    """A client with a connection pool; it reconnects by itself. Values are bytes."""
+    password = read_secret(config.password_file) if config.password_file is not None else None
+    return aioredis.Redis.from_url(
+        config.url,
+        username=config.username,
+        password=password,
+        socket_timeout=5.0,
+        socket_connect_timeout=2.0,
+        health_check_interval=15,
+        max_connections=64,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=2),
+        protocol=2,
+    )
+
+
+@asynccontextmanager
+async def redis_errors() -> AsyncIterator[None]:
+    """Turn a lost or full Redis into FedmeshError(STORE_UNAVAILABLE) or (STORE_FULL)."""
+    try:
+        yield
+    except (exceptions.BusyLoadingError, exceptions.ConnectionError, exceptions.TimeoutError) as error:
+        raise FedmeshError(Code.STORE_UNAVAILABLE, "Redis cannot be reached: try again") from error
+    except exceptions.ResponseError as error:
+        if str(error).startswith(("MISCONF", "OOM", "READONLY", "LOADING", "TRYAGAIN")) or "MISCONF" in str(error):
+            raise FedmeshError(Code.STORE_FULL, "Redis takes no writes now: free disk or memory") from error
+        raise
+
+
+async def redis_ready(client: aioredis.Redis) -> bool:
+    """True when Redis answers."""
+    try:
+        return bool(await client.ping())
+    except (exceptions.RedisError, OSError):
+        return False
+
+
+class Scripts:
+    """The Lua scripts of a folder, called by name; each is one atomic transition."""
+
+    def __init__(self, client: aioredis.Redis, folder: Path) -> None:
+        self._scripts = {
+            path.stem: client.register_script(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.lua"))
+        }
+
+    async def run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
+        """Run a script.
+
+        Raises: FedmeshError(STORE_UNAVAILABLE | STORE_FULL); redis ResponseError for a fault in the script.
+        """
+        async with redis_errors():
+            return await self._scripts[name](keys=keys, args=arguments)

@@ -1,0 +1,1 @@
+"""The demonstration: a cohort, fifteen hospital processes, one job, and an honest comparison."""

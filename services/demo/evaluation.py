@@ -1,0 +1,110 @@
+"""Compares models on the common test set, from the local files: outside every privacy guarantee, never sent anywhere."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
+
+_FLAGGED: Final = 0.10
+_REGULARISATIONS: Final = (0.001, 0.01, 0.1, 1.0)
+
+
+@dataclass(frozen=True)
+class TestScores:
+    """How a model does on the test set.
+
+    auroc, auprc: areas under the ROC and precision-recall curves. brier: mean squared error of the probability.
+    recall_at_10pct: share of the readmissions found among the 10 % of encounters with the highest scores.
+    """
+
+    __test__ = False  # not a test case, whatever its name
+
+    auroc: float
+    auprc: float
+    brier: float
+    recall_at_10pct: float
+    n_encounters: int
+    n_patients: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LocalOnly:
+    """What each hospital reaches with its own data alone: plain mean, and mean weighted by training rows."""
+
+    auroc_mean: float
+    auroc_weighted: float
+    auprc_mean: float
+    auprc_weighted: float
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def score(y: NDArray[np.float32], probability: NDArray[np.float64], patients: int) -> TestScores:
+    """Score predictions. y: 0 or 1, [n]; probability: float64 [n] in [0, 1]."""
+    flagged = np.argsort(-probability, kind="stable")[: max(1, round(_FLAGGED * len(y)))]
+    return TestScores(
+        auroc=float(roc_auc_score(y, probability)),
+        auprc=float(average_precision_score(y, probability)),
+        brier=float(brier_score_loss(y, probability)),
+        recall_at_10pct=float(y[flagged].sum() / y.sum()),
+        n_encounters=len(y),
+        n_patients=patients,
+    )
+
+
+def pooled_test(datasets: Sequence[Dataset]) -> Rows:
+    """The test rows of all hospitals together; patients stay distinct."""
+    parts = [dataset.rows(SplitName.TEST) for dataset in datasets]
+    offsets = np.cumsum([0, *(part.patients for part in parts)])
+    return Rows(
+        x=np.concatenate([part.x for part in parts]),
+        y=np.concatenate([part.y for part in parts]),
+        patient=np.concatenate([part.patient + offset for part, offset in zip(parts, offsets, strict=False)]),
+        patients=int(offsets[-1]),
+        encounter_ids=np.concatenate([part.encounter_ids for part in parts]),
+        patient_ids=np.concatenate([part.patient_ids for part in parts]),
+    )
+
+
+def local_only(datasets: Sequence[Dataset], test: Rows) -> LocalOnly:
+    """Train a logistic regression at each hospital alone (no privacy, strength chosen on its validation rows)."""
+    scores, weights = [], []
+    for dataset in datasets:
+        train = dataset.rows(SplitName.TRAIN)
+        scores.append(score(test.y, _alone(dataset, test.x), test.patients))
+        weights.append(len(train.y))
+    auroc, auprc = [s.auroc for s in scores], [s.auprc for s in scores]
+    return LocalOnly(
+        auroc_mean=float(np.mean(auroc)),
+        auroc_weighted=float(np.average(auroc, weights=weights)),
+        auprc_mean=float(np.mean(auprc)),
+        auprc_weighted=float(np.average(auprc, weights=weights)),
+    )
+
+
+def _alone(dataset: Dataset, x_test: NDArray[np.float32]) -> NDArray[np.float64]:
+    train, validation = dataset.rows(SplitName.TRAIN), dataset.rows(SplitName.VALIDATION)
+    if len(np.unique(train.y)) < 2:
+        return np.full(len(x_test), float(train.y.mean()) if len(train.y) else 0.5)
+    scaler = StandardScaler().fit(train.x)
+    best: tuple[float, LogisticRegression] | None = None
+    for strength in _REGULARISATIONS:
+        model = LogisticRegression(C=strength, max_iter=300).fit(scaler.transform(train.x), train.y)
+        if len(np.unique(validation.y)) < 2:
+            return np.asarray(model.predict_proba(scaler.transform(x_test))[:, 1])
+        auroc = roc_auc_score(validation.y, model.predict_proba(scaler.transform(validation.x))[:, 1])
+        if best is None or auroc > best[0]:
+            best = (float(auroc), model)
+    assert best is not None
+    return np.asarray(best[1].predict_proba(scaler.transform(x_test))[:, 1])

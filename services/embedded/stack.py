@@ -1,0 +1,316 @@
+"""A whole consortium on one machine: PostgreSQL, Redis, a local CA, the four services, and hospitals beside them.
+
+Everything lives in one folder. A stack with a guard ends with the process that started it (`fedmesh demo`); one without
+stays until it is stopped (`fedmesh up`). Starting is idempotent and keeps all data.
+"""
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.common.config import TlsConfig
+from services.common.errors import Code, FedmeshError
+from services.common.postgres import migrate
+from services.common.tls import channel_credentials
+from services.embedded import processes
+from services.embedded.accounts import private_folder
+from services.embedded.ca import CertificateAuthority, create_ca, load_ca
+from services.embedded.guard import Guard
+from services.embedded.postgres import EmbeddedPostgres
+from services.embedded.redis import EmbeddedRedis
+from services.embedded.supervisor import ChildSpec, Supervisor
+
+# Started in this order, stopped together: each only waits for what it calls.
+SERVICES: Final = ("audit", "registry", "aggregator", "coordinator")
+CONSORTIUM: Final = "consortium.local"
+# Fifteen hospital processes share a few cores: libraries that start a thread a core would only get in each other's way.
+SINGLE_THREADED: Final = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "GRPC_VERBOSITY": "ERROR",
+    "MALLOC_ARENA_MAX": "2",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of a stack as seen now; `address` is where it listens."""
+
+    name: str
+    running: bool
+    pid: int | None
+    address: str
+    log: Path
+
+
+class Stack:
+    """The stack in a folder. Makes what is missing; see the module for what lives how long."""
+
+    def __init__(self, folder: Path, *, guard: Guard | None = None, base_port: int | None = None) -> None:
+        """folder: the stack's own, made by `start`. guard: ends everything with this process. base_port: services listen
+        on loopback ports base_port to base_port + 3; None takes free ones at every start.
+        """
+        self.folder = folder.absolute()
+        self._base_port = base_port
+        self._guard = guard
+        self.postgres = EmbeddedPostgres(self.folder / "postgres", guard=guard)
+        self.redis = EmbeddedRedis(self.folder / "redis", guard=guard)
+        self.supervisor = Supervisor(self.folder / "run", guard=guard)
+
+    # ---- life cycle
+
+    def start(self, services: Sequence[str] = SERVICES, timeout_s: float = 60.0) -> None:
+        """Start the stores and some of the services, and wait until they serve. Running parts are left alone.
+
+        Raises: FedmeshError: CONFIG_INVALID, STORE_FULL, STORE_UNAVAILABLE or SERVICE_UNAVAILABLE, quoting the log.
+        """
+        private_folder(self.folder)
+        self._make_identities()
+        self.postgres.start()
+        if {"aggregator", "coordinator"} & set(services):
+            self.redis.start()
+        self._migrate()
+        running = {status.name for status in self.supervisor.status() if status.running}
+        self._assign_ports(running)
+        starting = [name for name in SERVICES if name in services and name not in running]
+        for name in starting:
+            self._write_config(name, self._service_config(name))
+            self.supervisor.start(self._spec(name))
+        self.supervisor.wait_ready(starting, timeout_s)
+
+    def stop(self) -> None:
+        """Stop everything in good order: hospitals, services, stores. Data stays."""
+        self.supervisor.stop_all()
+        self.redis.stop()
+        self.postgres.stop()
+
+    def destroy(self) -> None:
+        """Stop everything and delete the folder."""
+        self.stop()
+        self.redis.destroy()
+        self.postgres.destroy()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def exists(self) -> bool:
+        """True when a stack was made in this folder."""
+        return (self.folder / "ca").is_dir() and (self.folder / "config").is_dir()
+
+    def status(self) -> list[Part]:
+        """Stores, services and hospitals, running or not."""
+        parts = []
+        for store in (self.postgres, self.redis):
+            seen = store.status()
+            address = str(seen.socket_dir) if seen.socket_dir else ""
+            parts.append(Part(store.name, seen.running, seen.pid, address, seen.log))
+        ports = self._ports()
+        children = {status.name: status for status in self.supervisor.status()}
+        for name in (*SERVICES, *sorted(set(children) - set(SERVICES))):
+            child = children.get(name)
+            address = f"127.0.0.1:{ports[name]}" if name in ports else ""
+            parts.append(
+                Part(
+                    name,
+                    child is not None and child.running,
+                    child.pid if child is not None and child.running else None,
+                    address,
+                    self.supervisor.log(name),
+                )
+            )
+        return parts
+
+    def pids(self) -> list[int]:
+        """The pids of all running parts, stores included."""
+        return [part.pid for part in self.status() if part.pid is not None]
+
+    # ---- identities and addresses
+
+    def target(self, service: str) -> str:
+        """The gRPC target of a service.
+
+        Raises: FedmeshError(SERVICE_UNAVAILABLE) when the stack was never started.
+        """
+        ports = self._ports()
+        if service not in ports:
+            raise FedmeshError(Code.SERVICE_UNAVAILABLE, f"no {service} in {self.folder}: run `fedmesh up` first")
+        return f"127.0.0.1:{ports[service]}"
+
+    def operator(self, name: str) -> TlsConfig:
+        """The certificate of a person at the consortium, issued when missing."""
+        return self._issued("operator", name)
+
+    def hospital_tls(self, hospital_id: str) -> TlsConfig:
+        """The certificate of a hospital, issued when missing."""
+        return self._issued("hospital", hospital_id)
+
+    @property
+    def audit_key(self) -> Path:
+        """The audit log's private signing key."""
+        return self.folder / "keys" / "audit.key"
+
+    @property
+    def audit_verifier(self) -> Path:
+        """The audit log's public key, in signed-note form."""
+        return self.folder / "keys" / "audit.vkey"
+
+    @property
+    def group_key(self) -> Path:
+        """The hospitals' shared BFV key. It lies here because all hospitals of this stack are on this machine."""
+        return self.folder / "keys" / "hospitals-group.key"
+
+    # ---- hospitals
+
+    def start_hospitals(self, configs: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Start hospital nodes: (hospital id, the settings that differ: `data`, `population`, `privacy`)."""
+        for hospital_id, settings in configs:
+            self._write_config(hospital_id, self._hospital_config(hospital_id, settings))
+            self.supervisor.start(self._spec(hospital_id, module="hospital_node", rank=2))
+
+    def _hospital_config(self, hospital_id: str, settings: dict[str, Any]) -> dict[str, Any]:
+        home = private_folder(self.folder / "hospitals" / hospital_id)
+        return {
+            "hospital_id": hospital_id,
+            "tls": _tls_section(self.hospital_tls(hospital_id)),
+            "data_dir": str(home or self.folder / "hospitals" / hospital_id),
+            "group_key_file": str(self.group_key),
+            "compile_cache": str(self.folder / "compiled"),
+            "telemetry": self._telemetry(hospital_id),
+            **{name: {"target": self.target(name)} for name in ("registry", "coordinator", "aggregator")},
+            **settings,
+        }
+
+    # ---- making
+
+    def _make_identities(self) -> None:
+        from services.secure_sum.secret import generate_group_key
+        from services.transparency.checkpoint import generate_key
+
+        ca = self._ca()
+        private_folder(self.folder / "keys")
+        private_folder(self.folder / "config")
+        for name in SERVICES:
+            if not _files(self.folder / "ca" / "issued", "service", name):
+                ca.issue_service(name)
+        if not self.audit_key.exists():
+            verifier = generate_key(self.audit_key, f"{CONSORTIUM}/audit")
+            self.audit_verifier.write_text(verifier + "\n", encoding="utf-8")
+        if not self.group_key.exists():
+            with open(os.open(self.group_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(generate_group_key())
+
+    def _ca(self) -> CertificateAuthority:
+        folder = self.folder / "ca"
+        return load_ca(folder) if folder.exists() else create_ca(folder, CONSORTIUM)
+
+    def _migrate(self) -> None:
+        from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
+        from services.registry.store import MIGRATIONS as REGISTRY_MIGRATIONS
+
+        migrate(self.postgres.config("audit_migrator"), "audit", AUDIT_MIGRATIONS)
+        migrate(self.postgres.config("registry_migrator"), "registry", REGISTRY_MIGRATIONS)
+
+    def _ports(self) -> dict[str, int]:
+        path = self.folder / "config" / "ports.yaml"
+        if not path.exists():
+            return {}
+        return {str(name): int(port) for name, port in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+
+    def _assign_ports(self, running: set[str]) -> None:
+        ports = self._ports() if running else {}
+        for offset, name in enumerate(SERVICES):
+            if name in running:
+                continue
+            ports[name] = self._base_port + offset if self._base_port is not None else processes.free_port()
+            processes.require_free_port(ports[name], name)
+        processes.write_private(self.folder / "config" / "ports.yaml", yaml.safe_dump(ports))
+
+    def _service_config(self, name: str) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "server": {
+                "listen": self.target(name),
+                "tls": _tls_section(self._issued("service", name)),
+                "drain_s": 5.0,
+            },
+            "telemetry": self._telemetry(name),
+        }
+        if name in ("audit", "registry"):
+            store = self.postgres.config(f"{name}_service")
+            config["postgres"] = {"dsn": store.dsn, "password_file": str(store.password_file)}
+        else:
+            cache = self.redis.config(name)
+            config["redis"] = {"url": cache.url, "username": name, "password_file": str(cache.password_file)}
+        if name == "audit":
+            config["signing_key_file"] = str(self.audit_key)
+        for callee in {"registry": ["audit"], "aggregator": ["registry"], "coordinator": ["registry", "aggregator"]}.get(
+            name, []
+        ):
+            config[callee] = {"target": self.target(callee)}
+        return config
+
+    def _telemetry(self, name: str) -> dict[str, Any]:
+        folder = private_folder(self.folder / "traces") or self.folder / "traces"
+        return {"log_level": "info", "trace_file": str(folder / f"{name}.jsonl")}
+
+    def _write_config(self, name: str, config: dict[str, Any]) -> None:
+        processes.write_private(self.folder / "config" / f"{name}.yaml", yaml.safe_dump(config, sort_keys=False))
+
+    def _spec(self, name: str, *, module: str | None = None, rank: int = 1) -> ChildSpec:
+        return ChildSpec(
+            name=name,
+            argv=[
+                sys.executable,
+                "-m",
+                f"services.{module or name}",
+                "--config",
+                str(self.folder / "config" / f"{name}.yaml"),
+            ],
+            env=SINGLE_THREADED,
+            ready=(lambda: self._serves(name)) if module is None else None,
+            rank=rank,
+        )
+
+    def _serves(self, name: str) -> bool:
+        target = self.target(name)
+        host, port = target.rsplit(":", 1)
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            if probe.connect_ex((host, int(port))) != 0:
+                return False
+        with grpc.secure_channel(target, channel_credentials(self.operator("operator"))) as channel:
+            try:
+                answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+            except grpc.RpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _issued(self, kind: str, name: str) -> TlsConfig:
+        known = _files(self.folder / "ca" / "issued", kind, name)
+        if known is not None:
+            return known
+        ca = self._ca()
+        issue = {"operator": ca.issue_operator, "hospital": ca.issue_hospital, "service": ca.issue_service}[kind]
+        return issue(name)
+
+
+def _files(folder: Path, kind: str, name: str) -> TlsConfig | None:
+    certificate = folder / kind / f"{name}.pem"
+    if not certificate.exists():
+        return None
+    return TlsConfig(ca=folder.parent / "ca.pem", certificate=certificate, key=folder / kind / f"{name}.key")
+
+
+def _tls_section(tls: TlsConfig) -> dict[str, str]:
+    return {"ca": str(tls.ca), "certificate": str(tls.certificate), "key": str(tls.key)}

@@ -1,0 +1,140 @@
+"""Configuration of the hospital node, and the checks of it that need the files it names."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from services.common.config import Address, ClientConfig, Section, TelemetryConfig, TlsConfig
+from services.common.errors import Code, FedmeshError
+from services.common.identity import Kind
+from services.common.tls import load_tls
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+
+
+class PartitionConfig(Section):
+    file: Path = Field(description="CSV that says which patients of a public benchmark file play which hospital")
+    hospital: str = Field(min_length=1, description="the value of the hospital column that means this hospital")
+    patient_column: str = Field("patient_nbr", min_length=1, description="column of the CSV with the patient id")
+    hospital_column: str = Field("hospital", min_length=1, description="column of the CSV with the hospital")
+    split_column: str = Field("split", min_length=1, description="column of the CSV with train, val or test")
+
+
+class DataConfig(Section):
+    file: Path = Field(description="Parquet or CSV file with the encounters; it must not change while a job runs")
+    mapping: Path | None = Field(
+        None, description="YAML that maps local columns to the public feature schema; absent: the names are the same"
+    )
+    partition: PartitionConfig | None = Field(None, description="for public benchmarks: take only some patients")
+
+
+class PrivacyConfig(Section):
+    epsilon_limit: float = Field(
+        0.5, gt=0, le=100, description="most epsilon that the population may spend within the rolling window"
+    )
+    window_days: int = Field(365, ge=1, le=36_500, description="length of the rolling window in days")
+    max_plan_epsilon: float = Field(
+        0.5, gt=0, le=100, description="refuse every plan that asks for more epsilon, whatever is left"
+    )
+    max_plan_delta: float = Field(1e-6, gt=0, lt=1, description="refuse every plan that asks for more delta")
+    allow_without_privacy: bool = Field(
+        False, description="take part in plans without differential privacy; for public or synthetic data only"
+    )
+
+
+class LimitsConfig(Section):
+    max_rounds: int = Field(1000, ge=1, le=10_000, description="refuse plans with more rounds")
+    max_vector_length: int = Field(
+        1 << 24, ge=1, le=1 << 24, description="refuse plans whose contribution has more integers"
+    )
+    max_state_mb: int = Field(256, ge=1, le=1024, description="refuse model states larger than this, in MiB")
+    max_jobs: int = Field(4, ge=1, le=64, description="most jobs whose data is kept in memory at once")
+    call_timeout_s: float = Field(10.0, gt=0, le=300, description="deadline of one unary call in seconds")
+    transfer_timeout_s: float = Field(120.0, gt=0, le=3600, description="deadline of one up- or download in seconds")
+    heartbeat_timeout_s: float = Field(
+        20.0, gt=5, le=300, description="seconds of silence after which the task stream is opened anew (beats: 5 s)"
+    )
+
+
+class HospitalConfig(Section):
+    hospital_id: Name = Field(description="this hospital's name; must equal the one in its certificate")
+    tls: TlsConfig
+    registry: ClientConfig
+    coordinator: ClientConfig
+    aggregator: ClientConfig
+    data: DataConfig
+    population: Name = Field(
+        description="name of the source population: the privacy budget belongs to it, whatever file it is read from"
+    )
+    data_dir: Path = Field(
+        description="folder of this node alone, mode 0700: privacy ledger, round state, ciphertexts, model states"
+    )
+    group_key_file: Path = Field(
+        description="BFV secret key shared by the hospitals and by nobody else, mode 0600, brought out of band"
+    )
+    privacy: PrivacyConfig = PrivacyConfig()
+    compile_cache: Path | None = Field(
+        None, description="folder for compiled plans, may be shared by nodes of one user; absent: inside data_dir"
+    )
+    limits: LimitsConfig = LimitsConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    metrics_listen: Address | None = Field(None, description="host:port of the Prometheus metrics page")
+    health_listen: Address | None = Field(
+        None, description="host:port of a plaintext listener that serves grpc.health.v1 and nothing else, for probes"
+    )
+
+
+def check_config(config: HospitalConfig) -> None:
+    """Check everything that can be known before the network is touched.
+
+    Raises: FedmeshError(CONFIG_INVALID) for a certificate that is not this hospital's, a private key or group key that
+        other users can read, a file that is not a group key, or missing data files.
+    """
+    identity = load_tls(config.tls).identity
+    if identity.kind is not Kind.HOSPITAL or identity.name != config.hospital_id:
+        raise FedmeshError(
+            Code.CONFIG_INVALID,
+            f"hospital_id is {config.hospital_id}, but {config.tls.certificate} belongs to {identity}",
+        )
+    _require_private(config.tls.key, "the private key")
+    read_group_key(config.group_key_file)
+    named = [config.data.file, config.data.mapping]
+    named += [config.data.partition.file] if config.data.partition is not None else []
+    for path in named:
+        if path is not None and not path.is_file():
+            raise FedmeshError(Code.CONFIG_INVALID, f"there is no file {path}")
+
+
+def read_group_key(path: Path) -> bytes:
+    """Read and check the group key: N = 4096 packed coefficients behind a header, see `secure_sum.secret`.
+
+    Raises: FedmeshError(CONFIG_INVALID) when it is missing, open to other users, or not a group key.
+    """
+    # Loads SEAL's bindings, which an idle node needs anyway to answer its first round quickly.
+    from services.secure_sum.secret import group_key_parameters
+
+    _require_private(path, "the group key")
+    try:
+        key = path.read_bytes()
+        group_key_parameters(key)
+    except OSError as error:
+        raise FedmeshError(Code.CONFIG_INVALID, f"cannot read {path}: {error.strerror}") from error
+    except FedmeshError as error:
+        raise FedmeshError(Code.CONFIG_INVALID, f"{path}: {error.message}") from error
+    return key
+
+
+def group_key_fingerprint(group_key: bytes) -> str:
+    """First 16 hex digits of the key's SHA-256: tells keys apart and says nothing about a 4096-coefficient secret."""
+    return hashlib.sha256(group_key).hexdigest()[:16]
+
+
+def _require_private(path: Path, what: str) -> None:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise FedmeshError(Code.CONFIG_INVALID, f"cannot read {what} {path}: {error.strerror}") from error
+    if mode & 0o077:
+        raise FedmeshError(Code.CONFIG_INVALID, f"{path} ({what}) is open to other users: chmod 600 it")

@@ -1,0 +1,161 @@
+"""One local file as a DuckDB relation of texts, opened so that it can reach nothing else."""
+
+import codecs
+import csv
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import duckdb
+
+from services.common.errors import Code, FedmeshError
+
+ROW_NUMBER: Final = "file_row_number"
+_PARQUET_MAGIC: Final = b"PAR1"
+# DuckDB expands these in a path.
+_GLOB: Final = re.compile(r"[*?\[\]{}]")
+_FLOATING: Final = frozenset({"FLOAT", "DOUBLE"})
+# Types whose text is the value; nested types, blobs and intervals have no meaning as a cell.
+_CELL_TYPES: Final = re.compile(
+    r"^(VARCHAR|BOOLEAN|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(.*\)|DATE|TIMESTAMP.*|ENUM\(.*\)|UUID|\"?NULL\"?)$"
+)
+_HEAD_BYTES: Final = 1 << 16
+_MAX_LINE_BYTES: Final = 1 << 20
+_MEMORY_LIMIT: Final = "512MB"
+
+
+@contextmanager
+def sandbox(paths: list[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory database that can read `paths` and nothing else: no network, no extensions, no other files.
+
+    Raises: FedmeshError(DATA_INVALID) for a path that DuckDB would expand as a pattern.
+    """
+    for path in paths:
+        if _GLOB.search(str(path.resolve())):
+            raise FedmeshError(Code.DATA_INVALID, f"{path.name}: * ? [ ] {{ }} are not allowed in a data file's path")
+    database = duckdb.connect(
+        ":memory:",
+        config={
+            "threads": "1",
+            "memory_limit": _MEMORY_LIMIT,
+            "temp_directory": "",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "allow_community_extensions": "false",
+        },
+    )
+    try:
+        allowed = ", ".join(literal(str(path.resolve())) for path in paths)
+        database.execute(f"SET allowed_paths = [{allowed}]")
+        database.execute("SET enable_external_access = false")
+        database.execute("SET lock_configuration = true")
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn DuckDB's errors into DATA_INVALID. Its messages quote lines of the file, so only the line number is kept."""
+    try:
+        yield
+    except duckdb.Error as error:
+        line = re.search(r"Line: (\d+)", str(error))
+        where = f" at line {line.group(1)}" if line else ""
+        raise FedmeshError(
+            Code.DATA_INVALID, f"{path.name} is damaged{where}: it cannot be read as {kind(path)}"
+        ) from None
+
+
+def kind(path: Path) -> str:
+    """'Parquet' or 'CSV', by the file's first bytes.
+
+    Raises: FedmeshError(DATA_INVALID) for an empty file or anything else.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except OSError as error:
+        raise FedmeshError(Code.DATA_INVALID, f"cannot read {path.name}: {error.strerror}") from error
+    if not head.strip():
+        raise FedmeshError(Code.DATA_INVALID, f"{path.name} is empty")
+    if head.startswith(_PARQUET_MAGIC):
+        return "Parquet"
+    try:
+        # Incremental: the last character may be cut in two by the end of `head`.
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        is_text = False
+    else:
+        is_text = b"\0" not in head
+    if not is_text:
+        raise FedmeshError(Code.DATA_INVALID, f"{path.name} is neither Parquet nor CSV in UTF-8")
+    return "CSV"
+
+
+def create_source(database: duckdb.DuckDBPyConnection, path: Path, view: str) -> dict[str, str]:
+    """Make `view` over the file, with ROW_NUMBER counting data rows from 1. Returns column name -> SQL type.
+
+    Raises: FedmeshError(DATA_INVALID).
+    """
+    location = literal(str(path.resolve()))
+    if kind(path) == "Parquet":
+        relation = f"read_parquet({location})"
+    else:
+        columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in _csv_header(path))
+        # RFC 4180, strict: a broken quote or a row of another length is an error, never a guess.
+        relation = (
+            f"read_csv({location}, auto_detect = false, columns = {{{columns}}}, header = true, delim = ',', "
+            "quote = '\"', escape = '\"', strict_mode = true, null_padding = false, nullstr = '')"
+        )
+    with reading(path):
+        database.execute(f"CREATE VIEW {view} AS SELECT *, row_number() OVER () AS {ROW_NUMBER} FROM {relation}")  # noqa: S608
+        described = database.execute(f"DESCRIBE {view}").fetchall()
+    return {name: sql_type for name, sql_type, *_ in described if name != ROW_NUMBER}
+
+
+def require_columns(path: Path, available: dict[str, str], needed: list[str]) -> None:
+    """Raises: FedmeshError(DATA_INVALID) naming every column that is missing or has an unusable type."""
+    missing = [name for name in needed if name not in available]
+    if missing:
+        raise FedmeshError(
+            Code.DATA_INVALID,
+            f"{path.name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: {', '.join(missing)}",
+            missing=",".join(missing),
+        )
+    wrong = [f"{name} is {available[name]}" for name in needed if not _CELL_TYPES.match(available[name])]
+    if wrong:
+        raise FedmeshError(
+            Code.DATA_INVALID, f"{path.name} has columns that are not texts, numbers or dates: {'; '.join(wrong)}"
+        )
+
+
+def as_text(column: str, sql_type: str) -> str:
+    """SQL for a column's cells as trimmed text, NULL when empty; a whole number is the same text in every type."""
+    text = f"CAST({identifier(column)} AS VARCHAR)"
+    if sql_type in _FLOATING or sql_type.startswith("DECIMAL"):
+        text = f"regexp_replace({text}, '\\.0+$', '')"
+    return f"nullif(trim({text}), '')"
+
+
+def identifier(name: str) -> str:
+    """A quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A quoted SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _csv_header(path: Path) -> list[str]:
+    with path.open("rb") as stream:
+        line = stream.readline(_MAX_LINE_BYTES)
+    names = next(csv.reader([line.decode("utf-8-sig", errors="replace").rstrip("\r\n")]), [])
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or "" in names:
+        what = f"columns {', '.join(twice)} twice" if twice and twice != [""] else "a column without a name"
+        raise FedmeshError(Code.DATA_INVALID, f"{path.name}: its first line, the CSV header, has {what}")
+    return names

@@ -1,0 +1,52 @@
+"""Validation metrics from a secure sum of score histograms. All of it is post-processing of released numbers."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.plans.manifest import PlanManifest
+
+# Below this many positives or negatives (noise can leave any number) a curve means nothing.
+_LEAST: Final = 1.0
+
+
+def read_metrics(manifest: PlanManifest, total: NDArray[np.int64]) -> dict[str, float | None]:
+    """loss, auroc, auprc, positives and negatives on the validation rows of all contributors.
+
+    `total` is the whole summed vector, int64 [vector_length]. Noise can make counts negative: they count as zero.
+    A metric without enough rows is None; so are all of them in a round that carries no metrics (an all-zero part).
+    """
+    metrics = manifest.metrics
+    nothing: dict[str, float | None] = dict.fromkeys(("loss", "auroc", "auprc", "positives", "negatives"))
+    if metrics is None or not np.any(total[manifest.train_length :]):
+        return nothing
+    part = total[manifest.train_length :].astype(np.float64)
+    counts = np.maximum(part[:-1] / manifest.encoding.metrics_units, 0.0).reshape(2, metrics.score_bins)
+    positive, negative = counts
+    positives, negatives = float(positive.sum()), float(negative.sum())
+    # The unclipped sums are unbiased: better denominators than sums of clipped bins.
+    rows = float(part[:-1].sum()) / manifest.encoding.metrics_units
+    loss = part[-1] / manifest.loss_units * metrics.loss_clip / rows if rows >= _LEAST else None
+    enough = positives >= _LEAST and negatives >= _LEAST
+    return {
+        "loss": None if loss is None else max(0.0, float(loss)),
+        "auroc": _auroc(positive, negative) if enough else None,
+        "auprc": _auprc(positive, negative) if enough else None,
+        "positives": positives,
+        "negatives": negatives,
+    }
+
+
+def _auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
+    """Probability that a positive scores above a negative; a shared bin counts half (Mann-Whitney)."""
+    below = np.cumsum(negative) - negative
+    return float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))
+
+
+def _auprc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
+    """Average precision, one threshold a bin."""
+    hits = np.cumsum(positive[::-1])
+    flagged = hits + np.cumsum(negative[::-1])
+    precision = np.divide(hits, flagged, out=np.zeros_like(hits), where=flagged > 0)
+    return float((positive[::-1] * precision).sum() / positive.sum())

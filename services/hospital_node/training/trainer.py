@@ -1,0 +1,193 @@
+"""A hospital's side of one plan: contribution, update, metrics, predictions."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.common.errors import Code, FedmeshError
+from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
+from services.hospital_node.training.cache import compiled_plan
+from services.hospital_node.training.metrics import read_metrics
+from services.hospital_node.training.runtime import GraphRunner, Tensor
+from services.hospital_node.training.state import State, initial_state, read_state
+from services.plans.manifest import MAX_HOSPITALS, PlanManifest
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the vector, coordinates [start, stop), whose patients are disjoint from the other parts' patients.
+
+    `sensitivity` is the integer L2 bound of one patient's contribution to it; 0 means that there is no bound, because
+    the plan has no privacy.
+    """
+
+    name: str
+    start: int
+    stop: int
+    sensitivity: int
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+
+def segments(manifest: PlanManifest, round_number: int) -> tuple[Segment, ...]:
+    """The parts that a round releases: `train` always, `metrics` in metrics rounds.
+
+    In the other rounds the metrics part is all zero, whatever the data: it needs no noise and is not charged.
+    """
+    train = Segment("train", 0, manifest.train_length, manifest.train_sensitivity)
+    if round_number not in manifest.metrics_rounds:
+        return (train,)
+    return train, Segment("metrics", manifest.train_length, manifest.vector_length, manifest.metrics_sensitivity)
+
+
+def sensitivity(manifest: PlanManifest) -> tuple[int, int]:
+    """(train, metrics): integer L2 sensitivities of the two parts; 0 without privacy."""
+    return manifest.train_sensitivity, manifest.metrics_sensitivity
+
+
+class Trainer:
+    """Runs a compiled plan on one data set. Not for use by several threads at once; calls take milliseconds."""
+
+    def __init__(self, manifest: PlanManifest, dataset: Dataset | None, cache: Path) -> None:
+        """Compile the plan, or take it from `cache` (this may take some 15 s), and load the rows.
+
+        Without a data set only `initial_state`, `update`, `metrics` and `predict` work.
+
+        Raises: FedmeshError(DATA_INVALID): the data set is not in the plan's features or has no training rows;
+            FedmeshError(INTERNAL): compiling failed.
+        """
+        self._manifest = manifest
+        self._metrics_rounds = frozenset(manifest.metrics_rounds)
+        self._data = None if dataset is None else _load(manifest, dataset)
+        artifact = compiled_plan(manifest, cache)
+        self._work, self._update = GraphRunner(artifact.work), GraphRunner(artifact.update)
+        self._modulus = Tensor(np.array(1 << manifest.encoding.bits, dtype=np.int64))
+
+    def initial_state(self) -> bytes:
+        """The state before the first round; the same at every hospital."""
+        return initial_state(self._manifest)
+
+    def contribution(self, state: bytes, round_number: int) -> NDArray[np.int64]:
+        """This hospital's exact integers for round `round_number` (from 1): int64 [vector_length], before noise.
+
+        The train part's coordinates lie within +-2^(bits - 1) / 16, so that 16 hospitals cannot wrap a lane.
+
+        Raises: FedmeshError(INVALID_ARGUMENT): not a state of this plan; FedmeshError(WRONG_STATE): no data set, or
+            training diverged.
+        """
+        if self._data is None:
+            raise FedmeshError(Code.WRONG_STATE, "this trainer has no data set: it cannot contribute")
+        measure = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
+        inputs = [*self._data, measure, *_state_tensors(read_state(state, self._manifest)), self._modulus]
+        (vector,) = self._work(inputs)
+        limit = (1 << (self._manifest.encoding.bits - 1)) // MAX_HOSPITALS
+        if self._manifest.privacy is not None:
+            # Clipping a coordinate only brings two neighbouring data sets closer: the sensitivity stands.
+            return np.clip(vector, -limit + 1, limit - 1)
+        # abs(-2^63), which a cast of NaN leaves, is negative: compare both ends.
+        if bool(np.any((vector >= limit) | (vector <= -limit))):
+            raise FedmeshError(
+                Code.WRONG_STATE,
+                "training diverged, or encoding.scale is too large: the contribution does not fit its lane",
+            )
+        return vector
+
+    def update(self, state: bytes, total: NDArray[np.int64], contributors: int) -> bytes:
+        """The next state from the summed integers of `contributors` hospitals.
+
+        `total`: int64 [vector_length], signed, as decrypted (or modulo 2^bits: both mean the same).
+
+        Raises: FedmeshError(INVALID_ARGUMENT): wrong state or shape, no contributor; FedmeshError(WRONG_STATE): the
+            update is not finite.
+        """
+        if total.shape != (self._manifest.vector_length,) or total.dtype != np.int64 or contributors < 1:
+            raise FedmeshError(
+                Code.INVALID_ARGUMENT,
+                f"the sum must be int64 [{self._manifest.vector_length}] of at least one contributor, "
+                f"not {total.dtype} {list(total.shape)} of {contributors}",
+            )
+        outputs = self._update([*_state_tensors(read_state(state, self._manifest)), Tensor(total)])
+        updates, weights, velocity, average = outputs
+        if not all(np.isfinite(values).all() for values in (weights, velocity, average)):
+            raise FedmeshError(Code.WRONG_STATE, "the update is not finite: training diverged")
+        return State(int(updates), weights, velocity, average).to_bytes()
+
+    def metrics(self, total: NDArray[np.int64]) -> dict[str, float | None]:
+        """loss, auroc, auprc, positives, negatives on validation rows; None where the sum carries none.
+
+        They judge the state that the round started from.
+        """
+        return read_metrics(self._manifest, total)
+
+    def predict(self, state: bytes, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probability of the outcome for each row of x, float32 [n, features]: float64 [n]."""
+        return predict(self._manifest, state, x)
+
+
+def predict(manifest: PlanManifest, state: bytes, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probability of the outcome by the served model, float64 [n]; needs neither data set nor TensorFlow.
+
+    Raises: FedmeshError(INVALID_ARGUMENT) when the state or the width of x does not fit the plan.
+    """
+    weights = read_state(state, manifest).average.astype(np.float64)
+    if x.ndim != 2 or x.shape[1] != len(weights) - 1:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"rows must have {len(weights) - 1} features, not {list(x.shape)}")
+    logits = x.astype(np.float64) @ weights[:-1] + weights[-1]
+    # tanh never overflows, exp would.
+    probabilities: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(0.5 * logits))
+    return probabilities
+
+
+def _load(manifest: PlanManifest, dataset: Dataset) -> list[Tensor]:
+    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`."""
+    if dataset.feature_names != manifest.feature_names:
+        raise FedmeshError(Code.DATA_INVALID, "the data set was read for another plan: its features differ")
+    train, validation = dataset.rows(SplitName.TRAIN), dataset.rows(SplitName.VALIDATION)
+    if manifest.privacy is not None:
+        cap = manifest.privacy.max_encounters_per_patient
+        train, validation = _capped(train, cap), _capped(validation, cap)
+    if len(train.y) == 0:
+        raise FedmeshError(Code.DATA_INVALID, "the data set has no training rows")
+    return [
+        Tensor(train.x),
+        Tensor(train.y),
+        Tensor(train.patient),
+        Tensor(np.array(train.patients, dtype=np.int64)),
+        Tensor(validation.x),
+        Tensor(validation.y),
+    ]
+
+
+def _capped(rows: Rows, cap: int) -> Rows:
+    """At most `cap` encounters of each patient: those whose ids have the smallest SHA-256.
+
+    The choice depends on nothing but the patient's own records, so the other patients' contributions stay as they are
+    when one is added or removed.
+    """
+    digests = [hashlib.sha256(str(text).encode()).digest() for text in rows.encounter_ids]
+    order = sorted(range(len(digests)), key=digests.__getitem__)
+    taken = np.zeros(rows.patients, dtype=np.int64)
+    keep = np.zeros(len(digests), dtype=bool)
+    for row in order:
+        patient = rows.patient[row]
+        if taken[patient] < cap:
+            taken[patient] += 1
+            keep[row] = True
+    return Rows(
+        x=rows.x[keep],
+        y=rows.y[keep],
+        patient=rows.patient[keep],
+        patients=rows.patients,
+        encounter_ids=rows.encounter_ids[keep],
+        patient_ids=rows.patient_ids[keep],
+    )
+
+
+def _state_tensors(state: State) -> list[Tensor]:
+    updates = np.array(state.updates, dtype=np.int64)
+    return [Tensor(updates), Tensor(state.weights), Tensor(state.velocity), Tensor(state.average)]

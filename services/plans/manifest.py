@@ -1,0 +1,334 @@
+"""The declarative plan: what to learn, from which features, under which privacy, in how many rounds.
+
+A plan is data. A hospital reads it, checks it, and compiles it with the TensorFlow Federated that it installed itself;
+no code travels. On disk a plan is YAML and may name its feature schema by path; on the wire it is canonical JSON with
+the schema inside, and the SHA-256 of those bytes is the plan's id.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from services.common.errors import Code, FedmeshError
+from services.plans.document import (
+    Strict,
+    canonical_json,
+    parse_yaml,
+    read_file,
+    require_size,
+    shorten,
+    validate,
+    validate_json,
+)
+from services.plans.schema import Column, FeatureSchema, Identifier
+
+MAX_EPSILON: Final = 10.0
+LANE_BITS: Final = {1: 48, 2: 24}
+# Honest contributions that fit under the parameter set's plaintext modulus together with headroom.
+MAX_HOSPITALS: Final = 16
+MAX_VECTOR_LENGTH: Final = 1 << 24
+
+PlanName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Epsilon = Annotated[float, Field(gt=0, le=MAX_EPSILON)]
+Delta = Annotated[float, Field(gt=0, le=1e-3)]
+Rate = Annotated[float, Field(gt=0, le=1e4)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
+
+
+class LogisticModel(Strict):
+    """Logistic regression on the plan's features.
+
+    `l2` is the ridge penalty on the mean loss (the intercept is free). `initial_intercept` is the log-odds of the
+    outcome according to public statistics; all other weights start at 0.
+    """
+
+    family: Literal["logistic"]
+    l2: Annotated[float, Field(ge=0, le=1e3)] = 0.0
+    initial_intercept: Annotated[float, Field(ge=-20, le=20)] = 0.0
+
+
+class FedAvg(Strict):
+    """Federated averaging (McMahan et al. 2017): `local_steps` full-batch gradient steps with momentum at each
+    hospital, deltas averaged by the number of training rows, then applied with `server_learning_rate` and momentum.
+
+    Several local steps have no usable per-patient sensitivity: refused when the plan has privacy.
+    """
+
+    kind: Literal["fedavg"]
+    local_steps: Annotated[int, Field(ge=1, le=1000)]
+    learning_rate: Rate
+    momentum: Momentum = 0.0
+    server_learning_rate: Rate = 1.0
+    server_momentum: Momentum = 0.0
+
+
+class GradientDescent(Strict):
+    """One full-batch gradient step a round, with momentum at the server.
+
+    A patient's contribution is the sum or the mean of the gradients of its encounters. The step divides by
+    `expected_patients`, a public constant: the true number of patients is private. The model that is served is the
+    mean of the last `average_last` iterates (Polyak and Juditsky 1992): averaging is free post-processing and takes
+    noise out; 1 turns it off.
+    """
+
+    kind: Literal["gradient_descent"]
+    learning_rate: Rate
+    momentum: Momentum = 0.0
+    expected_patients: Annotated[int, Field(ge=1, le=10**9)]
+    patient_aggregation: Literal["sum", "mean"] = "mean"
+    average_last: Annotated[int, Field(ge=1, le=10_000)] = 1
+
+
+Algorithm = Annotated[FedAvg | GradientDescent, Field(discriminator="kind")]
+
+
+class Privacy(Strict):
+    """Differential privacy of the training sums, for adding or removing all records of one patient at a hospital.
+
+    Each patient's contribution is clipped to `clip_norm` (L2). Noise is calibrated for `rounds.count +
+    extra_attempts` releases: a repeated attempt has fresh noise and is a release of its own.
+    """
+
+    unit: Literal["patient"]
+    epsilon: Epsilon
+    delta: Delta
+    clip_norm: Annotated[float, Field(gt=0, le=1e6)]
+    # Encounters of one patient that take part; with more, those with the smallest SHA-256 of their id are taken.
+    max_encounters_per_patient: Annotated[int, Field(ge=1, le=1000)]
+    extra_attempts: Annotated[int, Field(ge=0, le=1000)] = 0
+
+
+class Rounds(Strict):
+    """How many rounds, numbered from 1 to `count`, and how long each phase may take."""
+
+    count: Annotated[int, Field(ge=1, le=10_000)]
+    mode: Literal["synchronous"] = "synchronous"
+    ready_deadline_s: Seconds = 120.0
+    phase_deadline_s: Seconds = 60.0
+
+
+class Encoding(Strict):
+    """How real numbers become the integers that are summed.
+
+    `scale` is integer units per 1.0 of contribution; `metrics_units` is integer units per counted encounter in the
+    metrics part. One lane has 48 bits per coordinate, two lanes 24 bits each.
+    """
+
+    parameter_set: Literal["bfv-n4096-q60-t48-v1"] = "bfv-n4096-q60-t48-v1"
+    lanes: Literal[1, 2] = 1
+    scale: Annotated[float, Field(ge=1, le=2.0**40)]
+    metrics_units: Annotated[int, Field(ge=1, le=1 << 20)] = 16
+
+    @property
+    def bits(self) -> int:
+        """Bits of one coordinate, sign included."""
+        return LANE_BITS[self.lanes]
+
+
+class Metrics(Strict):
+    """Validation metrics from secure-summed histograms of the score, in `score_bins` equal bins of the log-odds over
+    `logit_range`, one histogram for each outcome, and a sum of losses clipped at `loss_clip`.
+
+    Every `every_rounds` rounds and in the last round. With privacy they are a mechanism of their own on the
+    validation patients, who are disjoint from the training patients: parallel composition, so a patient's total is
+    the larger of the two epsilons, not their sum.
+    """
+
+    every_rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
+    score_bins: Annotated[int, Field(ge=2, le=1024)] = 64
+    logit_range: tuple[Annotated[float, Field(ge=-50, le=50)], Annotated[float, Field(ge=-50, le=50)]] = (-6.0, 3.0)
+    loss_clip: Annotated[float, Field(gt=0, le=50)] = 6.0
+    epsilon: Epsilon | None = None
+    delta: Delta | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.logit_range
+        return self.require(low < high, f"logit_range [{low}, {high}] must be [low, high]")
+
+
+class PlanManifest(Strict):
+    """One plan, self-contained. Build it with `load_manifest` or `parse_manifest`."""
+
+    format: Literal["fedmesh.plan/v1"]
+    name: PlanName
+    description: Annotated[str, Field(max_length=2000)] = ""
+    model: LogisticModel
+    algorithm: Algorithm
+    privacy: Privacy | None
+    rounds: Rounds
+    encoding: Encoding
+    metrics: Metrics | None
+    feature_schema: FeatureSchema
+    # Names of the schema's columns that the model uses, in the order of its coordinates.
+    features: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=2000)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_features()
+        self._check_privacy()
+        return self._check_range()
+
+    def _check_features(self) -> None:
+        known = [column.name for column in self.feature_schema.columns]
+        unknown = sorted(set(self.features) - set(known))
+        self.require(
+            not unknown,
+            f"features: unknown feature {', '.join(unknown)}; "
+            f"schema {self.feature_schema.name!r} has: {', '.join(known)}",
+        )
+        twice = sorted({name for name in self.features if self.features.count(name) > 1})
+        self.require(not twice, f"features: {', '.join(twice)} appear twice")
+        self.require(
+            self.vector_length <= MAX_VECTOR_LENGTH,
+            f"the plan needs {self.vector_length} coordinates, more than {MAX_VECTOR_LENGTH}",
+        )
+
+    def _check_privacy(self) -> None:
+        released = self.metrics is not None and (self.metrics.epsilon is not None or self.metrics.delta is not None)
+        if self.privacy is None:
+            self.require(not released, "metrics.epsilon and metrics.delta must be null when privacy is null")
+            return
+        self.require(
+            self.algorithm.kind == "gradient_descent",
+            "algorithm.kind = 'fedavg' is refused with privacy: several local steps have no per-patient bound; "
+            "use 'gradient_descent' or set privacy to null",
+        )
+        complete = self.metrics is None or (self.metrics.epsilon is not None and self.metrics.delta is not None)
+        self.require(complete, "metrics.epsilon and metrics.delta are required with privacy: metrics are a release too")
+        self.require(
+            self.train_sensitivity >= 32,
+            f"encoding.scale = {self.encoding.scale:g}: clip_norm * scale must be at least 32 integer units, "
+            "or rounding would swallow the gradients",
+        )
+
+    def _check_range(self) -> Self:
+        """The sum over all patients must fit a lane; the factor 2 is room for noise and for more patients."""
+        if isinstance(self.algorithm, FedAvg):
+            return self
+        largest = self.train_sensitivity if self.privacy else math.ceil(self.encoding.scale * self.largest_gradient)
+        needed = 2 * largest * self.algorithm.expected_patients
+        limit = 1 << (self.encoding.bits - 1)
+        return self.require(
+            needed <= limit,
+            f"encoding.scale = {self.encoding.scale:g} is too large: sums up to {needed:.3g} must fit "
+            f"{self.encoding.bits}-bit lanes (below {limit}); lower it or use lanes = 1",
+        )
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The schema's columns that the model uses, in the plan's order."""
+        by_name = {column.name: column for column in self.feature_schema.columns}
+        return tuple(by_name[name] for name in self.features)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the model's input coordinates (the intercept is not among them)."""
+        return tuple(name for column in self.columns for name in column.features)
+
+    @property
+    def weights_length(self) -> int:
+        """Model parameters: one a feature, and the intercept as the last."""
+        return len(self.feature_names) + 1
+
+    @property
+    def train_length(self) -> int:
+        """Coordinates of the training part: the weights; with fedavg one more, for the number of training rows."""
+        return self.weights_length + (1 if isinstance(self.algorithm, FedAvg) else 0)
+
+    @property
+    def metrics_length(self) -> int:
+        """Coordinates of the metrics part: two histograms and the loss."""
+        return 0 if self.metrics is None else 2 * self.metrics.score_bins + 1
+
+    @property
+    def vector_length(self) -> int:
+        """Integer coordinates of one contribution: training part, then metrics part."""
+        return self.train_length + self.metrics_length
+
+    @property
+    def metrics_rounds(self) -> tuple[int, ...]:
+        """The rounds (from 1) whose contribution carries metrics; they judge the model that the round starts from."""
+        if self.metrics is None:
+            return ()
+        count, every = self.rounds.count, self.metrics.every_rounds
+        return tuple(number for number in range(1, count + 1) if number % every == 0 or number == count)
+
+    @property
+    def largest_gradient(self) -> float:
+        """Upper bound of |coordinate| of one encounter's gradient, from the schema's bounds alone."""
+        return max(1.0, *(bound for column in self.columns for bound in column.bounds))
+
+    @property
+    def train_sensitivity(self) -> int:
+        """Integer L2 bound of one patient's training contribution; 0 without privacy (there is no bound)."""
+        return 0 if self.privacy is None else math.floor(self.privacy.clip_norm * self.encoding.scale)
+
+    @property
+    def metrics_sensitivity(self) -> int:
+        """Integer L2 bound of one validation patient's metrics contribution; 0 without privacy or metrics.
+
+        An encounter adds metrics_units to one bin and at most loss_units to the loss. In the worst case all
+        encounters fall in one bin: K * sqrt(metrics_units^2 + loss_units^2), rounded up.
+        """
+        if self.privacy is None or self.metrics is None:
+            return 0
+        encounters = self.privacy.max_encounters_per_patient
+        square = encounters**2 * (self.encoding.metrics_units**2 + self.loss_units**2)
+        return math.isqrt(square - 1) + 1
+
+    @property
+    def loss_units(self) -> int:
+        """Integer units of a loss of `metrics.loss_clip`.
+
+        With privacy a quarter of a count, so that the loss costs the histograms 3 % of noise; without, 2^20.
+        """
+        return 1 << 20 if self.privacy is None else max(1, self.encoding.metrics_units // 4)
+
+
+def load_manifest(path: Path | str) -> PlanManifest:
+    """Read a plan from YAML (or JSON). `feature_schema` may be a path, relative to the plan's file.
+
+    Raises: FedmeshError(PLAN_INVALID) naming the field, its value and what is allowed.
+    """
+    path = Path(path)
+    document = parse_yaml(read_file(path, Code.PLAN_INVALID), path.name, Code.PLAN_INVALID)
+    reference = document.get("feature_schema")
+    if isinstance(reference, str):
+        schema_path = path.parent / reference
+        if not schema_path.is_file():
+            raise FedmeshError(
+                Code.PLAN_INVALID,
+                f"feature_schema = {shorten(reference)!r}: there is no such file",
+                field="feature_schema",
+            )
+        document["feature_schema"] = parse_yaml(
+            read_file(schema_path, Code.PLAN_INVALID), schema_path.name, Code.PLAN_INVALID
+        )
+    return validate(PlanManifest, document, f"plan {path.name}", Code.PLAN_INVALID)
+
+
+def parse_manifest(data: bytes) -> PlanManifest:
+    """Read a plan from the wire. Only canonical bytes are accepted, so that a plan has exactly one id.
+
+    Raises: FedmeshError(PLAN_INVALID).
+    """
+    require_size(data, "the plan", Code.PLAN_INVALID)
+    manifest = validate_json(PlanManifest, data, "plan", Code.PLAN_INVALID)
+    if canonical_bytes(manifest) != data:
+        raise FedmeshError(Code.PLAN_INVALID, "the plan is not in canonical form: send the output of canonical_bytes")
+    return manifest
+
+
+def canonical_bytes(manifest: PlanManifest) -> bytes:
+    """The plan as canonical JSON: what is stored, hashed, signed and sent."""
+    return canonical_json(manifest)
+
+
+def plan_id(manifest: PlanManifest) -> str:
+    """SHA-256 of the canonical bytes, in 64 lower-case hex digits."""
+    return hashlib.sha256(canonical_bytes(manifest)).hexdigest()

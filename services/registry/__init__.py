@@ -1,0 +1,1 @@
+"""The registry: hospitals, plans, jobs, committed rounds, model versions and metrics."""

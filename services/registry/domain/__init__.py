@@ -1,0 +1,1 @@
+"""What the registry knows and the rules it keeps: pure types and functions."""

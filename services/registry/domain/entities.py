@@ -1,0 +1,163 @@
+"""The things that the registry remembers. Times are UTC-aware; digests are SHA-256 in 64 lower-case hex digits."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, Generic, TypeVar
+from uuid import UUID
+
+MAX_PAGE: Final = 500
+DEFAULT_PAGE: Final = 100
+
+
+class HospitalStatus(StrEnum):
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    REMOVED = "removed"
+
+
+class PlanStatus(StrEnum):
+    PROPOSED = "proposed"
+    APPROVED = "approved"
+
+
+class JobStatus(StrEnum):
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A member of the consortium."""
+
+    hospital_id: str
+    display_name: str
+    status: HospitalStatus
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A declarative training plan. `manifest` is its canonical JSON, empty in listings; `plan_id` is its digest."""
+
+    plan_id: str
+    name: str
+    manifest: bytes
+    rounds: int
+    private: bool
+    status: PlanStatus
+    proposed_by: str
+    approved_by: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training by one plan. `hospital_ids` is the sorted cohort; `state_sha256` is empty at version 0."""
+
+    job_id: UUID
+    plan_id: str
+    plan_name: str
+    private: bool
+    hospital_ids: tuple[str, ...]
+    status: JobStatus
+    reason: str
+    rounds: int
+    version: int
+    state_sha256: str
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One accepted upload."""
+
+    hospital_id: str
+    ciphertext_sha256: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """How version `version` of a job came to be, as the coordinator tells it. `upload_bytes` is one hospital's upload."""
+
+    job_id: UUID
+    version: int
+    attempt: int
+    contributions: tuple[Contribution, ...]
+    sum_sha256: str
+    agreeing: tuple[str, ...]
+    dissenting: tuple[str, ...]
+    finalizer: str
+    attesting: tuple[str, ...]
+    state_sha256: str
+    metrics_json: str
+    upload_bytes: int
+    sealed_at: datetime
+    content_sha256: bytes
+
+
+@dataclass(frozen=True)
+class CommittedRound:
+    """A round in the registry. `contributions_root` is the Merkle root over its contributions, in hex."""
+
+    round: Round
+    contributions_root: str
+    committed_at: datetime
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A model version with its lineage; `size_bytes` is the state's size."""
+
+    plan_id: str
+    plan_name: str
+    private: bool
+    final: bool
+    size_bytes: int
+    committed: CommittedRound
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured number."""
+
+    job_id: UUID
+    version: int
+    name: str
+    value: float
+    recorded_at: datetime
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, for the audit log. `body_json` is a canonical JSON object."""
+
+    event_id: UUID
+    type: str
+    occurred_at: datetime
+    actor: str
+    subject: str
+    body_json: str
+
+
+@dataclass(frozen=True)
+class BlobHeader:
+    """What a hospital says it is about to send."""
+
+    job_id: UUID
+    sha256: str
+    size_bytes: int
+
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True)
+class Page(Generic[ItemT]):
+    """A piece of a list. `next_before` is the key to go on below; None on the last page."""
+
+    items: tuple[ItemT, ...]
+    next_before: int | None = field(default=None)

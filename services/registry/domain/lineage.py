@@ -1,0 +1,51 @@
+"""What a committed round says of itself in the audit log, so that a hospital can check it offline."""
+
+from typing import Any
+
+from services.registry.domain.entities import CommittedRound, Job, Round
+from services.registry.domain.events import canonical_json
+from services.transparency.merkle import root_hash
+
+
+def contribution_leaves(committed: Round) -> list[bytes]:
+    """The leaves of a round's contribution tree, sorted by hospital: canonical JSON that binds hospital and
+    ciphertext to job, version and attempt. A hospital's receipt is an inclusion proof of its leaf.
+    """
+    return [
+        canonical_json(
+            {
+                "attempt": committed.attempt,
+                "ciphertext_sha256": item.ciphertext_sha256,
+                "hospital_id": item.hospital_id,
+                "job_id": str(committed.job_id),
+                "version": committed.version,
+            }
+        ).encode()
+        for item in sorted(committed.contributions, key=lambda item: item.hospital_id)
+    ]
+
+
+def contributions_root(committed: Round) -> str:
+    """Merkle root (RFC 9162, 2.1.1) over `contribution_leaves`, in hex."""
+    return root_hash(contribution_leaves(committed)).hex()
+
+
+def committed_facts(job: Job, committed: CommittedRound) -> dict[str, Any]:
+    """The body of a `round.committed` event."""
+    told = committed.round
+    return {
+        "attempt": told.attempt,
+        "version": told.version,
+        "plan_id": job.plan_id,
+        "private": job.private,
+        "hospitals": len(job.hospital_ids),
+        "contributions": {item.hospital_id: item.ciphertext_sha256 for item in told.contributions},
+        "contributions_root": committed.contributions_root,
+        "sum_sha256": told.sum_sha256,
+        "state_sha256": told.state_sha256,
+        "parent": told.version - 1,
+        "agreeing": sorted(told.agreeing),
+        "dissenting": sorted(told.dissenting),
+        "finalizer": told.finalizer,
+        "attesting": sorted(told.attesting),
+    }

@@ -1,0 +1,174 @@
+"""The registry's gRPC surface: checks the form of requests, calls a use case, words the answer."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from fedmesh.registry.v1 import registry_pb2 as pb
+from fedmesh.registry.v1 import registry_pb2_grpc as rpc
+
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.gate import caller
+from services.common.ids import require_name, require_sha256, require_uuid
+from services.registry import wire
+from services.registry.domain.entities import JobStatus
+from services.registry.usecases.blobs import BlobUseCases
+from services.registry.usecases.hospitals import HospitalUseCases
+from services.registry.usecases.jobs import JobUseCases
+from services.registry.usecases.plans import PlanUseCases
+from services.registry.usecases.rounds import RoundUseCases
+
+
+@dataclass(frozen=True)
+class UseCases:
+    """What the servicer calls, by noun."""
+
+    hospitals: HospitalUseCases
+    plans: PlanUseCases
+    jobs: JobUseCases
+    rounds: RoundUseCases
+    blobs: BlobUseCases
+
+
+class RegistryServicer(rpc.RegistryServiceServicer):
+    """Access is decided before: by the policy beside each method and by row-level security behind each query."""
+
+    def __init__(self, usecases: UseCases) -> None:
+        self._hospitals = usecases.hospitals
+        self._plans = usecases.plans
+        self._jobs = usecases.jobs
+        self._rounds = usecases.rounds
+        self._blobs = usecases.blobs
+
+    # --- hospitals
+
+    async def RegisterHospital(self, request: pb.RegisterHospitalRequest, _context: Any) -> pb.RegisterHospitalResponse:
+        command = wire.command(
+            request, caller(), "RegisterHospital", lambda h: pb.RegisterHospitalResponse(hospital=wire.hospital(h))
+        )
+        name = require_name(request.hospital_id, "hospital_id")
+        display_name = wire.require_text(request.display_name, "display_name", 200)
+        return pb.RegisterHospitalResponse.FromString(await self._hospitals.register(command, name, display_name))
+
+    async def SetHospitalStatus(
+        self, request: pb.SetHospitalStatusRequest, _context: Any
+    ) -> pb.SetHospitalStatusResponse:
+        command = wire.command(
+            request, caller(), "SetHospitalStatus", lambda h: pb.SetHospitalStatusResponse(hospital=wire.hospital(h))
+        )
+        name = require_name(request.hospital_id, "hospital_id")
+        status = wire.require_choice(request.status, wire.HOSPITAL_STATUS, "status")
+        reason = wire.require_text(request.reason, "reason", 500)
+        return pb.SetHospitalStatusResponse.FromString(await self._hospitals.set_status(command, name, status, reason))
+
+    async def ListHospitals(self, request: pb.ListHospitalsRequest, _context: Any) -> pb.ListHospitalsResponse:
+        found = await self._hospitals.list(caller())
+        return pb.ListHospitalsResponse(hospitals=map(wire.hospital, found))
+
+    # --- plans
+
+    async def CreatePlan(self, request: pb.CreatePlanRequest, _context: Any) -> pb.CreatePlanResponse:
+        command = wire.command(request, caller(), "CreatePlan", lambda p: pb.CreatePlanResponse(plan=wire.plan(p)))
+        return pb.CreatePlanResponse.FromString(await self._plans.create(command, request.manifest))
+
+    async def ApprovePlan(self, request: pb.ApprovePlanRequest, _context: Any) -> pb.ApprovePlanResponse:
+        command = wire.command(request, caller(), "ApprovePlan", lambda p: pb.ApprovePlanResponse(plan=wire.plan(p)))
+        plan_id = require_sha256(request.plan_id, "plan_id")
+        return pb.ApprovePlanResponse.FromString(await self._plans.approve(command, plan_id))
+
+    async def GetPlan(self, request: pb.GetPlanRequest, _context: Any) -> pb.GetPlanResponse:
+        plan = await self._plans.get(caller(), require_sha256(request.plan_id, "plan_id"))
+        return pb.GetPlanResponse(plan=wire.plan(plan))
+
+    async def ListPlans(self, request: pb.ListPlansRequest, _context: Any) -> pb.ListPlansResponse:
+        size, before = wire.page_size(request.page_size), wire.read_page_token(request.page_token)
+        page = await self._plans.list(caller(), size, before)
+        return pb.ListPlansResponse(plans=map(wire.plan, page.items), next_page_token=wire.page_token(page.next_before))
+
+    # --- jobs
+
+    async def CreateJob(self, request: pb.CreateJobRequest, _context: Any) -> pb.CreateJobResponse:
+        command = wire.command(request, caller(), "CreateJob", lambda j: pb.CreateJobResponse(job=wire.job(j)))
+        plan_id = require_sha256(request.plan_id, "plan_id")
+        hospitals = [require_name(name, "hospital_ids") for name in request.hospital_ids]
+        return pb.CreateJobResponse.FromString(await self._jobs.create(command, plan_id, hospitals))
+
+    async def GetJob(self, request: pb.GetJobRequest, _context: Any) -> pb.GetJobResponse:
+        job = await self._jobs.get(caller(), require_uuid(request.job_id, "job_id"))
+        return pb.GetJobResponse(job=wire.job(job))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, _context: Any) -> pb.ListJobsResponse:
+        choices: dict[Any, JobStatus | None] = {pb.JOB_STATUS_UNSPECIFIED: None, **wire.JOB_STATUS}
+        status = wire.require_choice(request.status, choices, "status")
+        size, before = wire.page_size(request.page_size), wire.read_page_token(request.page_token)
+        page = await self._jobs.list(caller(), status, size, before)
+        return pb.ListJobsResponse(jobs=map(wire.job, page.items), next_page_token=wire.page_token(page.next_before))
+
+    async def EndJob(self, request: pb.EndJobRequest, _context: Any) -> pb.EndJobResponse:
+        command = wire.command(request, caller(), "EndJob", lambda j: pb.EndJobResponse(job=wire.job(j)))
+        job_id = require_uuid(request.job_id, "job_id")
+        status = wire.require_choice(request.status, wire.JOB_STATUS, "status")
+        reason = wire.require_text(request.reason, "reason", 500)
+        return pb.EndJobResponse.FromString(await self._jobs.end(command, job_id, status, reason))
+
+    # --- blobs
+
+    async def UploadBlob(self, requests: AsyncIterator[pb.UploadBlobRequest], _context: Any) -> pb.UploadBlobResponse:
+        try:
+            header = wire.read_header(await anext(requests))
+        except StopAsyncIteration:
+            raise FedmeshError(Code.CHUNK_STREAM_INVALID, "the upload is empty: send its header first") from None
+        chunks = (wire.read_chunk(part) async for part in requests)
+        return pb.UploadBlobResponse(sha256=await self._blobs.upload(caller(), header, chunks))
+
+    async def DownloadBlob(
+        self, request: pb.DownloadBlobRequest, _context: Any
+    ) -> AsyncIterator[pb.DownloadBlobResponse]:
+        sha256 = require_sha256(request.sha256, "sha256")
+        async for chunk in self._blobs.download(caller(), sha256):
+            yield pb.DownloadBlobResponse(chunk=chunk)
+
+    # --- rounds
+
+    async def OpenAttempt(self, request: pb.OpenAttemptRequest, _context: Any) -> pb.OpenAttemptResponse:
+        command = wire.command(
+            request, caller(), "OpenAttempt", lambda a: pb.OpenAttemptResponse(attempt=wire.attempt(*a))
+        )
+        job_id = require_uuid(request.job_id, "job_id")
+        reason = wire.require_text(request.reason, "reason", 500)
+        return pb.OpenAttemptResponse.FromString(await self._jobs.open_attempt(command, job_id, request.round, reason))
+
+    async def RecordEvents(self, request: pb.RecordEventsRequest, _context: Any) -> pb.RecordEventsResponse:
+        command = wire.command(request, caller(), "RecordEvents", lambda _: pb.RecordEventsResponse())
+        events = wire.read_events(request.events, caller())
+        return pb.RecordEventsResponse.FromString(await self._rounds.record_events(command, events))
+
+    async def CommitRound(self, request: pb.CommitRoundRequest, _context: Any) -> pb.CommitRoundResponse:
+        command = wire.command(request, caller(), "CommitRound", lambda j: pb.CommitRoundResponse(job=wire.job(j)))
+        return pb.CommitRoundResponse.FromString(await self._rounds.commit(command, wire.read_round(request)))
+
+    async def ListRounds(self, request: pb.ListRoundsRequest, _context: Any) -> pb.ListRoundsResponse:
+        job_id, size = require_uuid(request.job_id, "job_id"), wire.page_size(request.page_size)
+        rounds = await self._rounds.list(caller(), job_id, request.after_version, size)
+        return pb.ListRoundsResponse(rounds=wire.fitting([wire.committed_round(item) for item in rounds]))
+
+    async def GetModelVersion(self, request: pb.GetModelVersionRequest, _context: Any) -> pb.GetModelVersionResponse:
+        job_id = require_uuid(request.job_id, "job_id")
+        version = await self._rounds.model_version(caller(), job_id, request.version)
+        return pb.GetModelVersionResponse(model_version=wire.model_version(version))
+
+    async def ListModelVersions(
+        self, request: pb.ListModelVersionsRequest, _context: Any
+    ) -> pb.ListModelVersionsResponse:
+        job_id = require_uuid(request.job_id, "job_id") if request.job_id else None
+        size, before = wire.page_size(request.page_size), wire.read_page_token(request.page_token)
+        page = await self._rounds.model_versions(caller(), job_id, size, before)
+        fitting = wire.fitting([wire.model_version(item) for _, item in page.items])
+        after = page.next_before if len(fitting) == len(page.items) else page.items[len(fitting) - 1][0]
+        return pb.ListModelVersionsResponse(model_versions=fitting, next_page_token=wire.page_token(after))
+
+    async def ListMetrics(self, request: pb.ListMetricsRequest, _context: Any) -> pb.ListMetricsResponse:
+        job_id = require_uuid(request.job_id, "job_id")
+        name = wire.require_text(request.name, "name", 63) or None
+        found = await self._rounds.metrics(caller(), job_id, name)
+        return pb.ListMetricsResponse(metrics=map(wire.metric, found))

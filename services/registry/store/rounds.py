@@ -1,0 +1,143 @@
+"""Committed rounds, model versions and metrics."""
+
+from typing import Any, Final
+from uuid import UUID
+
+from services.common.postgres import Connection
+from services.registry.domain.entities import CommittedRound, Contribution, Metric, ModelVersion, Page, Round
+
+_MAX_METRICS: Final = 5000
+_ROUND: Final = (
+    "r.job_id, r.version, r.seq, r.attempt, r.sum_sha256, r.state_sha256, r.contributions_root, r.agreeing,"
+    " r.dissenting, r.attesting, r.finalizer, r.metrics_json, r.upload_bytes, r.sealed_at, r.committed_at,"
+    " r.content_sha256, (select array_agg(array[c.hospital_id::text, c.ciphertext_sha256::text] order by c.hospital_id)"
+    " from registry.contributions c where c.job_id = r.job_id and c.version = r.version) as contributions"
+)
+_MODEL: Final = (
+    f"select {_ROUND}, j.plan_id, p.name as plan_name, p.private, b.size_bytes,"
+    " j.status = 'completed' and j.version = r.version as final"
+    " from registry.rounds r join registry.jobs j using (job_id) join registry.plans p using (plan_id)"
+    " join registry.blobs b on b.sha256 = r.state_sha256"
+)
+
+
+class PostgresRounds:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def add(self, committed: CommittedRound, metrics: dict[str, float]) -> None:
+        told = committed.round
+        await self._connection.execute(
+            "insert into registry.rounds (job_id, version, attempt, sum_sha256, state_sha256, contributions_root,"
+            " agreeing, dissenting, attesting, finalizer, metrics_json, upload_bytes, sealed_at, committed_at,"
+            " content_sha256) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            (
+                told.job_id,
+                told.version,
+                told.attempt,
+                told.sum_sha256,
+                told.state_sha256,
+                committed.contributions_root,
+                list(told.agreeing),
+                list(told.dissenting),
+                list(told.attesting),
+                told.finalizer,
+                told.metrics_json,
+                told.upload_bytes,
+                told.sealed_at,
+                committed.committed_at,
+                told.content_sha256,
+            ),
+        )
+        await self._connection.execute(
+            "insert into registry.contributions (hospital_id, job_id, version, ciphertext_sha256)"
+            " select h, %s, %s, d from unnest(%s::text[], %s::text[]) as given (h, d)",
+            (
+                told.job_id,
+                told.version,
+                [item.hospital_id for item in told.contributions],
+                [item.ciphertext_sha256 for item in told.contributions],
+            ),
+        )
+        if metrics:
+            await self._connection.execute(
+                "insert into registry.metrics (job_id, version, name, value, recorded_at)"
+                " select %s, %s, n, v, %s from unnest(%s::text[], %s::double precision[]) as given (n, v)",
+                (told.job_id, told.version, committed.committed_at, list(metrics), list(metrics.values())),
+            )
+        await self._connection.execute(
+            "update registry.jobs set version = %s where job_id = %s", (told.version, told.job_id)
+        )
+
+    async def content_sha256(self, job_id: UUID, version: int) -> bytes | None:
+        rows = await self._connection.execute(
+            "select content_sha256 from registry.rounds where job_id = %s and version = %s", (job_id, version)
+        )
+        row = await rows.fetchone()
+        return None if row is None else bytes(row["content_sha256"])
+
+    async def after(self, job_id: UUID, version: int, size: int) -> tuple[CommittedRound, ...]:
+        rows = await self._connection.execute(
+            f"select {_ROUND} from registry.rounds r where r.job_id = %s and r.version > %s order by r.version limit %s",
+            (job_id, version, size),
+        )
+        return tuple([_committed(row) async for row in rows])
+
+    async def model_version(self, job_id: UUID, version: int) -> ModelVersion | None:
+        rows = await self._connection.execute(f"{_MODEL} where r.job_id = %s and r.version = %s", (job_id, version))
+        row = await rows.fetchone()
+        return None if row is None else _model_version(row)
+
+    async def page(self, job_id: UUID | None, size: int, before: int | None) -> Page[tuple[int, ModelVersion]]:
+        rows = await self._connection.execute(
+            f"{_MODEL} where (%(job)s::uuid is null or r.job_id = %(job)s)"
+            " and (%(before)s::bigint is null or r.seq < %(before)s) order by r.seq desc limit %(limit)s",
+            {"job": job_id, "before": before, "limit": size + 1},
+        )
+        found = await rows.fetchall()
+        more = len(found) > size
+        return Page(
+            tuple((row["seq"], _model_version(row)) for row in found[:size]), found[size - 1]["seq"] if more else None
+        )
+
+    async def metrics(self, job_id: UUID, name: str | None) -> tuple[Metric, ...]:
+        rows = await self._connection.execute(
+            "select * from (select job_id, version, name, value, recorded_at from registry.metrics"
+            " where job_id = %(job)s and (%(name)s::text is null or name = %(name)s)"
+            " order by recorded_at desc, name desc limit %(limit)s) newest order by recorded_at, name",
+            {"job": job_id, "name": name, "limit": _MAX_METRICS},
+        )
+        return tuple(
+            [Metric(row["job_id"], row["version"], row["name"], row["value"], row["recorded_at"]) async for row in rows]
+        )
+
+
+def _committed(row: dict[str, Any]) -> CommittedRound:
+    told = Round(
+        job_id=row["job_id"],
+        version=row["version"],
+        attempt=row["attempt"],
+        contributions=tuple(Contribution(hospital, digest) for hospital, digest in row["contributions"] or ()),
+        sum_sha256=row["sum_sha256"],
+        agreeing=tuple(row["agreeing"]),
+        dissenting=tuple(row["dissenting"]),
+        finalizer=row["finalizer"],
+        attesting=tuple(row["attesting"]),
+        state_sha256=row["state_sha256"],
+        metrics_json=row["metrics_json"],
+        upload_bytes=row["upload_bytes"],
+        sealed_at=row["sealed_at"],
+        content_sha256=bytes(row["content_sha256"]),
+    )
+    return CommittedRound(told, row["contributions_root"], row["committed_at"])
+
+
+def _model_version(row: dict[str, Any]) -> ModelVersion:
+    return ModelVersion(
+        plan_id=row["plan_id"],
+        plan_name=row["plan_name"],
+        private=row["private"],
+        final=row["final"],
+        size_bytes=row["size_bytes"],
+        committed=_committed(row),
+    )

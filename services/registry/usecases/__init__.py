@@ -1,0 +1,1 @@
+"""What the registry does: one method for each RPC, each owning its transaction."""

@@ -1,0 +1,204 @@
+"""What the use cases need from a store. `services.registry.store` implements it on PostgreSQL."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+from uuid import UUID
+
+from services.common.identity import Identity
+from services.registry.domain.entities import (
+    BlobHeader,
+    CommittedRound,
+    Event,
+    Hospital,
+    HospitalStatus,
+    Job,
+    JobStatus,
+    Metric,
+    ModelVersion,
+    Page,
+    Plan,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    """A mutation with its idempotency key.
+
+    content_sha256: digest of the request, 32 bytes. encode: the wire form of the answer, which is kept.
+    """
+
+    request_id: UUID
+    caller: Identity
+    method: str
+    content_sha256: bytes
+    encode: Callable[[T], bytes]
+
+
+class Requests(Protocol):
+    async def answer(self, command: Command[T]) -> bytes | None:
+        """The answer that this request got before; None for a new one.
+
+        Raises: FedmeshError(REQUEST_ID_REUSED) when the id belongs to another caller, method or content.
+        """
+        ...
+
+    async def keep(self, command: Command[T], answer: bytes, at: datetime) -> None:
+        """Remember the answer. A concurrent twin makes the transaction run again, and then find it."""
+        ...
+
+
+class Hospitals(Protocol):
+    async def add(self, hospital: Hospital) -> bool:
+        """Store a hospital; False when the id is taken."""
+        ...
+
+    async def get(self, hospital_ids: Sequence[str], *, lock: bool = False) -> dict[str, Hospital]:
+        """The registered hospitals among those named. `lock` keeps them unchanged until the transaction ends."""
+        ...
+
+    async def set_status(self, hospital_id: str, status: HospitalStatus) -> None: ...
+
+    async def list(self) -> tuple[Hospital, ...]:
+        """All hospitals by id, 2,000 at most."""
+        ...
+
+
+class Plans(Protocol):
+    async def add(self, plan: Plan) -> bool:
+        """Store a plan; False when it is there already."""
+        ...
+
+    async def get(self, plan_id: str, *, lock: bool = False) -> Plan | None: ...
+
+    async def approve(self, plan_id: str, approved_by: str) -> None: ...
+
+    async def page(self, size: int, before: int | None) -> Page[Plan]:
+        """Newest first, without manifests."""
+        ...
+
+
+class Jobs(Protocol):
+    async def add(self, job: Job) -> None: ...
+
+    async def get(self, job_id: UUID, *, lock: bool = False) -> Job | None:
+        """A job that the transaction may see. `lock` makes all changes of a job one after another."""
+        ...
+
+    async def end(self, job_id: UUID, status: JobStatus, reason: str, at: datetime) -> None: ...
+
+    async def page(self, status: JobStatus | None, size: int, before: int | None) -> Page[Job]:
+        """Newest first."""
+        ...
+
+    async def newest_attempt(self, job_id: UUID, round_number: int) -> int:
+        """The number of the newest attempt at a round, 0 when none was opened."""
+        ...
+
+    async def add_attempt(self, job_id: UUID, round_number: int, attempt: int, reason: str, at: datetime) -> None: ...
+
+
+class Rounds(Protocol):
+    async def add(self, committed: CommittedRound, metrics: dict[str, float]) -> None:
+        """Store a round, its contributions and metrics, and move the job to its version."""
+        ...
+
+    async def content_sha256(self, job_id: UUID, version: int) -> bytes | None:
+        """Digest of what the coordinator sent to commit this version; None when it is not committed."""
+        ...
+
+    async def after(self, job_id: UUID, version: int, size: int) -> tuple[CommittedRound, ...]:
+        """Rounds above a version, oldest first."""
+        ...
+
+    async def model_version(self, job_id: UUID, version: int) -> ModelVersion | None: ...
+
+    async def page(self, job_id: UUID | None, size: int, before: int | None) -> Page[tuple[int, ModelVersion]]:
+        """Model versions with their page keys, newest first."""
+        ...
+
+    async def metrics(self, job_id: UUID, name: str | None) -> tuple[Metric, ...]:
+        """Oldest first; the newest 5,000 when there are more."""
+        ...
+
+
+class Blobs(Protocol):
+    async def size_in_job(self, job_id: UUID, sha256: str) -> int | None:
+        """Size in bytes of a blob that belongs to a job; None when it does not."""
+        ...
+
+    async def add(self, header: BlobHeader, hospital_id: str, chunks: Iterable[bytes], at: datetime) -> None:
+        """Store a blob whose content was checked, and give it to the job."""
+        ...
+
+    async def size(self, sha256: str) -> int | None:
+        """Size in bytes of a blob that the transaction may see."""
+        ...
+
+    async def chunk(self, sha256: str, position: int) -> bytes | None:
+        """One chunk; None behind the last."""
+        ...
+
+
+class Outbox(Protocol):
+    async def add(self, events: Sequence[Event]) -> None:
+        """Write events; ids that are there already are skipped."""
+        ...
+
+    async def claim(self, limit: int, seconds: float) -> tuple[Event, ...]:
+        """Take the oldest waiting events for some seconds; other relays pass them over meanwhile."""
+        ...
+
+    async def placed(self, indices: dict[UUID, int]) -> None:
+        """The audit log holds these events at these indices."""
+        ...
+
+    async def release(self, event_ids: Sequence[UUID]) -> None:
+        """Give claimed events back."""
+        ...
+
+    async def refused(self, event_id: UUID, reason: str) -> None:
+        """The audit log refuses this event for good; it is set aside for an operator."""
+        ...
+
+    async def backlog(self) -> tuple[int, float, int]:
+        """Events waiting, age of the oldest in seconds, events set aside."""
+        ...
+
+
+class Transaction(Protocol):
+    """The nouns of one transaction. What is not visible to its caller does not exist in it."""
+
+    @property
+    def requests(self) -> Requests: ...
+    @property
+    def hospitals(self) -> Hospitals: ...
+    @property
+    def plans(self) -> Plans: ...
+    @property
+    def jobs(self) -> Jobs: ...
+    @property
+    def rounds(self) -> Rounds: ...
+    @property
+    def blobs(self) -> Blobs: ...
+    @property
+    def outbox(self) -> Outbox: ...
+
+
+class Store(Protocol):
+    async def run(self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run `body` in one transaction on behalf of a caller; None is the registry itself. It may run several times.
+
+        Raises: FedmeshError(PERMISSION_DENIED) for a hospital that is not an active member, (STORE_UNAVAILABLE |
+            STORE_FULL | LOST_RACE); whatever `body` raises.
+        """
+        ...
+
+
+class BlobStream(Protocol):
+    """The chunks of an upload, in order."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...

@@ -1,0 +1,119 @@
+"""Committed rounds, model versions, metrics, and the events of other services."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from uuid import UUID
+
+from services.common.clock import Clock
+from services.common.errors import Code, FedmeshError
+from services.common.identity import Identity
+from services.registry.domain.entities import CommittedRound, Event, Job, JobStatus, Metric, ModelVersion, Page, Round
+from services.registry.domain.events import canonical_json, event
+from services.registry.domain.lineage import committed_facts, contributions_root
+from services.registry.domain.rules import (
+    parse_metrics,
+    require_newest_attempt,
+    require_next_version,
+    require_quorum,
+    require_running,
+)
+from services.registry.usecases.jobs import ended_event, find_job
+from services.registry.usecases.mutation import Mutations
+from services.registry.usecases.ports import Command, Store, Transaction
+
+
+class RoundUseCases:
+    def __init__(self, store: Store, mutations: Mutations, clock: Clock) -> None:
+        self._store = store
+        self._mutations = mutations
+        self._clock = clock
+
+    async def commit(self, command: Command[Job], told: Round) -> bytes:
+        """Make the next version of a job, exactly once; the last round completes the job.
+
+        The very same round under another request id gets the job as it stands.
+
+        Raises: FedmeshError(NOT_FOUND), (WRONG_STATE) for another version, an older attempt, an ended job or a state
+            that was not stored for this job, (INVALID_ARGUMENT) for hospitals or metrics that cannot be.
+        """
+        metrics = parse_metrics(told.metrics_json)
+        told = replace(told, metrics_json=canonical_json(metrics) if metrics else "")
+
+        async def body(tx: Transaction) -> Job:
+            job = await find_job(tx, told.job_id, lock=True)
+            if told.version <= job.version and await tx.rounds.content_sha256(told.job_id, told.version) == (
+                told.content_sha256
+            ):
+                return job
+            require_running(job)
+            require_next_version(job, told.version, "version")
+            require_newest_attempt(told.attempt, await tx.jobs.newest_attempt(told.job_id, told.version))
+            require_quorum(job, told)
+            if await tx.blobs.size_in_job(told.job_id, told.state_sha256) is None:
+                raise FedmeshError(
+                    Code.WRONG_STATE, f"state {told.state_sha256} was not stored for this job: upload it"
+                )
+            return await self._store_round(tx, command.caller, job, told, metrics)
+
+        return await self._mutations.run(command, body)
+
+    async def _store_round(
+        self, tx: Transaction, caller: Identity, job: Job, told: Round, metrics: dict[str, float]
+    ) -> Job:
+        now = self._clock.now()
+        committed = CommittedRound(told, contributions_root(told), now)
+        await tx.rounds.add(committed, metrics)
+        job = replace(job, version=told.version, state_sha256=told.state_sha256)
+        events = [event("round.committed", now, caller, f"job/{job.job_id}", **committed_facts(job, committed))]
+        if told.version == job.rounds:
+            await tx.jobs.end(job.job_id, JobStatus.COMPLETED, "", now)
+            job = replace(job, status=JobStatus.COMPLETED, ended_at=now)
+            events.append(ended_event(job, caller, JobStatus.COMPLETED, "", now))
+        await tx.outbox.add(events)
+        return job
+
+    async def list(self, caller: Identity, job_id: UUID, after: int, size: int) -> tuple[CommittedRound, ...]:
+        """Raises: FedmeshError(NOT_FOUND)."""
+
+        async def body(tx: Transaction) -> tuple[CommittedRound, ...]:
+            await find_job(tx, job_id)
+            return await tx.rounds.after(job_id, after, size)
+
+        return await self._store.run("ListRounds", caller, body)
+
+    async def model_version(self, caller: Identity, job_id: UUID, version: int) -> ModelVersion:
+        """One version, the newest when `version` is 0.
+
+        Raises: FedmeshError(NOT_FOUND).
+        """
+
+        async def body(tx: Transaction) -> ModelVersion:
+            job = await find_job(tx, job_id)
+            found = await tx.rounds.model_version(job_id, version or job.version)
+            if found is None:
+                raise FedmeshError(Code.NOT_FOUND, f"job {job_id} has no version {version or 'yet'}")
+            return found
+
+        return await self._store.run("GetModelVersion", caller, body)
+
+    async def model_versions(
+        self, caller: Identity, job_id: UUID | None, size: int, before: int | None
+    ) -> Page[tuple[int, ModelVersion]]:
+        return await self._store.run("ListModelVersions", caller, lambda tx: tx.rounds.page(job_id, size, before))
+
+    async def metrics(self, caller: Identity, job_id: UUID, name: str | None) -> tuple[Metric, ...]:
+        """Raises: FedmeshError(NOT_FOUND)."""
+
+        async def body(tx: Transaction) -> tuple[Metric, ...]:
+            await find_job(tx, job_id)
+            return await tx.rounds.metrics(job_id, name)
+
+        return await self._store.run("ListMetrics", caller, body)
+
+    async def record_events(self, command: Command[None], events: Sequence[Event]) -> bytes:
+        """Take over the events of another service; they are durable when this returns."""
+
+        async def body(tx: Transaction) -> None:
+            await tx.outbox.add(events)
+
+        return await self._mutations.run(command, body)

@@ -1,0 +1,208 @@
+"""The little of Microsoft SEAL that both ends need: a context, and ciphertexts to and from plain arrays.
+
+SEAL (through `tenseal.sealapi`, the thin bindings; never TenSEAL's own tensors, whose parsers crash on hostile bytes)
+loads and saves only by file path, so bytes pass through an anonymous in-memory file. What SEAL loads is written here,
+field by field, in SEAL's own uncompressed format: no length, flag or hash in it comes from a peer. SEAL always saves
+compressed (zstd); ciphertexts are uniformly random, so the zstd frame merely stores them and `_stored` takes the bytes
+out. Where it did compress (a short vector, whose last c0 is mostly zeros), coefficients are read one by one.
+
+SEAL 4 serialisation, little-endian: a 16-byte header (magic a15e, 0x10, version major, minor, compression, 0, 0,
+uint64 total length) and the body. A ciphertext's body: parms_id[32], is_ntt_form u8, size u64, N u64, number of primes
+u64, scale f64, correction factor u64, then an array: header, u64 length, coefficients. A seeded ciphertext's array
+holds c0 alone and is followed by: header, PRNG type u8 (1 = Blake2xb), seed[64].
+"""
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+from tenseal import sealapi
+
+from services.common.errors import Code, FedmeshError
+from services.secure_sum.encoding import Coefficients
+from services.secure_sum.parameters import ParameterSet
+from services.secure_sum.wire import SEED_BYTES
+
+_MAGIC: Final = b"\x5e\xa1\x10"
+_HEADER_BYTES: Final = 16
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_NO_COMPRESSION: Final = 0
+_BLAKE2XB: Final = b"\x01"
+_LEVELS: Final = {128: "TC128", 192: "TC192", 256: "TC256"}
+
+
+@lru_cache
+def context(params: ParameterSet) -> Any:
+    """The SEALContext of a parameter set; SEAL itself enforces the security level.
+
+    Raises:
+        FedmeshError: INTERNAL if SEAL does not build exactly this set.
+    """
+    settings = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.BFV)
+    settings.set_poly_modulus_degree(params.poly_modulus_degree)
+    primes = sealapi.CoeffModulus.Create(params.poly_modulus_degree, [params.coeff_modulus_bits])
+    settings.set_coeff_modulus(primes)
+    settings.set_plain_modulus(params.plain_modulus)
+    level = getattr(sealapi.SEC_LEVEL_TYPE, _LEVELS[params.security_bits])
+    built = sealapi.SEALContext(settings, True, level)
+    if not built.parameters_set() or [p.value() for p in primes] != [params.coeff_modulus]:
+        raise FedmeshError(Code.INTERNAL, f"SEAL cannot build {params.name}: {built.parameters_error_message()}")
+    return built
+
+
+class MemoryFile:
+    """An anonymous file in memory, for an API that takes only paths."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.path = f"/proc/self/fd/{descriptor}"
+
+    def write(self, content: bytes) -> None:
+        """Replace the content."""
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, content, 0)
+
+    def read(self) -> bytes:
+        """The whole content."""
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+
+
+@contextmanager
+def memory_file() -> Iterator[MemoryFile]:
+    """A `MemoryFile` that is gone afterwards."""
+    descriptor = os.memfd_create("seal", os.MFD_CLOEXEC)
+    try:
+        yield MemoryFile(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache
+def _version() -> bytes:
+    """Major and minor version of the SEAL in use, as its headers carry them."""
+    with memory_file() as file:
+        sealapi.DynArray(1).save(file.path)
+        return file.read()[3:5]
+
+
+def header(body_bytes: int) -> bytes:
+    """SEAL's header in front of an uncompressed body."""
+    return _MAGIC + _version() + bytes((_NO_COMPRESSION, 0, 0)) + struct.pack("<Q", _HEADER_BYTES + body_bytes)
+
+
+def array(coefficients: Coefficients) -> bytes:
+    """SEAL's DynArray around uint64[n]."""
+    content = struct.pack("<Q", coefficients.size) + coefficients.tobytes()
+    return header(len(content)) + content
+
+
+@lru_cache
+def parms_id(params: ParameterSet) -> bytes:
+    """SEAL's 32-byte hash of the parameters."""
+    return struct.pack("<4Q", *context(params).first_parms_id())
+
+
+@lru_cache
+def _prefix(params: ParameterSet) -> bytes:
+    """A ciphertext's body up to its array: two polynomials over one prime, not in NTT form, scale and factor 1."""
+    return parms_id(params) + struct.pack("<BQQQdQ", 0, 2, params.poly_modulus_degree, 1, 1.0, 1)
+
+
+def _seed_prefix() -> bytes:
+    return header(1 + SEED_BYTES) + _BLAKE2XB
+
+
+def load_seeded(params: ParameterSet, file: MemoryFile, c0: Coefficients, seed: bytes) -> Any:
+    """A Ciphertext from c0, uint64[N] below q, and the 64-byte seed of c1."""
+    return _load(params, file, _prefix(params) + array(c0) + _seed_prefix() + seed)
+
+
+def load_full(params: ParameterSet, file: MemoryFile, polynomials: Coefficients) -> Any:
+    """A Ciphertext from c0 and c1, uint64[2, N] below q."""
+    return _load(params, file, _prefix(params) + array(polynomials))
+
+
+def _load(params: ParameterSet, file: MemoryFile, body: bytes) -> Any:
+    file.write(header(len(body)) + body)
+    ciphertext = sealapi.Ciphertext()
+    try:
+        ciphertext.load(context(params), file.path)
+    except (RuntimeError, ValueError) as error:
+        raise FedmeshError(Code.CIPHERTEXT_INVALID, "the ciphertext was rejected: SEAL refuses it") from error
+    return ciphertext
+
+
+def save_seeded(params: ParameterSet, file: MemoryFile, serializable: Any) -> tuple[Coefficients, bytes] | None:
+    """c0 uint64[N] and the seed of a fresh symmetric ciphertext; None if SEAL compressed it (encrypt again).
+
+    Raises:
+        FedmeshError: INTERNAL if SEAL's format is not the one described above.
+    """
+    file.write(b"")
+    serializable.save(file.path)
+    body = _stored(file.read())
+    if body is None:
+        return None
+    c0_bytes = params.poly_modulus_degree * 8
+    start = len(_prefix(params)) + _HEADER_BYTES + 8
+    c0 = np.frombuffer(body, dtype=np.uint64, count=params.poly_modulus_degree, offset=start)
+    seed = body[-SEED_BYTES:]
+    expected = _prefix(params) + array(c0) + _seed_prefix() + seed
+    if len(body) != start + c0_bytes + _HEADER_BYTES + 1 + SEED_BYTES or body != expected:
+        raise FedmeshError(Code.INTERNAL, "this SEAL writes seeded ciphertexts in another format")
+    return c0, seed
+
+
+def save_full(params: ParameterSet, file: MemoryFile, ciphertext: Any) -> Coefficients:
+    """c0 and c1 of a ciphertext, uint64[2, N].
+
+    Raises:
+        FedmeshError: INTERNAL if SEAL's format is not the one described above.
+    """
+    file.write(b"")
+    ciphertext.save(file.path)
+    body = _stored(file.read())
+    degree = params.poly_modulus_degree
+    if body is None:
+        flat = elements(ciphertext.dyn_array().at, 2 * degree)
+        return flat.reshape(2, degree)
+    flat = np.frombuffer(body[-2 * degree * 8 :], dtype=np.uint64)
+    if body != _prefix(params) + array(flat):
+        raise FedmeshError(Code.INTERNAL, "this SEAL writes ciphertexts in another format")
+    return flat.reshape(2, degree)
+
+
+def elements(read: Callable[[int], int], count: int) -> Coefficients:
+    """uint64[count] through one of SEAL's element accessors: slow (0.2 us each), and the only uncompressed way out."""
+    return np.fromiter(map(read, range(count)), np.uint64, count)
+
+
+def _stored(saved: bytes) -> bytes | None:
+    """The body of a saved object, or None if it really was compressed.
+
+    Reads a zstd frame (RFC 8878, section 3.1.1) made only of raw blocks, as the encoder writes incompressible data.
+    """
+    content = saved[_HEADER_BYTES:]
+    if saved[5] == _NO_COMPRESSION:
+        return content
+    if content[:4] != _ZSTD_MAGIC:
+        return None
+    descriptor = content[4]
+    single_segment = descriptor >> 5 & 1
+    content_size_bytes = (single_segment, 2, 4, 8)[descriptor >> 6]
+    dictionary_bytes = (0, 1, 2, 4)[descriptor & 3]
+    position = 5 + (1 - single_segment) + dictionary_bytes + content_size_bytes
+    blocks = []
+    last = False
+    while not last:
+        block = int.from_bytes(content[position : position + 3], "little")
+        last, kind, size = bool(block & 1), block >> 1 & 3, block >> 3
+        if kind != 0:
+            return None
+        blocks.append(content[position + 3 : position + 3 + size])
+        position += 3 + size
+    return b"".join(blocks)

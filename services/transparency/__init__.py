@@ -1,0 +1,1 @@
+"""Transparency log: Merkle tree and proofs, signed checkpoints, exports and their offline verifier."""
