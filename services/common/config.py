@@ -27,13 +27,16 @@ class TlsConfig(Section):
 class ServerConfig(Section):
     listen: Address = Field(description="host:port of the mTLS listener")
     health_listen: Address | None = Field(
-        None, description="host:port of a plaintext listener that serves grpc.health.v1 and nothing else, for probes"
+        default=None,
+        description="host:port of a plaintext listener that serves grpc.health.v1 and nothing else, for probes",
     )
-    metrics_listen: Address | None = Field(None, description="host:port of the Prometheus metrics page")
+    metrics_listen: Address | None = Field(default=None, description="host:port of the Prometheus metrics page")
     tls: TlsConfig
-    drain_s: float = Field(10.0, ge=0, le=600, description="seconds that calls in flight get to finish after SIGTERM")
+    drain_s: float = Field(
+        default=10.0, ge=0, le=600, description="seconds that calls in flight get to finish after SIGTERM"
+    )
     max_connection_age_s: float = Field(
-        3600.0, ge=10, description="seconds after which a client is asked to connect anew, to spread load"
+        default=3600.0, ge=10, description="seconds after which a client is asked to connect anew, to spread load"
     )
 
 
@@ -43,21 +46,23 @@ class ClientConfig(Section):
 
 class PostgresConfig(Section):
     dsn: str = Field(description="libpq connection string without a password")
-    password_file: Path | None = Field(None, description="file with the password on one line")
-    pool_max: int = Field(8, ge=1, le=200, description="most connections at once")
+    password_file: Path | None = Field(default=None, description="file with the password on one line")
+    pool_max: int = Field(default=8, ge=1, le=200, description="most connections at once")
 
 
 class RedisConfig(Section):
     url: str = Field(description="redis://host:port/0, rediss://host:port/0 or unix:///path without credentials")
     username: str = Field(description="ACL user of this service")
-    password_file: Path | None = Field(None, description="file with the password on one line")
+    password_file: Path | None = Field(default=None, description="file with the password on one line")
 
 
 class TelemetryConfig(Section):
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
-    log_format: str = Field("json", pattern="^(json|console)$")
-    trace_file: Path | None = Field(None, description="append finished spans to this file, one JSON object a line")
-    otlp_endpoint: str | None = Field(None, description="send spans to this OTLP/gRPC collector")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_format: str = Field(default="json", pattern="^(json|console)$")
+    trace_file: Path | None = Field(
+        default=None, description="append finished spans to this file, one JSON object a line"
+    )
+    otlp_endpoint: str | None = Field(default=None, description="send spans to this OTLP/gRPC collector")
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)

@@ -118,7 +118,7 @@ def _add_trace_id(_logger: Any, _name: str, event: structlog.typing.EventDict) -
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """A structured logger: `log.info("round_sealed", job_id=..., hospitals=15)`. Never log patient data or keys."""
-    logger: structlog.stdlib.BoundLogger = structlog.get_logger(logger=name)
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger(component=name)
     return logger
 
 

@@ -1,4 +1,4 @@
-"""Compares models on the common test set, from the local files: outside every privacy guarantee, never sent anywhere."""
+"""Compares models on the common test set, from the local files: outside every privacy guarantee, never sent."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

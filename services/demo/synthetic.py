@@ -23,10 +23,11 @@ Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 _DRUGS: Final = (
-    "metformin repaglinide nateglinide chlorpropamide glimepiride acetohexamide glipizide glyburide tolbutamide "
-    "pioglitazone rosiglitazone acarbose miglitol troglitazone tolazamide examide citoglipton insulin "
-    "glyburide-metformin glipizide-metformin glimepiride-pioglitazone metformin-rosiglitazone metformin-pioglitazone"
-).split()
+    *("metformin", "repaglinide", "nateglinide", "chlorpropamide", "glimepiride", "acetohexamide", "glipizide"),
+    *("glyburide", "tolbutamide", "pioglitazone", "rosiglitazone", "acarbose", "miglitol", "troglitazone"),
+    *("tolazamide", "examide", "citoglipton", "insulin", "glyburide-metformin", "glipizide-metformin"),
+    *("glimepiride-pioglitazone", "metformin-rosiglitazone", "metformin-pioglitazone"),
+)
 _AGES: Final = tuple(f"[{low}-{low + 10})" for low in range(0, 100, 10))
 _DIAGNOSES: Final = {
     "428": 0.08, "414": 0.08, "410": 0.05, "786": 0.07, "486": 0.06, "491": 0.05, "434": 0.05, "682": 0.05,
@@ -165,4 +166,5 @@ def _choice(rng: np.random.Generator, weights: Mapping[str, float], count: int, 
     """Draw levels; `tilt` shifts weight from the first level to the last ones, which makes hospitals differ."""
     levels = list(weights)
     raw: Floats = np.array(list(weights.values())) * np.exp(0.35 * tilt * np.linspace(-1, 1, len(levels)))
-    return np.array(levels)[rng.choice(len(levels), count, p=raw / raw.sum())]
+    drawn: Strings = np.array(levels)[rng.choice(len(levels), count, p=raw / raw.sum())]
+    return drawn

@@ -1,9 +1,9 @@
 """Which operating-system account runs a store process, and what that account can reach.
 
 PostgreSQL refuses to run as root, and as any uid without a passwd entry. Started by root, both stores therefore run as
-`nobody`; started by a normal user they run as that user. A process of `nobody` is started inside its data folder and
-addresses it as the current directory, so that the folder may lie below one that only root may enter (a root home, a
-0700 temporary folder). Programs and sockets are looked up by path and must be reachable: `reachable_program` copies.
+`nobody`; started by a normal user they run as that user. For a process of `nobody` root opens its data folder, as
+working directory or descriptor, so that the folder may lie below one that only root may enter (a root home, a 0700
+temporary folder). Programs and sockets are looked up by path and must be in reach: `reachable_program` copies.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def folder_error(path: Path, error: OSError) -> FedmeshError:
 def socket_folder(preferred: Path, remembered: Path | None, socket_name: str, account: Account) -> Path:
     """A folder of mode 0700, owned by the account, whose path leaves room for a Unix socket called `socket_name`.
 
-    Tries the folder in use before, then `preferred`, then a new folder below the system's temporary folder.
+    Tries the folder in use before, then `preferred`, then one below the system's temporary folder: named after
+    `preferred`, so that it is the same at every start, unless another user has taken that name.
     """
     for candidate in (remembered, preferred):
         if candidate is None or len(os.fsencode(candidate / socket_name)) > MAX_SOCKET_PATH_BYTES:
@@ -112,9 +114,16 @@ def socket_folder(preferred: Path, remembered: Path | None, socket_name: str, ac
             private_folder(candidate, account)
         if _owned_by(candidate, account) and account.can_enter(candidate):
             return candidate
-    fresh = Path(tempfile.mkdtemp(prefix="fedmesh-", dir=_short_temporary_root(socket_name, account)))
-    account.own(fresh)
-    return fresh
+    digest = hashlib.sha256(os.fsencode(preferred)).hexdigest()[:12]
+    named = _short_temporary_root(socket_name, account) / f"fedmesh-{digest}"
+    try:
+        named.mkdir(mode=0o700)
+        account.own(named)
+    except FileExistsError:
+        if not _owned_by(named, account):
+            named = Path(tempfile.mkdtemp(prefix="fedmesh-", dir=named.parent))
+            account.own(named)
+    return named
 
 
 def _owned_by(folder: Path, account: Account) -> bool:
@@ -127,7 +136,7 @@ def _owned_by(folder: Path, account: Account) -> bool:
 
 def _short_temporary_root(socket_name: str, account: Account) -> Path:
     for root in (Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108 - mkdtemp makes a fresh 0700 folder inside
-        if len(os.fsencode(root / "fedmesh-12345678" / socket_name)) <= MAX_SOCKET_PATH_BYTES and account.can_enter(
+        if len(os.fsencode(root / "fedmesh-0123456789ab" / socket_name)) <= MAX_SOCKET_PATH_BYTES and account.can_enter(
             root
         ):
             return root
@@ -137,16 +146,16 @@ def _short_temporary_root(socket_name: str, account: Account) -> Path:
     )
 
 
-def reachable_program(root: Path, program: Path, account: Account, parts: tuple[str, ...]) -> Path:
+def reachable_program(root: Path, program: Path, account: Account, parts: Sequence[Path]) -> Path:
     """A path to `program` that the account can execute: itself, or a copy when a parent folder is closed to it.
 
-    `root` is the folder to copy, `program` a path inside it and `parts` the top-level entries needed at run time.
+    `root` is the folder to copy from, `program` a path inside it and `parts` what it needs at run time, relative to it.
     Copies are kept under /var/cache/fedmesh, owned by root, named by the installation's path and time.
     """
     if account.can_enter(program):
         return program
     stamp = hashlib.sha256(f"{root.resolve()}:{program.stat().st_mtime_ns}".encode()).hexdigest()[:16]
-    target = CACHE_ROOT / f"{root.name}-{stamp}"
+    target = CACHE_ROOT / f"{program.name}-{stamp}"
     if not target.exists():
         _copy_program_tree(root, target, parts)
     copy = target / program.relative_to(root)
@@ -158,7 +167,7 @@ def reachable_program(root: Path, program: Path, account: Account, parts: tuple[
     return copy
 
 
-def _copy_program_tree(root: Path, target: Path, parts: tuple[str, ...]) -> None:
+def _copy_program_tree(root: Path, target: Path, parts: Sequence[Path]) -> None:
     try:
         CACHE_ROOT.mkdir(parents=True, exist_ok=True)
         CACHE_ROOT.chmod(0o755)

@@ -5,10 +5,13 @@ user), or from a system PostgreSQL 15 or newer. Every role signs in with its own
 in files of mode 0600, so that no secret appears in a command line, a configuration file or a connection string.
 """
 
+import contextlib
 import importlib.util
+import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +31,6 @@ SUPERUSER: Final = "postgres"
 OLDEST_VERSION: Final = 15
 # The socket's name carries a port even where no TCP port is open.
 DEFAULT_PORT: Final = 5432
-PROGRAM_PARTS: Final = ("bin", "lib", "share")
 
 
 class EmbeddedPostgres(StoreProcess):
@@ -54,7 +56,8 @@ class EmbeddedPostgres(StoreProcess):
         data_dir: the server's own folder, made when missing. binaries: folder with `postgres` and `initdb` of a
         PostgreSQL >= 15; None takes the PyPI build. port: also listen on this loopback TCP port; None is the Unix
         socket alone. durable: False skips fsync, for tests only. tls: certificate for the TCP port, which then takes
-        TLS 1.3 only; needs a build with TLS, which the PyPI one is not. guard: ends the server when this process ends; None lets it outlive us.
+        TLS 1.3 only; needs a build with TLS, which the PyPI one is not. guard: ends the server when this process ends;
+        None lets it outlive us.
 
         Raises: FedmeshError(CONFIG_INVALID) when no account may run the server.
         """
@@ -62,30 +65,22 @@ class EmbeddedPostgres(StoreProcess):
         self._binaries = binaries
         self._durable = durable
         self._tls = tls
-        # Root's child addresses its data as its working directory: a parent of it may be closed to the child.
-        self._cluster_argument = "/proc/self/cwd" if self._account.drop else str(self._home)
 
-    def start(self, timeout_s: float = 60.0) -> None:
-        """Start the server, making the cluster, database, schemas and roles when missing. Does nothing when running.
-
-        Raises: FedmeshError: CONFIG_INVALID (port taken, folder or programs unusable, no TLS in the build, data of
-        another major version), STORE_FULL, STORE_UNAVAILABLE (did not start, or not within `timeout_s` seconds).
-        """
-        if self._running_record() is not None:
-            return
-        self._check_port()
+    def _start(self, timeout_s: float) -> None:
+        """Start, making the cluster, database, schemas and roles where missing."""
+        programs = self._programs()
+        with processes.deferred_interrupts():
+            self._initialise_cluster(programs)
+        self._check_cluster(programs)
+        self._write_access_rules()
+        self._launch(programs, timeout_s)
         try:
-            self._prepare_folders()
-            programs = self._programs()
-            with processes.deferred_interrupts():
-                self._initialise_cluster(programs)
-            self._check_cluster(programs)
-            self._write_access_rules()
-            self._launch(programs, timeout_s)
-        except OSError as error:
-            raise accounts.folder_error(self.data_dir, error) from error
-        self._create_roles()
-        self.create_database(DATABASE)
+            self._create_roles()
+            self.create_database(DATABASE)
+        except psycopg.errors.DiskFull as error:
+            raise FedmeshError(Code.STORE_FULL, "the disk is full: free some space or move the data folder") from error
+        except psycopg.OperationalError as error:
+            raise FedmeshError(Code.STORE_UNAVAILABLE, f"PostgreSQL ended while starting; see {self.log}") from error
 
     # ---- access
 
@@ -151,7 +146,27 @@ class EmbeddedPostgres(StoreProcess):
             raise FedmeshError(Code.CONFIG_INVALID, f"no `postgres` and `initdb` in {folder}: install PostgreSQL >= 15")
         if self._binaries is not None:
             return folder
-        return accounts.reachable_program(folder.parent, postgres, self._account, PROGRAM_PARTS).parent
+        site, package = folder.parents[2], folder.parents[1].name
+        tree = folder.parent.relative_to(site)
+        # The wheel keeps the programs' shared libraries beside its package, found by a relative path.
+        parts = (*(tree / part for part in ("bin", "lib", "share")), Path(f"{package}.libs"))
+        return accounts.reachable_program(site, postgres, self._account, parts).parent
+
+    @contextlib.contextmanager
+    def _cluster_access(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """How the server names its cluster, and the descriptors it needs for that.
+
+        Root opens the folder for the account it drops to: a parent folder may be closed to that account. The working
+        directory would not do, because PostgreSQL 15 leaves it and returns by path to find its own program.
+        """
+        if not self._account.drop:
+            yield str(self._home), ()
+            return
+        handle = os.open(self._home, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield f"/proc/self/fd/{handle}", (handle,)
+        finally:
+            os.close(handle)
 
     def _initialise_cluster(self, programs: Path) -> None:
         """Make the cluster, all or nothing: what an interrupted `initdb` left behind is removed."""
@@ -165,17 +180,19 @@ class EmbeddedPostgres(StoreProcess):
         try:
             processes.write_private(handover, self.password(SUPERUSER))
             self._account.own(handover)
-            child = processes.spawn(
-                [
-                    *(programs / "initdb", "-D", self._cluster_argument, "-U", SUPERUSER, "-A", "scram-sha-256"),
-                    *(f"--pwfile={handover}", "--encoding=UTF8", "--locale=C", "--no-instructions"),
-                    *(() if self._durable else ("--no-sync",)),
-                ],
-                self.log,
-                cwd=self._home,
-                env=self._environment(),
-                account=self._account,
-            )
+            with self._cluster_access() as (cluster, handles):
+                child = processes.spawn(
+                    [
+                        *(programs / "initdb", "-D", cluster, "-U", SUPERUSER, "-A", "scram-sha-256"),
+                        *(f"--pwfile={handover}", "--encoding=UTF8", "--locale=C", "--no-instructions"),
+                        *(() if self._durable else ("--no-sync",)),
+                    ],
+                    self.log,
+                    cwd=Path("/"),
+                    env=self._environment(),
+                    account=self._account,
+                    pass_fds=handles,
+                )
             if child.wait() != 0:
                 raise processes.start_error(self.name, self.log, before, None)
         finally:
@@ -204,13 +221,15 @@ class EmbeddedPostgres(StoreProcess):
         self._save_state(version=version)
 
     def _has_tls(self, programs: Path) -> bool:
-        probe = subprocess.run(  # noqa: S603 - no shell
-            [str(programs / "postgres"), "-D", self._cluster_argument, "-c", "ssl=on", "-C", "ssl"],
-            capture_output=True,
-            cwd=self._home,
-            check=False,
-            **self._account.popen_arguments(),
-        )
+        with self._cluster_access() as (cluster, handles):
+            probe = subprocess.run(  # noqa: S603 - no shell
+                [str(programs / "postgres"), "-D", cluster, "-c", "ssl=on", "-C", "ssl"],
+                capture_output=True,
+                cwd="/",
+                check=False,
+                pass_fds=handles,
+                **self._account.popen_arguments(),
+            )
         return probe.returncode == 0
 
     def _write_access_rules(self) -> None:
@@ -237,7 +256,9 @@ class EmbeddedPostgres(StoreProcess):
     def _attempt(self, programs: Path, timeout_s: float) -> bool:
         self._clear_stale_locks()
         before = self._log_size()
-        child = self._spawn_server([programs / "postgres", "-D", self._cluster_argument, *self._settings()])
+        with self._cluster_access() as (cluster, handles):
+            argv: list[str | Path] = [programs / "postgres", "-D", cluster, *self._settings()]
+            child = self._spawn_server(argv, cwd=Path("/"), pass_fds=handles)
         if not processes.wait_until(lambda: child.poll() is not None or self._ready(child.pid), timeout_s):
             self.stop(1.0)
             raise FedmeshError(Code.STORE_UNAVAILABLE, f"PostgreSQL was not ready in {timeout_s:g} s; see {self.log}")

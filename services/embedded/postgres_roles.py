@@ -47,7 +47,9 @@ def create_schemas(connection: Connection, database: str) -> None:
         run(sql.SQL("CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {owner}").format(**names))
         run(sql.SQL("REVOKE ALL ON SCHEMA {schema} FROM PUBLIC").format(**names))
         run(sql.SQL("GRANT USAGE ON SCHEMA {schema} TO {service}").format(**names))
-        run(sql.SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC").format(**names))
+        run(
+            sql.SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC").format(**names)
+        )
         run(sql.SQL("GRANT CONNECT ON DATABASE {database} TO {migrator}, {service}").format(**names))
 
 

@@ -158,6 +158,7 @@ def spawn(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     account: Account | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, so that Ctrl-C reaches only us; output is appended to `log` (0600).
 
@@ -173,6 +174,7 @@ def spawn(
                 cwd=cwd,
                 env=None if env is None else dict(env),
                 start_new_session=True,
+                pass_fds=pass_fds,
                 **(account.popen_arguments() if account else {}),
             )
         except OSError as error:

@@ -70,25 +70,14 @@ class EmbeddedRedis(StoreProcess):
         self._durable = durable
         self._max_memory_mb = max_memory_mb
 
-    def start(self, timeout_s: float = 30.0) -> None:
-        """Start the server and wait until its data is loaded. Does nothing when it runs.
-
-        Raises: FedmeshError: CONFIG_INVALID (port taken, folder or program unusable), STORE_FULL, STORE_UNAVAILABLE
-        (did not start, or not within `timeout_s` seconds).
-        """
-        if self._running_record() is not None:
-            return
-        self._check_port()
-        try:
-            self._prepare_folders()
-            program = self._executable()
-            self._write_acl_file()
-            before = self._log_size()
-            sockets = self._socket_folder(SOCKET_NAME)
-            (sockets / SOCKET_NAME).unlink(missing_ok=True)
-            child = self._spawn_server([program, *self._settings(sockets)])
-        except OSError as error:
-            raise accounts.folder_error(self.data_dir, error) from error
+    def _start(self, timeout_s: float) -> None:
+        """Start, and wait until the data is loaded."""
+        program = self._executable()
+        self._write_acl_file()
+        before = self._log_size()
+        sockets = self._socket_folder(SOCKET_NAME)
+        (sockets / SOCKET_NAME).unlink(missing_ok=True)
+        child = self._spawn_server([program, *self._settings(sockets)], cwd=self._home)
         if not processes.wait_until(lambda: child.poll() is not None or self._answers(), timeout_s):
             self.stop(1.0)
             raise FedmeshError(Code.STORE_UNAVAILABLE, f"Redis was not ready in {timeout_s:g} s; see {self.log}")
@@ -132,7 +121,7 @@ class EmbeddedRedis(StoreProcess):
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
             raise FedmeshError(Code.CONFIG_INVALID, f"Redis {version} is too old: 6.2 or newer is needed")
         self._save_state(version=version)
-        return accounts.reachable_program(program.parent, program, self._account, (program.name,))
+        return accounts.reachable_program(program.parent, program, self._account, (Path(program.name),))
 
     def _write_acl_file(self) -> None:
         lines = ["user default off resetpass resetkeys resetchannels -@all"]

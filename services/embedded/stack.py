@@ -19,11 +19,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.config import TlsConfig
 from services.common.errors import Code, FedmeshError
+from services.common.identity import Kind
 from services.common.postgres import migrate
-from services.common.tls import channel_credentials
+from services.common.tls import channel_credentials, load_tls
 from services.embedded import processes
 from services.embedded.accounts import private_folder
-from services.embedded.ca import CertificateAuthority, create_ca, load_ca
+from services.embedded.ca import create_ca, load_ca
 from services.embedded.guard import Guard
 from services.embedded.postgres import EmbeddedPostgres
 from services.embedded.redis import EmbeddedRedis
@@ -61,8 +62,8 @@ class Stack:
     """The stack in a folder. Makes what is missing; see the module for what lives how long."""
 
     def __init__(self, folder: Path, *, guard: Guard | None = None, base_port: int | None = None) -> None:
-        """folder: the stack's own, made by `start`. guard: ends everything with this process. base_port: services listen
-        on loopback ports base_port to base_port + 3; None takes free ones at every start.
+        """folder: the stack's own, made by `start`. guard: ends everything with this process. base_port: services
+        listen on loopback ports base_port to base_port + 3; None takes free ones at every start.
         """
         self.folder = folder.absolute()
         self._base_port = base_port
@@ -150,11 +151,11 @@ class Stack:
 
     def operator(self, name: str) -> TlsConfig:
         """The certificate of a person at the consortium, issued when missing."""
-        return self._issued("operator", name)
+        return self._issued(Kind.OPERATOR, name)
 
     def hospital_tls(self, hospital_id: str) -> TlsConfig:
         """The certificate of a hospital, issued when missing."""
-        return self._issued("hospital", hospital_id)
+        return self._issued(Kind.HOSPITAL, hospital_id)
 
     @property
     def audit_key(self) -> Path:
@@ -180,11 +181,12 @@ class Stack:
             self.supervisor.start(self._spec(hospital_id, module="hospital_node", rank=2))
 
     def _hospital_config(self, hospital_id: str, settings: dict[str, Any]) -> dict[str, Any]:
-        home = private_folder(self.folder / "hospitals" / hospital_id)
+        home = self.folder / "hospitals" / hospital_id
+        private_folder(home)
         return {
             "hospital_id": hospital_id,
             "tls": _tls_section(self.hospital_tls(hospital_id)),
-            "data_dir": str(home or self.folder / "hospitals" / hospital_id),
+            "data_dir": str(home),
             "group_key_file": str(self.group_key),
             "compile_cache": str(self.folder / "compiled"),
             "telemetry": self._telemetry(hospital_id),
@@ -198,22 +200,16 @@ class Stack:
         from services.secure_sum.secret import generate_group_key
         from services.transparency.checkpoint import generate_key
 
-        ca = self._ca()
         private_folder(self.folder / "keys")
         private_folder(self.folder / "config")
         for name in SERVICES:
-            if not _files(self.folder / "ca" / "issued", "service", name):
-                ca.issue_service(name)
+            self._issued(Kind.SERVICE, name)
         if not self.audit_key.exists():
             verifier = generate_key(self.audit_key, f"{CONSORTIUM}/audit")
             self.audit_verifier.write_text(verifier + "\n", encoding="utf-8")
         if not self.group_key.exists():
             with open(os.open(self.group_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(generate_group_key())
-
-    def _ca(self) -> CertificateAuthority:
-        folder = self.folder / "ca"
-        return load_ca(folder) if folder.exists() else create_ca(folder, CONSORTIUM)
 
     def _migrate(self) -> None:
         from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
@@ -241,7 +237,7 @@ class Stack:
         config: dict[str, Any] = {
             "server": {
                 "listen": self.target(name),
-                "tls": _tls_section(self._issued("service", name)),
+                "tls": _tls_section(self._issued(Kind.SERVICE, name)),
                 "drain_s": 5.0,
             },
             "telemetry": self._telemetry(name),
@@ -253,15 +249,18 @@ class Stack:
             cache = self.redis.config(name)
             config["redis"] = {"url": cache.url, "username": name, "password_file": str(cache.password_file)}
         if name == "audit":
-            config["signing_key_file"] = str(self.audit_key)
-        for callee in {"registry": ["audit"], "aggregator": ["registry"], "coordinator": ["registry", "aggregator"]}.get(
-            name, []
-        ):
+            config["signing_key"] = str(self.audit_key)
+        for callee in {
+            "registry": ["audit"],
+            "aggregator": ["registry"],
+            "coordinator": ["registry", "aggregator"],
+        }.get(name, []):
             config[callee] = {"target": self.target(callee)}
         return config
 
     def _telemetry(self, name: str) -> dict[str, Any]:
-        folder = private_folder(self.folder / "traces") or self.folder / "traces"
+        folder = self.folder / "traces"
+        private_folder(folder)
         return {"log_level": "info", "trace_file": str(folder / f"{name}.jsonl")}
 
     def _write_config(self, name: str, config: dict[str, Any]) -> None:
@@ -296,20 +295,24 @@ class Stack:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-    def _issued(self, kind: str, name: str) -> TlsConfig:
-        known = _files(self.folder / "ca" / "issued", kind, name)
-        if known is not None:
-            return known
-        ca = self._ca()
-        issue = {"operator": ca.issue_operator, "hospital": ca.issue_hospital, "service": ca.issue_service}[kind]
-        return issue(name)
-
-
-def _files(folder: Path, kind: str, name: str) -> TlsConfig | None:
-    certificate = folder / kind / f"{name}.pem"
-    if not certificate.exists():
-        return None
-    return TlsConfig(ca=folder.parent / "ca.pem", certificate=certificate, key=folder / kind / f"{name}.key")
+    def _issued(self, kind: Kind, name: str) -> TlsConfig:
+        folder = self.folder / "ca"
+        stem = name if kind is Kind.SERVICE else f"{kind.value}-{name}"
+        known = TlsConfig(ca=folder / "ca.pem", certificate=folder / f"{stem}.pem", key=folder / f"{stem}.key")
+        if known.certificate.exists():
+            try:
+                load_tls(known)
+            except FedmeshError:
+                pass  # expired or half-written: issue it anew
+            else:
+                return known
+        ca = load_ca(folder) if folder.exists() else create_ca(folder, CONSORTIUM)
+        issue = {
+            Kind.OPERATOR: ca.issue_operator,
+            Kind.HOSPITAL: ca.issue_hospital,
+            Kind.SERVICE: ca.issue_service,
+        }
+        return issue[kind](name)
 
 
 def _tls_section(tls: TlsConfig) -> dict[str, str]:

@@ -58,6 +58,30 @@ class StoreProcess:
 
     # ---- life cycle
 
+    def start(self, timeout_s: float = 60.0) -> None:
+        """Start the server and wait until it serves, making whatever is missing. Does nothing when it runs.
+
+        Raises: FedmeshError: CONFIG_INVALID (port taken, folder or programs unusable, no TLS in the build, data of
+        another major version), STORE_FULL, STORE_UNAVAILABLE (did not start, or not within `timeout_s` seconds).
+        """
+        if self._running_record() is not None:
+            return
+        if self.port is not None:
+            processes.require_free_port(self.port, self.name)
+        try:
+            self._prepare_folders()
+            self._start(timeout_s)
+        except BaseException as error:  # Ctrl-C too: a start that raises leaves nothing running
+            self.stop()
+            self._remove_outside_sockets()
+            if isinstance(error, OSError):
+                raise accounts.folder_error(self.data_dir, error) from error
+            raise
+
+    def _start(self, timeout_s: float) -> None:
+        """Start a server that does not run, in folders that exist, and wait until it serves."""
+        raise NotImplementedError
+
     def stop(self, timeout_s: float = 20.0) -> None:
         """Stop the server in good order, or by force after `timeout_s` seconds. Does nothing when stopped.
 
@@ -90,10 +114,8 @@ class StoreProcess:
     def destroy(self) -> None:
         """Stop the server and delete its data folder and its socket folder."""
         self.stop()
-        folder = self._state().get("socket_dir")
+        self._remove_outside_sockets()
         shutil.rmtree(self.data_dir, ignore_errors=True)
-        if folder is not None:
-            shutil.rmtree(str(folder), ignore_errors=True)
 
     def password_file(self, user: str) -> Path:
         """The file (mode 0600) that holds a user's password and nothing else."""
@@ -116,10 +138,6 @@ class StoreProcess:
 
     # ---- for subclasses
 
-    def _check_port(self) -> None:
-        if self.port is not None:
-            processes.require_free_port(self.port, self.name)
-
     def _prepare_folders(self) -> None:
         for folder in (self.data_dir, self._secrets):
             accounts.private_folder(folder)
@@ -137,14 +155,17 @@ class StoreProcess:
     def _environment(self) -> dict[str, str]:
         return {"PATH": "/usr/bin:/bin", "LC_ALL": "C", **(self._guard.environment() if self._guard else {})}
 
-    def _spawn_server(self, argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+    def _spawn_server(
+        self, argv: Sequence[str | Path], *, cwd: Path, pass_fds: Sequence[int] = ()
+    ) -> subprocess.Popen[bytes]:
         with processes.deferred_interrupts():
             child = processes.spawn(
                 argv,
                 self.log,
-                cwd=self._home,
+                cwd=cwd,
                 env=self._environment(),
                 account=self._account,
+                pass_fds=pass_fds,
             )
             self._child = child
             record = ProcessRecord.of(child.pid)
@@ -165,6 +186,12 @@ class StoreProcess:
         if str(folder) != remembered:
             self._save_state(socket_dir=str(folder))
         return folder
+
+    def _remove_outside_sockets(self) -> None:
+        """Leave no socket folder in the system's temporary folder; the next start makes the same one again."""
+        folder = self._state().get("socket_dir")
+        if folder is not None and not Path(str(folder)).is_relative_to(self.data_dir):
+            shutil.rmtree(str(folder), ignore_errors=True)
 
     def _tcp_port(self) -> int:
         if self.port is None:
@@ -205,6 +232,7 @@ class StoreProcess:
         """Signal the server, wait until it is gone, and see to it that its children are too."""
         with processes.deferred_interrupts():
             processes.end_families([(record, signum)], timeout_s, self._reap)
+            self._remove_outside_sockets()
 
     def _reap(self) -> None:
         if self._child is not None and self._child.poll() is not None:
@@ -217,7 +245,7 @@ class StoreProcess:
             loaded = json.loads(self._state_file.read_text())
         except (FileNotFoundError, ValueError):
             return {}
-        except PermissionError as error:
+        except OSError as error:
             raise accounts.folder_error(self.data_dir, error) from error
         return loaded if isinstance(loaded, dict) else {}
 

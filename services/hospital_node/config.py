@@ -32,9 +32,9 @@ class DataConfig(Section):
 
 class PrivacyConfig(Section):
     epsilon_limit: float = Field(
-        0.5, gt=0, le=100, description="most epsilon that the population may spend within the rolling window"
+        0.5, gt=0, le=100, description="most epsilon that the population may spend in any 365 days"
     )
-    window_days: int = Field(365, ge=1, le=36_500, description="length of the rolling window in days")
+    delta_limit: float = Field(1e-5, gt=0, lt=1, description="most delta that the population may spend in any 365 days")
     max_plan_epsilon: float = Field(
         0.5, gt=0, le=100, description="refuse every plan that asks for more epsilon, whatever is left"
     )
@@ -60,11 +60,11 @@ class LimitsConfig(Section):
 
 class HospitalConfig(Section):
     hospital_id: Name = Field(description="this hospital's name; must equal the one in its certificate")
-    tls: TlsConfig
-    registry: ClientConfig
-    coordinator: ClientConfig
-    aggregator: ClientConfig
-    data: DataConfig
+    tls: TlsConfig = Field(description="this hospital's certificate, used as a client")
+    registry: ClientConfig = Field(description="the registry: plans, jobs, model states")
+    coordinator: ClientConfig = Field(description="the coordinator: tasks and reports")
+    aggregator: ClientConfig = Field(description="the aggregator: ciphertexts and sums")
+    data: DataConfig = Field(description="where the encounters are read from")
     population: Name = Field(
         description="name of the source population: the privacy budget belongs to it, whatever file it is read from"
     )
@@ -74,12 +74,12 @@ class HospitalConfig(Section):
     group_key_file: Path = Field(
         description="BFV secret key shared by the hospitals and by nobody else, mode 0600, brought out of band"
     )
-    privacy: PrivacyConfig = PrivacyConfig()
+    privacy: PrivacyConfig = Field(PrivacyConfig(), description="what this hospital agrees to spend")
     compile_cache: Path | None = Field(
         None, description="folder for compiled plans, may be shared by nodes of one user; absent: inside data_dir"
     )
-    limits: LimitsConfig = LimitsConfig()
-    telemetry: TelemetryConfig = TelemetryConfig()
+    limits: LimitsConfig = Field(LimitsConfig(), description="bounds on what a plan may cost this node")
+    telemetry: TelemetryConfig = Field(TelemetryConfig(), description="logs and traces")
     metrics_listen: Address | None = Field(None, description="host:port of the Prometheus metrics page")
     health_listen: Address | None = Field(
         None, description="host:port of a plaintext listener that serves grpc.health.v1 and nothing else, for probes"

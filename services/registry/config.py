@@ -9,32 +9,37 @@ from services.common.config import ClientConfig, PostgresConfig, Section, Server
 
 class BlobConfig(Section):
     max_bytes: int = Field(
-        256 * 1024 * 1024,
+        default=256 * 1024 * 1024,
         ge=1024,
         le=1024 * 1024 * 1024,
         description="largest blob that a hospital may store, in bytes",
     )
-    max_uploads: int = Field(16, ge=1, le=1000, description="uploads received at once; more are told to come again")
+    max_uploads: int = Field(
+        default=16, ge=1, le=1000, description="uploads received at once; more are told to come again"
+    )
     idle_s: float = Field(
-        30.0, gt=0, le=3600, description="seconds that an upload may stand still before it is dropped"
+        default=30.0, gt=0, le=3600, description="seconds that an upload may stand still before it is dropped"
     )
     memory_bytes: int = Field(
-        2 * 1024 * 1024, ge=0, description="bytes of one upload held in memory; the rest waits in spool_dir"
+        default=2 * 1024 * 1024, ge=0, description="bytes of one upload held in memory; the rest waits in spool_dir"
     )
     spool_dir: Path | None = Field(
-        None, description="folder for uploads that are not complete yet; null means the system's temporary folder"
+        default=None,
+        description="folder for uploads that are not complete yet; null means the system's temporary folder",
     )
 
 
 class RelayConfig(Section):
-    interval_s: float = Field(1.0, gt=0, le=60, description="seconds between looks at the outbox when nothing wakes it")
-    batch: int = Field(200, ge=1, le=500, description="most events sent to the audit log in one call")
-    timeout_s: float = Field(10.0, gt=0, le=60, description="deadline of one call to the audit log, in seconds")
+    interval_s: float = Field(
+        default=1.0, gt=0, le=60, description="seconds between looks at the outbox when nothing wakes it"
+    )
+    batch: int = Field(default=200, ge=1, le=500, description="most events sent to the audit log in one call")
+    timeout_s: float = Field(default=10.0, gt=0, le=60, description="deadline of one call to the audit log, in seconds")
     claim_s: float = Field(
-        30.0, ge=1, le=600, description="seconds after which another replica may send claimed events"
+        default=30.0, ge=1, le=600, description="seconds after which another replica may send claimed events"
     )
     max_backoff_s: float = Field(
-        10.0, gt=0, le=300, description="longest wait between tries while the audit log is away, in seconds"
+        default=10.0, gt=0, le=300, description="longest wait between tries while the audit log is away, in seconds"
     )
 
 
@@ -42,6 +47,8 @@ class RegistryConfig(Section):
     server: ServerConfig = Field(description="where the registry listens, and its certificate, also used towards audit")
     postgres: PostgresConfig = Field(description="the database, as role registry_service")
     audit: ClientConfig = Field(description="the audit service that the outbox is relayed to")
-    telemetry: TelemetryConfig = Field(TelemetryConfig(), description="logs and traces")
-    blobs: BlobConfig = Field(BlobConfig(), description="limits of uploads")
-    relay: RelayConfig = Field(RelayConfig(), description="how events travel from the outbox to the audit log")
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig, description="logs and traces")
+    blobs: BlobConfig = Field(default_factory=BlobConfig, description="limits of uploads")
+    relay: RelayConfig = Field(
+        default_factory=RelayConfig, description="how events travel from the outbox to the audit log"
+    )

@@ -96,7 +96,7 @@ def build_usecases(config: RegistryConfig, store: PostgresStore, clock: SystemCl
         max_bytes=config.blobs.max_bytes,
         max_uploads=config.blobs.max_uploads,
         memory_bytes=config.blobs.memory_bytes,
-        spool_dir=config.blobs.spool_dir,
+        spool_dir=None if config.blobs.spool_dir is None else str(config.blobs.spool_dir),
         idle_s=config.blobs.idle_s,
     )
     return UseCases(

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from fedmesh.registry.v1 import registry_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2_grpc as rpc
@@ -11,11 +12,12 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.gate import caller
 from services.common.ids import require_name, require_sha256, require_uuid
 from services.registry import wire
-from services.registry.domain.entities import JobStatus
+from services.registry.domain.entities import Hospital, Job, JobStatus, Plan
 from services.registry.usecases.blobs import BlobUseCases
 from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.plans import PlanUseCases
+from services.registry.usecases.ports import Command
 from services.registry.usecases.rounds import RoundUseCases
 
 
@@ -43,7 +45,7 @@ class RegistryServicer(rpc.RegistryServiceServicer):
     # --- hospitals
 
     async def RegisterHospital(self, request: pb.RegisterHospitalRequest, _context: Any) -> pb.RegisterHospitalResponse:
-        command = wire.command(
+        command: Command[Hospital] = wire.command(
             request, caller(), "RegisterHospital", lambda h: pb.RegisterHospitalResponse(hospital=wire.hospital(h))
         )
         name = require_name(request.hospital_id, "hospital_id")
@@ -53,7 +55,7 @@ class RegistryServicer(rpc.RegistryServiceServicer):
     async def SetHospitalStatus(
         self, request: pb.SetHospitalStatusRequest, _context: Any
     ) -> pb.SetHospitalStatusResponse:
-        command = wire.command(
+        command: Command[Hospital] = wire.command(
             request, caller(), "SetHospitalStatus", lambda h: pb.SetHospitalStatusResponse(hospital=wire.hospital(h))
         )
         name = require_name(request.hospital_id, "hospital_id")
@@ -68,11 +70,15 @@ class RegistryServicer(rpc.RegistryServiceServicer):
     # --- plans
 
     async def CreatePlan(self, request: pb.CreatePlanRequest, _context: Any) -> pb.CreatePlanResponse:
-        command = wire.command(request, caller(), "CreatePlan", lambda p: pb.CreatePlanResponse(plan=wire.plan(p)))
+        command: Command[Plan] = wire.command(
+            request, caller(), "CreatePlan", lambda p: pb.CreatePlanResponse(plan=wire.plan(p))
+        )
         return pb.CreatePlanResponse.FromString(await self._plans.create(command, request.manifest))
 
     async def ApprovePlan(self, request: pb.ApprovePlanRequest, _context: Any) -> pb.ApprovePlanResponse:
-        command = wire.command(request, caller(), "ApprovePlan", lambda p: pb.ApprovePlanResponse(plan=wire.plan(p)))
+        command: Command[Plan] = wire.command(
+            request, caller(), "ApprovePlan", lambda p: pb.ApprovePlanResponse(plan=wire.plan(p))
+        )
         plan_id = require_sha256(request.plan_id, "plan_id")
         return pb.ApprovePlanResponse.FromString(await self._plans.approve(command, plan_id))
 
@@ -88,7 +94,9 @@ class RegistryServicer(rpc.RegistryServiceServicer):
     # --- jobs
 
     async def CreateJob(self, request: pb.CreateJobRequest, _context: Any) -> pb.CreateJobResponse:
-        command = wire.command(request, caller(), "CreateJob", lambda j: pb.CreateJobResponse(job=wire.job(j)))
+        command: Command[Job] = wire.command(
+            request, caller(), "CreateJob", lambda j: pb.CreateJobResponse(job=wire.job(j))
+        )
         plan_id = require_sha256(request.plan_id, "plan_id")
         hospitals = [require_name(name, "hospital_ids") for name in request.hospital_ids]
         return pb.CreateJobResponse.FromString(await self._jobs.create(command, plan_id, hospitals))
@@ -105,7 +113,7 @@ class RegistryServicer(rpc.RegistryServiceServicer):
         return pb.ListJobsResponse(jobs=map(wire.job, page.items), next_page_token=wire.page_token(page.next_before))
 
     async def EndJob(self, request: pb.EndJobRequest, _context: Any) -> pb.EndJobResponse:
-        command = wire.command(request, caller(), "EndJob", lambda j: pb.EndJobResponse(job=wire.job(j)))
+        command: Command[Job] = wire.command(request, caller(), "EndJob", lambda j: pb.EndJobResponse(job=wire.job(j)))
         job_id = require_uuid(request.job_id, "job_id")
         status = wire.require_choice(request.status, wire.JOB_STATUS, "status")
         reason = wire.require_text(request.reason, "reason", 500)
@@ -131,7 +139,7 @@ class RegistryServicer(rpc.RegistryServiceServicer):
     # --- rounds
 
     async def OpenAttempt(self, request: pb.OpenAttemptRequest, _context: Any) -> pb.OpenAttemptResponse:
-        command = wire.command(
+        command: Command[tuple[UUID, int, int]] = wire.command(
             request, caller(), "OpenAttempt", lambda a: pb.OpenAttemptResponse(attempt=wire.attempt(*a))
         )
         job_id = require_uuid(request.job_id, "job_id")
@@ -139,12 +147,14 @@ class RegistryServicer(rpc.RegistryServiceServicer):
         return pb.OpenAttemptResponse.FromString(await self._jobs.open_attempt(command, job_id, request.round, reason))
 
     async def RecordEvents(self, request: pb.RecordEventsRequest, _context: Any) -> pb.RecordEventsResponse:
-        command = wire.command(request, caller(), "RecordEvents", lambda _: pb.RecordEventsResponse())
+        command: Command[None] = wire.command(request, caller(), "RecordEvents", lambda _: pb.RecordEventsResponse())
         events = wire.read_events(request.events, caller())
         return pb.RecordEventsResponse.FromString(await self._rounds.record_events(command, events))
 
     async def CommitRound(self, request: pb.CommitRoundRequest, _context: Any) -> pb.CommitRoundResponse:
-        command = wire.command(request, caller(), "CommitRound", lambda j: pb.CommitRoundResponse(job=wire.job(j)))
+        command: Command[Job] = wire.command(
+            request, caller(), "CommitRound", lambda j: pb.CommitRoundResponse(job=wire.job(j))
+        )
         return pb.CommitRoundResponse.FromString(await self._rounds.commit(command, wire.read_round(request)))
 
     async def ListRounds(self, request: pb.ListRoundsRequest, _context: Any) -> pb.ListRoundsResponse:

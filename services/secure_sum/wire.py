@@ -48,6 +48,10 @@ class Kind(Enum):
     UPLOAD = b"FMSU"
     SUM = b"FMSS"
 
+    @property
+    def described(self) -> str:
+        return "an upload" if self is Kind.UPLOAD else "a sum"
+
 
 @dataclass(frozen=True)
 class Blob:
@@ -145,7 +149,7 @@ def parse(blob: bytes, kind: Kind, params: ParameterSet, vector_length: int, lan
     fields = _HEADER.unpack_from(blob)
     magic, version, got_lanes, zero, name, got_vector, got_count, got_used, contributions, zero_end = fields
     if magic != kind.value:
-        _invalid(f"it is not a {kind.name.lower()} (magic {magic.hex()})")
+        _invalid(f"it is not {kind.described} (magic {magic.hex()})")
     if version != LAYOUT_VERSION:
         _invalid(f"layout version {version} is unknown, this build reads {LAYOUT_VERSION}")
     _check_name(name, params)

@@ -1,5 +1,8 @@
 """The one server interceptor: identity, access, deadlines, errors, metrics, traces, for every call of every service."""
 
+# The stubs make gRPC's types generic; the classes at run time are not.
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

@@ -1,16 +1,18 @@
 """What the node's use cases need from the world, as protocols."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from services.hospital_node.domain.tasks import AttemptId
+from services.hospital_node.domain.tasks import AttemptId, Task
 from services.plans.manifest import PlanManifest
 
 Int64Vector = npt.NDArray[np.int64]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Trainer(Protocol):
@@ -20,7 +22,7 @@ class Trainer(Protocol):
         """The state of version 0, the same bytes at every hospital: it follows from the plan alone."""
         ...
 
-    def contribution(self, state: bytes, round: int) -> Int64Vector:
+    def contribution(self, state: bytes, round_number: int) -> Int64Vector:
         """This hospital's integers for a round that builds on `state`: int64[vector_length], clipped, not noised.
 
         Raises: FedmeshError(DATA_INVALID) when the data leaves nothing to train on.
@@ -31,8 +33,8 @@ class Trainer(Protocol):
         """The next state from the sum over `contributors` hospitals, int64[vector_length]."""
         ...
 
-    def metrics(self, total: Int64Vector) -> dict[str, float]:
-        """Validation metrics that follow from the sum of a round that carries them."""
+    def metrics(self, total: Int64Vector) -> dict[str, float | None]:
+        """Validation metrics that follow from the sum of a round that carries them; None where it does not say."""
         ...
 
     def states_close(self, a: bytes, b: bytes) -> bool:
@@ -66,6 +68,35 @@ class NoiseRequest:
     hospitals: int
 
 
+class SecretSum(Protocol):
+    """The hospital's end of the secure sum, under the group key. Slow; runs on the worker thread."""
+
+    def encrypt(self, values: Int64Vector, manifest: PlanManifest) -> bytes:
+        """An upload with fresh randomness. Raises: FedmeshError(PLAN_INVALID) when a value does not fit its lane."""
+        ...
+
+    def size(self, manifest: PlanManifest) -> int:
+        """Exact size of an encrypted sum of this plan in bytes."""
+        ...
+
+    def decrypt(self, encrypted_sum: bytes, manifest: PlanManifest, contributions: int) -> Int64Vector:
+        """The exact sum, int64[vector_length].
+
+        Raises: FedmeshError(CIPHERTEXT_INVALID) when it is not a sum of this plan over so many contributions.
+        """
+        ...
+
+    def digest(self, attempt: AttemptId, sum_sha256: str, total: Int64Vector) -> bytes:
+        """32 bytes that bind attempt, encrypted sum and plaintext, and that the centre cannot compute."""
+        ...
+
+
+class Worker(Protocol):
+    """Runs slow functions one at a time on a thread of its own, so that heartbeats keep flowing."""
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+
 class NoiseAdder(Protocol):
     def __call__(self, values: Int64Vector, request: NoiseRequest) -> Int64Vector:
         """`values` plus fresh discrete Gaussian noise by the plan; unchanged for a plan without privacy.
@@ -81,7 +112,6 @@ class JobFacts:
 
     plan_id: str
     hospital_ids: tuple[str, ...]
-    running: bool
     rounds: int
 
 
@@ -96,9 +126,11 @@ class Mesh(Protocol):
 
     async def upload_blob(self, job_id: str, content: bytes, patience_s: float) -> None: ...
 
-    async def upload(self, attempt: AttemptId, manifest: PlanManifest, ciphertext: bytes, patience_s: float) -> None: ...
+    async def upload(
+        self, attempt: AttemptId, manifest: PlanManifest, ciphertext: bytes, patience_s: float
+    ) -> None: ...
 
-    async def download_sum(self, attempt: AttemptId, size: int, patience_s: float) -> bytes: ...
+    async def download_sum(self, attempt: AttemptId, manifest: PlanManifest, patience_s: float) -> bytes: ...
 
     async def report_ready(self, attempt: AttemptId, base_version: int, patience_s: float) -> None: ...
 
@@ -112,12 +144,17 @@ class Mesh(Protocol):
 
     async def decline(self, job_id: str, code: str, reason: str, patience_s: float) -> None: ...
 
+    def watch(self, cursor: str) -> AsyncIterator[tuple[str, Task | None]]:
+        """Cursors and tasks from the coordinator, None for a heartbeat, until the stream breaks."""
+        ...
+
 
 @dataclass(frozen=True)
 class Reservation:
     """What a job asks of the population's budget. Epsilon and delta are 0 for a plan without privacy.
 
-    compositions: most attempts that may be charged: the plan's rounds and extra attempts.
+    compositions: most attempts that may be charged: the plan's rounds and extra attempts. metrics_compositions: most of
+    these that may carry metrics, a mechanism with noise of its own.
     """
 
     job_id: str
@@ -128,6 +165,7 @@ class Reservation:
     delta: float
     colluders: int
     compositions: int
+    metrics_compositions: int
     cohort: Sequence[str]
     data_sha256: str
 
@@ -143,8 +181,14 @@ class Ledger(Protocol):
         """
         ...
 
-    def charge(self, attempt: AttemptId) -> None:
+    def require_room(self, attempt: AttemptId, *, measured: bool) -> None:
+        """Check that `charge` would succeed now. Raises: as `charge`."""
+        ...
+
+    def charge(self, attempt: AttemptId, *, measured: bool) -> None:
         """Mark an attempt as spent, before its first byte leaves; the same attempt again is harmless.
+
+        measured: the contribution carries metrics, which are a release of their own.
 
         Raises: FedmeshError(BUDGET_EXHAUSTED, PRIVACY_REFUSED without a reservation, STORE_FULL).
         """

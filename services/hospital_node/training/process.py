@@ -93,7 +93,8 @@ def _train(manifest: PlanManifest, data: Any, state: Any) -> tf.Tensor:
         return _averaging(manifest, manifest.algorithm, data, state)
     gradients = _patient_gradients(manifest.algorithm, data, state.weights)
     if manifest.privacy is None:
-        return _integers(tf.reduce_sum(tf.cast(gradients, tf.float64), axis=0) * manifest.encoding.scale)
+        total = tf.reduce_sum(tf.cast(gradients, tf.float64), axis=0)
+        return _saturated(total * manifest.encoding.scale, manifest.encoding.bits)
     return _clipped_sum(manifest, gradients)
 
 
@@ -149,7 +150,8 @@ def _averaging(manifest: PlanManifest, algorithm: FedAvg, data: Any, state: Any)
         (tf.constant(0), state.weights, tf.zeros_like(state.weights)),
     )
     delta = tf.cast(weights - state.weights, tf.float64) * tf.cast(rows, tf.float64)
-    return tf.concat([_integers(delta * manifest.encoding.scale), [tf.cast(rows, tf.int64)]], axis=0)
+    delta = _saturated(delta * manifest.encoding.scale, manifest.encoding.bits)
+    return tf.concat([delta, [tf.cast(rows, tf.int64)]], axis=0)
 
 
 def _measure(manifest: PlanManifest, data: Any, state: Any) -> list[tf.Tensor]:
@@ -213,3 +215,12 @@ def _penalty(manifest: PlanManifest) -> tf.Tensor:
 
 def _integers(values: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(values), tf.int64)
+
+
+def _saturated(values: tf.Tensor, bits: int) -> tf.Tensor:
+    """Integers that stay recognisably out of range when the values are, or are not finite.
+
+    MapReduceForm reduces the contribution by the lane's modulus: a value beyond it would come out as a plausible one.
+    """
+    largest = tf.constant(2.0 ** (bits - 1) - 1, tf.float64)
+    return _integers(tf.where(tf.math.is_finite(values), tf.clip_by_value(values, -largest, largest), largest))

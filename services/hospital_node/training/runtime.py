@@ -84,7 +84,7 @@ def _library() -> ctypes.CDLL:
     if spec is None or not spec.submodule_search_locations:
         raise FedmeshError(Code.CONFIG_INVALID, "TensorFlow is not installed: install the hospital-node extra")
     folder = Path(spec.submodule_search_locations[0])
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     ctypes.CDLL(str(folder / "libtensorflow_framework.so.2"), mode=ctypes.RTLD_GLOBAL)
     library = ctypes.CDLL(str(folder / "libtensorflow_cc.so.2"))
     for name, result, arguments in _SIGNATURES:

@@ -85,12 +85,14 @@ class Trainer:
         measure = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
         inputs = [*self._data, measure, *_state_tensors(read_state(state, self._manifest)), self._modulus]
         (vector,) = self._work(inputs)
-        limit = (1 << (self._manifest.encoding.bits - 1)) // MAX_HOSPITALS
+        # MapReduceForm's modular sum works on residues; back to signed integers.
+        half = 1 << (self._manifest.encoding.bits - 1)
+        vector = (vector + half) % (2 * half) - half
+        limit = half // MAX_HOSPITALS
         if self._manifest.privacy is not None:
             # Clipping a coordinate only brings two neighbouring data sets closer: the sensitivity stands.
             return np.clip(vector, -limit + 1, limit - 1)
-        # abs(-2^63), which a cast of NaN leaves, is negative: compare both ends.
-        if bool(np.any((vector >= limit) | (vector <= -limit))):
+        if bool(np.any(np.abs(vector) >= limit)):
             raise FedmeshError(
                 Code.WRONG_STATE,
                 "training diverged, or encoding.scale is too large: the contribution does not fit its lane",

@@ -81,7 +81,10 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Round:
-    """How version `version` of a job came to be, as the coordinator tells it. `upload_bytes` is one hospital's upload."""
+    """How version `version` of a job came to be, as the coordinator tells it.
+
+    upload_bytes: size of one hospital's upload. content_sha256: digest of what was told, 32 bytes.
+    """
 
     job_id: UUID
     version: int

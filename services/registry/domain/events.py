@@ -1,8 +1,6 @@
 """Events for the audit log: how the registry words its own, and what it takes from other services."""
 
-import json
 import re
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -10,6 +8,7 @@ from uuid import UUID, uuid4
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity, Kind, parse_identity
 from services.registry.domain.entities import Event
+from services.transparency.canonical import canonical_json, parse_json
 
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_EVENTS: Final = 500
@@ -31,21 +30,13 @@ OWN_TYPES: Final = frozenset(
 )
 """Facts that only the registry can state; nobody else may report them."""
 
-_TYPE: Final = re.compile(r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+$")
-_SUBJECT: Final = re.compile(r"^[a-z][a-z0-9_-]*/[A-Za-z0-9._:/-]+$")
-
-
-def canonical_json(value: Mapping[str, Any]) -> str:
-    """JSON with sorted keys, no spaces and ASCII only: equal values have equal text.
-
-    Raises: ValueError for NaN and infinities.
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+_TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+_SUBJECT: Final = re.compile(r"[a-z][a-z0-9_-]*/[A-Za-z0-9._:/-]+")
 
 
 def event(event_type: str, at: datetime, actor: Identity, subject: str, **body: Any) -> Event:
     """An event of the registry's own. `actor` is who called; it comes from the certificate."""
-    return Event(uuid4(), event_type, at, str(actor), subject, canonical_json(body))
+    return Event(uuid4(), event_type, at, str(actor), subject, canonical_json(body).decode())
 
 
 def reported_event(
@@ -58,9 +49,9 @@ def reported_event(
 
     Raises: FedmeshError(INVALID_ARGUMENT | TOO_LARGE) for a malformed event, (PERMISSION_DENIED) for a forged one.
     """
-    if len(event_type) > 63 or not _TYPE.match(event_type):
+    if len(event_type) > 63 or not _TYPE.fullmatch(event_type):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"event type {event_type[:80]!r} is not a name like round.sealed")
-    if len(subject) > 200 or not _SUBJECT.match(subject):
+    if len(subject) > 200 or not _SUBJECT.fullmatch(subject):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"event subject {subject[:80]!r} is not a path like job/<id>")
     if event_type in OWN_TYPES:
         raise FedmeshError(Code.PERMISSION_DENIED, f"only the registry states {event_type}")
@@ -68,7 +59,9 @@ def reported_event(
     body = _parse_body(body_json)
     if body.setdefault(RECORDED_FOR, str(source)) != str(source):
         raise FedmeshError(Code.PERMISSION_DENIED, f"the event's {RECORDED_FOR} names another service")
-    text = _write_body(body)
+    text = canonical_json(body).decode()
+    if len(text) > MAX_BODY_BYTES:
+        raise FedmeshError(Code.TOO_LARGE, f"an event's body is {MAX_BODY_BYTES} bytes at most")
     return Event(event_id, event_type, at, actor, subject, text)
 
 
@@ -88,23 +81,6 @@ def _parse_body(body_json: str) -> dict[str, Any]:
     if len(body_json) > MAX_BODY_BYTES:
         raise FedmeshError(Code.TOO_LARGE, f"an event's body is {MAX_BODY_BYTES} bytes at most")
     try:
-        body = json.loads(body_json or "{}", parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise FedmeshError(Code.INVALID_ARGUMENT, "the event's body is not JSON") from error
-    if not isinstance(body, dict):
-        raise FedmeshError(Code.INVALID_ARGUMENT, "the event's body must be a JSON object")
-    return body
-
-
-def _write_body(body: Mapping[str, Any]) -> str:
-    try:
-        text = canonical_json(body)
-    except ValueError as error:  # 1e999 reads as infinity
-        raise FedmeshError(Code.INVALID_ARGUMENT, "the event's body has a number out of range") from error
-    if len(text) > MAX_BODY_BYTES:
-        raise FedmeshError(Code.TOO_LARGE, f"an event's body is {MAX_BODY_BYTES} bytes at most")
-    return text
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
+        return parse_json(body_json or "{}")
+    except ValueError as error:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"the event's body is not a usable JSON object: {error}") from error

@@ -3,8 +3,8 @@
 from typing import Any
 
 from services.registry.domain.entities import CommittedRound, Job, Round
-from services.registry.domain.events import canonical_json
-from services.transparency.merkle import root_hash
+from services.transparency.canonical import canonical_json
+from services.transparency.merkle import leaf_hash, tree_root
 
 
 def contribution_leaves(committed: Round) -> list[bytes]:
@@ -20,14 +20,14 @@ def contribution_leaves(committed: Round) -> list[bytes]:
                 "job_id": str(committed.job_id),
                 "version": committed.version,
             }
-        ).encode()
+        )
         for item in sorted(committed.contributions, key=lambda item: item.hospital_id)
     ]
 
 
 def contributions_root(committed: Round) -> str:
     """Merkle root (RFC 9162, 2.1.1) over `contribution_leaves`, in hex."""
-    return root_hash(contribution_leaves(committed)).hex()
+    return tree_root(map(leaf_hash, contribution_leaves(committed))).hex()
 
 
 def committed_facts(job: Job, committed: CommittedRound) -> dict[str, Any]:

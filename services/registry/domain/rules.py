@@ -13,7 +13,7 @@ from services.secure_sum.cohort import MIN_PRIVATE_HOSPITALS, require_private, t
 MIN_COHORT: Final = 2
 MAX_COHORT: Final = 16
 MAX_METRICS: Final = 200
-_METRIC_NAME: Final = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
+_METRIC_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 def require_status_change(hospital: Hospital, status: HospitalStatus) -> None:
@@ -41,9 +41,9 @@ def require_cohort(plan: Plan, hospital_ids: Sequence[str], known: dict[str, Hos
 
     known: the registered hospitals among those named.
 
-    Raises: FedmeshError(INVALID_ARGUMENT) for a wrong number or repeated names, (PRIVACY_REFUSED) for a cohort too small
-        for the plan's privacy, (NOT_FOUND) for unknown hospitals, (WRONG_STATE) for an unapproved plan or hospitals
-        that are not active.
+    Raises: FedmeshError(INVALID_ARGUMENT) for a wrong number or repeated names, (PRIVACY_REFUSED) for a cohort too
+        small for the plan's privacy, (NOT_FOUND) for unknown hospitals, (WRONG_STATE) for an unapproved plan or
+        hospitals that are not active.
     """
     if plan.status is not PlanStatus.APPROVED:
         raise FedmeshError(
@@ -154,7 +154,7 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 def _finite(name: str, value: object) -> float:
-    if not _METRIC_NAME.match(name):
+    if not _METRIC_NAME.fullmatch(name):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"metrics_json: {name[:80]!r} is not a name like validation_auroc")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"metrics_json: {name} is not a number")

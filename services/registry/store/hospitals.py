@@ -2,12 +2,14 @@
 
 import builtins
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from services.common.postgres import Connection
 from services.registry.domain.entities import Hospital, HospitalStatus
 
-_COLUMNS = "hospital_id, display_name, status, created_at"
+# Ordered, so that two transactions that lock several hospitals cannot block each other.
+_GET: Final = "select * from registry.hospitals where hospital_id = any(%s::text[]) order by hospital_id"
+_GET_LOCKED: Final = _GET + " for update"
 
 
 class PostgresHospitals:
@@ -16,17 +18,14 @@ class PostgresHospitals:
 
     async def add(self, hospital: Hospital) -> bool:
         result = await self._connection.execute(
-            f"insert into registry.hospitals ({_COLUMNS}) values (%s, %s, %s, %s) on conflict do nothing",
+            "insert into registry.hospitals (hospital_id, display_name, status, created_at)"
+            " values (%s, %s, %s, %s) on conflict do nothing",
             (hospital.hospital_id, hospital.display_name, hospital.status.value, hospital.created_at),
         )
         return result.rowcount == 1
 
     async def get(self, hospital_ids: Sequence[str], *, lock: bool = False) -> dict[str, Hospital]:
-        rows = await self._connection.execute(
-            f"select {_COLUMNS} from registry.hospitals where hospital_id = any(%s::text[]) order by hospital_id"
-            + (" for update" if lock else ""),
-            (list(hospital_ids),),
-        )
+        rows = await self._connection.execute(_GET_LOCKED if lock else _GET, (list(hospital_ids),))
         return {row["hospital_id"]: _hospital(row) async for row in rows}
 
     async def set_status(self, hospital_id: str, status: HospitalStatus) -> None:
@@ -35,9 +34,7 @@ class PostgresHospitals:
         )
 
     async def list(self) -> tuple[Hospital, ...]:
-        rows = await self._connection.execute(
-            f"select {_COLUMNS} from registry.hospitals order by hospital_id limit 2000"
-        )
+        rows = await self._connection.execute("select * from registry.hospitals order by hospital_id limit 2000")
         found: builtins.list[Hospital] = [_hospital(row) async for row in rows]
         return tuple(found)
 

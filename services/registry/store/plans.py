@@ -1,11 +1,12 @@
 """Plans."""
 
-from typing import Any
+from typing import Any, Final
 
 from services.common.postgres import Connection
 from services.registry.domain.entities import Page, Plan, PlanStatus
 
-_FACTS = "plan_id, name, rounds, private, status, proposed_by, approved_by, created_at"
+_GET: Final = "select * from registry.plans where plan_id = %s"
+_GET_LOCKED: Final = _GET + " for update"
 
 
 class PostgresPlans:
@@ -14,8 +15,8 @@ class PostgresPlans:
 
     async def add(self, plan: Plan) -> bool:
         result = await self._connection.execute(
-            f"insert into registry.plans ({_FACTS}, manifest) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
-            " on conflict do nothing",
+            "insert into registry.plans (plan_id, name, rounds, private, status, proposed_by, approved_by, created_at,"
+            " manifest) values (%s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict do nothing",
             (
                 plan.plan_id,
                 plan.name,
@@ -31,10 +32,7 @@ class PostgresPlans:
         return result.rowcount == 1
 
     async def get(self, plan_id: str, *, lock: bool = False) -> Plan | None:
-        rows = await self._connection.execute(
-            f"select {_FACTS}, manifest from registry.plans where plan_id = %s" + (" for update" if lock else ""),
-            (plan_id,),
-        )
+        rows = await self._connection.execute(_GET_LOCKED if lock else _GET, (plan_id,))
         row = await rows.fetchone()
         return None if row is None else _plan(row)
 
@@ -45,7 +43,8 @@ class PostgresPlans:
 
     async def page(self, size: int, before: int | None) -> Page[Plan]:
         rows = await self._connection.execute(
-            f"select seq, {_FACTS}, ''::bytea as manifest from registry.plans"
+            "select seq, plan_id, name, rounds, private, status, proposed_by, approved_by, created_at,"
+            " ''::bytea as manifest from registry.plans"
             " where %(before)s::bigint is null or seq < %(before)s order by seq desc limit %(limit)s",
             {"before": before, "limit": size + 1},
         )

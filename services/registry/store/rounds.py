@@ -13,8 +13,9 @@ _ROUND: Final = (
     " r.content_sha256, (select array_agg(array[c.hospital_id::text, c.ciphertext_sha256::text] order by c.hospital_id)"
     " from registry.contributions c where c.job_id = r.job_id and c.version = r.version) as contributions"
 )
+_ROUNDS: Final = f"select {_ROUND} from registry.rounds r"  # noqa: S608 - constant text
 _MODEL: Final = (
-    f"select {_ROUND}, j.plan_id, p.name as plan_name, p.private, b.size_bytes,"
+    f"select {_ROUND}, j.plan_id, p.name as plan_name, p.private, b.size_bytes,"  # noqa: S608 - constant text
     " j.status = 'completed' and j.version = r.version as final"
     " from registry.rounds r join registry.jobs j using (job_id) join registry.plans p using (plan_id)"
     " join registry.blobs b on b.sha256 = r.state_sha256"
@@ -78,7 +79,7 @@ class PostgresRounds:
 
     async def after(self, job_id: UUID, version: int, size: int) -> tuple[CommittedRound, ...]:
         rows = await self._connection.execute(
-            f"select {_ROUND} from registry.rounds r where r.job_id = %s and r.version > %s order by r.version limit %s",
+            f"{_ROUNDS} where r.job_id = %s and r.version > %s order by r.version limit %s",
             (job_id, version, size),
         )
         return tuple([_committed(row) async for row in rows])

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import IO, Final
 
 from services.common.clock import Clock
@@ -33,7 +32,7 @@ class BlobUseCases:
         max_bytes: int,
         max_uploads: int,
         memory_bytes: int,
-        spool_dir: Path | None,
+        spool_dir: str | None,
         idle_s: float,
     ) -> None:
         self._store = store

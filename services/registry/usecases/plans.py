@@ -43,7 +43,7 @@ class PlanUseCases:
                 return known
             await tx.plans.add(plan)
             subject = f"plan/{plan.plan_id}"
-            facts = {"name": plan.name, "rounds": plan.rounds, "private": plan.private}
+            facts = {"plan_name": plan.name, "rounds": plan.rounds, "private": plan.private}
             await tx.outbox.add([event("plan.proposed", plan.created_at, command.caller, subject, **facts)])
             return plan
 
@@ -66,7 +66,7 @@ class PlanUseCases:
                 self._clock.now(),
                 command.caller,
                 f"plan/{wanted}",
-                name=plan.name,
+                plan_name=plan.name,
                 proposed_by=plan.proposed_by,
             )
             await tx.outbox.add([told])

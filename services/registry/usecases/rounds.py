@@ -8,7 +8,7 @@ from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity
 from services.registry.domain.entities import CommittedRound, Event, Job, JobStatus, Metric, ModelVersion, Page, Round
-from services.registry.domain.events import canonical_json, event
+from services.registry.domain.events import event
 from services.registry.domain.lineage import committed_facts, contributions_root
 from services.registry.domain.rules import (
     parse_metrics,
@@ -20,6 +20,7 @@ from services.registry.domain.rules import (
 from services.registry.usecases.jobs import ended_event, find_job
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
+from services.transparency.canonical import canonical_json
 
 
 class RoundUseCases:
@@ -37,7 +38,7 @@ class RoundUseCases:
             that was not stored for this job, (INVALID_ARGUMENT) for hospitals or metrics that cannot be.
         """
         metrics = parse_metrics(told.metrics_json)
-        told = replace(told, metrics_json=canonical_json(metrics) if metrics else "")
+        told = replace(told, metrics_json=canonical_json(dict(metrics)).decode() if metrics else "")
 
         async def body(tx: Transaction) -> Job:
             job = await find_job(tx, told.job_id, lock=True)

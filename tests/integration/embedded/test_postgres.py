@@ -15,7 +15,7 @@ from services.common.errors import Code, FedmeshError
 from services.embedded import accounts, processes
 from services.embedded.ca import create_ca
 from services.embedded.guard import Guard
-from services.embedded.postgres import EmbeddedPostgres
+from services.embedded.postgres import EmbeddedPostgres, _packaged_binaries
 from tests.support.stores import PostgresDatabase
 
 SYSTEM = Path("/usr/lib/postgresql/15/bin")
@@ -39,13 +39,16 @@ def test_data_outlives_restarts_and_crashes(own: EmbeddedPostgres) -> None:
     with psycopg.connect(own.dsn("registry_migrator")) as connection:
         connection.execute("CREATE TABLE kept (n int)")
         connection.execute("INSERT INTO kept VALUES (42)")
+    dsn, sockets = own.dsn(), own.socket_dir
     own.stop()
     own.stop()
     assert not own.status().running
+    assert sockets.is_relative_to(own.data_dir) or not sockets.exists()
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(own.dsn())
     own.start()
     own.start()
+    assert own.dsn() == dsn
     assert query(own.dsn("registry_migrator"), "SELECT n FROM kept") == 42
     own.kill()
     own.start()
@@ -228,9 +231,14 @@ def test_root_may_install_and_keep_data_where_only_root_may_enter(
 ) -> None:
     cache = Path(tempfile.mkdtemp())
     monkeypatch.setattr(accounts, "CACHE_ROOT", cache)
-    installed = shutil.copytree(_packaged(), tmp_path / "closed" / "pg", symlinks=True)
+    programs = _packaged_binaries()
+    site = tmp_path / "closed" / "site"
+    installed = site / programs.relative_to(programs.parents[2])
+    shutil.copytree(programs.parent, installed.parent, symlinks=True)
+    libraries = f"{programs.parents[1].name}.libs"
+    shutil.copytree(programs.parents[2] / libraries, site / libraries)
     tmp_path.joinpath("closed").chmod(0o700)
-    monkeypatch.setattr("services.embedded.postgres._packaged_binaries", lambda: installed / "bin")
+    monkeypatch.setattr("services.embedded.postgres._packaged_binaries", lambda: installed)
     server = EmbeddedPostgres(tmp_path / "closed" / "data", durable=False, guard=store_guard)
     try:
         server.start()
@@ -239,12 +247,6 @@ def test_root_may_install_and_keep_data_where_only_root_may_enter(
     finally:
         server.destroy()
         shutil.rmtree(cache)
-
-
-def _packaged() -> Path:
-    from services.embedded.postgres import _packaged_binaries
-
-    return _packaged_binaries().parent
 
 
 # ---- privileges
@@ -316,3 +318,18 @@ def test_every_test_gets_an_empty_database_and_a_running_server(postgres: Postgr
         psycopg.connect(postgres.dsn("registry_service"))
     postgres.start()
     assert query(postgres.dsn("registry_service"), "SELECT current_database()") == postgres.name
+
+
+def test_a_start_that_fails_half_way_leaves_nothing_running_and_can_be_repeated(
+    own: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_database: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(own, "create_database", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        own.start()
+    monkeypatch.undo()
+    assert not own.status().running
+    own.start()
+    assert query(own.dsn("audit_service"), "SELECT 1") == 1

@@ -65,9 +65,9 @@ def test_socket_and_tcp_take_passwords_only(tmp_path: Path, store_guard: Guard) 
             ) as client:
                 assert client.ping()
             for sign_in in ({}, {"username": "coordinator", "password": "wrong"}, {"password": "x"}):
-                with redis.Redis.from_url(config.url, **sign_in) as client:
-                    with pytest.raises((redis.AuthenticationError, redis.ResponseError)):
-                        client.ping()
+                client = redis.Redis.from_url(config.url, **sign_in)
+                with client, pytest.raises((redis.AuthenticationError, redis.ResponseError)):
+                    client.ping()
     finally:
         server.destroy()
 
@@ -164,6 +164,11 @@ def test_every_test_gets_an_empty_running_server(redis_server: RedisServer) -> N
         assert admin.ping()
 
 
+def fill(client: redis.Redis) -> None:
+    for number in range(100):
+        client.set(f"aggregator:{number}", b"x" * 100_000)
+
+
 def test_memory_is_bounded_without_evicting(tmp_path: Path, store_guard: Guard) -> None:
     server = EmbeddedRedis(tmp_path / "redis", max_memory_mb=3, durable=False, guard=store_guard)
     try:
@@ -171,8 +176,7 @@ def test_memory_is_bounded_without_evicting(tmp_path: Path, store_guard: Guard) 
         with server.client("aggregator") as client:
             client.set("aggregator:first", 1)
             with pytest.raises(redis.exceptions.OutOfMemoryError):
-                for number in range(100):
-                    client.set(f"aggregator:{number}", b"x" * 100_000)
+                fill(client)
             assert client.get("aggregator:first") == b"1"
     finally:
         server.destroy()
@@ -201,10 +205,8 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         pytest.skip("cannot mount a small file system here")
     server = EmbeddedRedis(tmp_path / "redis")
     try:
-        (tmp_path / "ballast").write_bytes(b"")
-        with open(tmp_path / "ballast", "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
-            while True:
-                file.write(b"x" * 4096)
+        with pytest.raises(OSError, match="space"):
+            (tmp_path / "ballast").write_bytes(b"x" * 2**21)
         with pytest.raises(FedmeshError) as caught:
             server.start()
         assert caught.value.code is Code.STORE_FULL

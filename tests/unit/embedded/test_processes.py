@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from services.embedded.processes import ProcessRecord
 
 
 @pytest.fixture
-def sleeper(tmp_path: Path):
+def sleeper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     child = processes.spawn(["sleep", "60"], tmp_path / "sleep.log")
     yield child
     child.kill()
@@ -38,7 +39,10 @@ def test_a_record_survives_a_file_and_a_recycled_pid_is_never_signalled(
     assert processes.end_families([(other, signal.SIGKILL)], 0.1)
     assert sleeper.poll() is None
 
-    assert processes.end_families([(record, signal.SIGTERM)], 5.0, lambda: sleeper.poll() and None)
+    def reap() -> None:
+        sleeper.poll()
+
+    assert processes.end_families([(record, signal.SIGTERM)], 5.0, reap)
     assert sleeper.wait() == -signal.SIGTERM
     assert not record.alive()
 

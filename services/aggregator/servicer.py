@@ -1,0 +1,104 @@
+"""The aggregator's gRPC surface: checks the form of requests, calls a use case, words the answer."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC
+from typing import Any, Final
+
+from fedmesh.aggregator.v1 import aggregator_pb2 as pb
+from fedmesh.aggregator.v1 import aggregator_pb2_grpc as rpc
+from fedmesh.common.v1 import round_pb2
+
+from services.aggregator.domain.sums import AttemptId, Form, State, Sum
+from services.aggregator.usecases import AggregatorUseCases, UploadHeader
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import CHUNK_BYTES
+from services.common.grpc.gate import caller
+from services.common.ids import require_name, require_sha256, require_uuid
+
+_STATES: Final = {State.OPEN: pb.SUM_STATE_OPEN, State.CLOSED: pb.SUM_STATE_CLOSED}
+
+
+class AggregatorServicer(rpc.AggregatorServiceServicer):
+    """Who may call a method is decided before, by the policy beside it in the proto."""
+
+    def __init__(self, usecases: AggregatorUseCases) -> None:
+        self._usecases = usecases
+
+    async def OpenSum(self, request: pb.OpenSumRequest, _context: Any) -> pb.OpenSumResponse:
+        require_uuid(request.request_id, "request_id")
+        group = tuple(require_name(name, "group") for name in request.group)
+        expires_at = request.expires_at.ToDatetime(tzinfo=UTC)
+        size = await self._usecases.open(_attempt(request.attempt), _form(request.form), group, expires_at)
+        return pb.OpenSumResponse(upload_bytes=size)
+
+    async def Upload(self, requests: AsyncIterator[pb.UploadRequest], _context: Any) -> pb.UploadResponse:
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise FedmeshError(Code.CHUNK_STREAM_INVALID, "an upload begins with its header")
+        hospital_id, header = caller().name, _header(first.header)
+        counted = await self._usecases.upload(hospital_id, header, _chunks(requests))
+        return pb.UploadResponse(
+            contribution=round_pb2.Contribution(hospital_id=hospital_id, ciphertext_sha256=header.sha256),
+            contributors=counted.contributors,
+            already_counted=counted.already,
+        )
+
+    async def CloseSum(self, request: pb.CloseSumRequest, _context: Any) -> pb.CloseSumResponse:
+        require_uuid(request.request_id, "request_id")
+        closed = await self._usecases.close(_attempt(request.attempt), request.minimum_contributors)
+        sha256, size = (closed.blob.sha256, closed.blob.size_bytes) if closed.blob is not None else ("", 0)
+        return pb.CloseSumResponse(contributions=_contributions(closed), sum_sha256=sha256, size_bytes=size)
+
+    async def DownloadSum(self, request: pb.DownloadSumRequest, _context: Any) -> AsyncIterator[pb.DownloadSumResponse]:
+        async for chunk in self._usecases.download(caller().name, _attempt(request.attempt)):
+            yield pb.DownloadSumResponse(chunk=chunk)
+
+    async def GetSum(self, request: pb.GetSumRequest, _context: Any) -> pb.GetSumResponse:
+        held = await self._usecases.get(_attempt(request.attempt))
+        fixed = held.blob is not None and held.state is State.CLOSED
+        return pb.GetSumResponse(
+            state=_STATES[held.state],
+            contributions=_contributions(held),
+            sum_sha256=held.blob.sha256 if held.blob is not None and fixed else "",
+        )
+
+    async def DiscardSum(self, request: pb.DiscardSumRequest, _context: Any) -> pb.DiscardSumResponse:
+        require_uuid(request.request_id, "request_id")
+        await self._usecases.discard(_attempt(request.attempt))
+        return pb.DiscardSumResponse()
+
+
+async def _chunks(requests: AsyncIterator[pb.UploadRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk" or not 0 < len(request.chunk) <= CHUNK_BYTES:
+            raise FedmeshError(Code.CHUNK_STREAM_INVALID, "after the header come chunks of 1 byte to 1 MiB")
+        yield request.chunk
+
+
+def _attempt(message: round_pb2.Attempt) -> AttemptId:
+    require_uuid(message.job_id, "attempt.job_id")
+    if message.round == 0 or message.attempt == 0:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "rounds and attempts count from 1", field="attempt")
+    return AttemptId(message.job_id, message.round, message.attempt)
+
+
+def _form(message: round_pb2.SumForm) -> Form:
+    return Form(message.parameter_set, message.lanes, message.vector_length)
+
+
+def _header(message: pb.UploadHeader) -> UploadHeader:
+    require_uuid(message.request_id, "header.request_id")
+    return UploadHeader(
+        message.request_id,
+        _attempt(message.attempt),
+        _form(message.form),
+        message.size_bytes,
+        require_sha256(message.ciphertext_sha256, "header.ciphertext_sha256"),
+    )
+
+
+def _contributions(held: Sum) -> list[round_pb2.Contribution]:
+    return [
+        round_pb2.Contribution(hospital_id=name, ciphertext_sha256=sha256)
+        for name, sha256 in sorted(held.contributions.items())
+    ]

@@ -1,0 +1,31 @@
+"""Settings of the audit service."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from services.common.config import PostgresConfig, Section, ServerConfig, TelemetryConfig
+
+
+class BatchConfig(Section):
+    max_events: int = Field(
+        default=1000,
+        ge=1,
+        le=10_000,
+        description="events written in one transaction; a larger request still goes as a whole",
+    )
+    max_queued_events: int = Field(
+        default=20_000,
+        ge=500,
+        description="events that may wait for their turn; beyond, callers are told to come again",
+    )
+
+
+class AuditConfig(Section):
+    server: ServerConfig = Field(description="where the audit service listens, and its certificate")
+    postgres: PostgresConfig = Field(description="the database, as role audit_service")
+    signing_key: Path = Field(
+        description="file (mode 0600) with the log's Ed25519 key in C2SP note format; its name is <consortium>/audit"
+    )
+    batch: BatchConfig = Field(default=BatchConfig(), description="how appends are gathered into transactions")
+    telemetry: TelemetryConfig = Field(default=TelemetryConfig(), description="logs and traces")

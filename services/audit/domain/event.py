@@ -1,0 +1,129 @@
+"""What an event may be, and the bytes that the log holds of it.
+
+A leaf is canonical JSON with the keys `actor`, `body`, `event_id`, `occurred_at` (RFC 3339, UTC, nine decimals),
+`source` (the SPIFFE id in the certificate of the service that appended it), `subject` and `type`. It holds no time of
+recording: the same event from the same service gives the same bytes whenever it is sent, which is what makes appending
+idempotent.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from services.common.errors import Code, FedmeshError
+from services.common.identity import Identity
+from services.common.ids import require_uuid
+from services.transparency.canonical import canonical_json, parse_json
+
+MAX_BODY_BYTES: Final = 64 * 1024
+MAX_EVENTS: Final = 500
+
+_TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+_NAME: Final = re.compile(r"[A-Za-z0-9._:/@+-]+")
+_MAX_TYPE: Final = 100
+_MAX_NAME: Final = 300
+# A safeguard against mistakes, not against intent: keys under which somebody's data would be found. Compared without
+# case, dashes and underscores.
+_PERSONAL: Final = frozenset(
+    {
+        "patient",
+        "patientid",
+        "patientnbr",
+        "patientnumber",
+        "patientname",
+        "encounter",
+        "encounterid",
+        "name",
+        "firstname",
+        "lastname",
+        "fullname",
+        "surname",
+        "givenname",
+        "ssn",
+        "socialsecuritynumber",
+        "dob",
+        "dateofbirth",
+        "birthdate",
+        "mrn",
+        "medicalrecordnumber",
+        "email",
+        "phone",
+        "phonenumber",
+        "homeaddress",
+        "streetaddress",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event as it was sent. `occurred_at` is RFC 3339 text in UTC."""
+
+    event_id: str
+    type: str
+    occurred_at: str
+    actor: str
+    subject: str
+    body_json: str
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A checked event, ready for the tree."""
+
+    event_id: UUID
+    content: bytes
+
+
+def make_leaf(event: Event, source: Identity) -> Leaf:
+    """Check an event and make its leaf.
+
+    Raises: FedmeshError(INVALID_ARGUMENT) naming the event and what is wrong with it.
+    """
+    event_id = require_uuid(event.event_id, "event_id")
+    if len(event.type) > _MAX_TYPE or not _TYPE.fullmatch(event.type):
+        raise _invalid(event, "type must be a dotted lower-case name such as round.committed")
+    for field, value in (("actor", event.actor), ("subject", event.subject)):
+        if len(value) > _MAX_NAME or not _NAME.fullmatch(value):
+            raise _invalid(event, f"{field} must be 1 to {_MAX_NAME} letters, digits and . _ : / @ + -")
+    content = {
+        "actor": event.actor,
+        "body": _parse_body(event),
+        "event_id": event.event_id,
+        "occurred_at": event.occurred_at,
+        "source": str(source),
+        "subject": event.subject,
+        "type": event.type,
+    }
+    return Leaf(event_id, canonical_json(content))
+
+
+def _parse_body(event: Event) -> dict[str, Any]:
+    try:
+        # The spelling in the log may be longer than the one that was sent; both are held to the limit.
+        body = parse_json(event.body_json) if len(event.body_json) <= MAX_BODY_BYTES else None
+        # One level of nesting is kept for the leaf around the body.
+        if body is None or len(canonical_json({"": body})) > MAX_BODY_BYTES:
+            raise _invalid(event, f"body_json must have at most {MAX_BODY_BYTES} bytes")
+    except ValueError as error:
+        raise _invalid(event, f"body_json must be a JSON object: {error}") from None
+    for key in _keys(body):
+        if re.sub(r"[^a-z0-9]", "", key.lower()) in _PERSONAL:
+            raise _invalid(event, f"body_json has the key {key[:80]!r}: the log takes no data about persons")
+    return body
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+        for item in value.values():
+            yield from _keys(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _keys(item)
+
+
+def _invalid(event: Event, problem: str) -> FedmeshError:
+    return FedmeshError(Code.INVALID_ARGUMENT, f"event {event.event_id}: {problem}", event_id=event.event_id)

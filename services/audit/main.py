@@ -1,0 +1,68 @@
+"""Composition of the audit process."""
+
+from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
+
+from services.audit.config import AuditConfig
+from services.audit.sequencer import Sequencer
+from services.audit.servicer import AuditServicer
+from services.audit.store import MIGRATIONS, SCHEMA
+from services.audit.store.postgres import PostgresStore
+from services.audit.usecases import LogUseCases
+from services.common.clock import SystemClock
+from services.common.config import read_secret
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.server import Endpoint, run_server
+from services.common.postgres import Database, require_migrated
+from services.common.telemetry import setup_telemetry, shutdown_telemetry
+from services.common.tls import load_tls
+from services.transparency.checkpoint import load_signing_key
+
+
+def check(config: AuditConfig) -> None:
+    """Check what the configuration points at.
+
+    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates, password or signing key, or the key of another log.
+    """
+    consortium = load_tls(config.server.tls).identity.consortium
+    if config.postgres.password_file is not None:
+        read_secret(config.postgres.password_file)
+    name = load_signing_key(config.signing_key).name
+    if name != f"{consortium}/audit":
+        raise FedmeshError(Code.CONFIG_INVALID, f"the signing key is of {name}, not of {consortium}/audit")
+
+
+async def main(config: AuditConfig) -> None:
+    """Serve until told to stop.
+
+    Raises: FedmeshError(CONFIG_INVALID), also for a key that is not this log's; (STORE_UNAVAILABLE) when PostgreSQL is
+        away at start; (WRONG_STATE) for a schema of another release or a tree that contradicts its checkpoint.
+    """
+    setup_telemetry("audit", config.telemetry)
+    key = load_signing_key(config.signing_key)
+    database = Database(config.postgres)
+    await database.open()
+    try:
+        await require_migrated(database, SCHEMA, MIGRATIONS)
+        store = PostgresStore(database)
+        sequencer = Sequencer(
+            store,
+            key,
+            SystemClock(),
+            max_events=config.batch.max_events,
+            max_queued_events=config.batch.max_queued_events,
+        )
+        log = LogUseCases(store, sequencer, key)
+        await log.require_own_log()
+        await run_server(config.server, [endpoint(log)], background=[sequencer.run], dependencies=database.ready)
+    finally:
+        await database.close()
+        shutdown_telemetry()
+
+
+def endpoint(log: LogUseCases) -> Endpoint:
+    """The gRPC service over a log."""
+    return Endpoint(
+        audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
+        audit_pb2_grpc.add_AuditServiceServicer_to_server,
+        AuditServicer(log),
+    )

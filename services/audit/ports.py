@@ -1,0 +1,60 @@
+"""What the use cases need from a store. `services.audit.store` implements it on PostgreSQL."""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from services.audit.domain.batch import Entry, Extension
+from services.transparency.checkpoint import Checkpoint
+from services.transparency.merkle import Coordinate
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest checkpoint: size and root (32 bytes) of the tree, and the signed note over them."""
+
+    size: int
+    root: bytes
+    note: str
+
+
+class Transaction(Protocol):
+    async def lock(self) -> None:
+        """Wait until this transaction is the only one that may extend the log. Must be the first call in it."""
+        ...
+
+    async def head(self) -> Head | None:
+        """The newest checkpoint; None for an empty log."""
+        ...
+
+    async def by_event(self, event_ids: Sequence[UUID]) -> dict[UUID, Entry]:
+        """The entries that the log has for these events."""
+        ...
+
+    async def hashes(self, places: Iterable[Coordinate]) -> dict[Coordinate, bytes]:
+        """The hashes of complete subtrees.
+
+        Raises: FedmeshError(WRONG_STATE) when the store lacks one.
+        """
+        ...
+
+    async def page(self, start: int, stop: int) -> list[tuple[int, bytes]]:
+        """Index and leaf of the entries from `start` up to, and without, `stop`; fewer when they are large."""
+        ...
+
+    async def extend(self, extension: Extension, checkpoint: Checkpoint, note: str, at: datetime) -> None:
+        """Write new entries, hashes and the checkpoint over them."""
+        ...
+
+
+class Store(Protocol):
+    async def run(self, name: str, body: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run `body` in one transaction; it may be run several times.
+
+        Raises: FedmeshError(STORE_UNAVAILABLE | STORE_FULL | LOST_RACE); whatever `body` raises.
+        """
+        ...

@@ -1,0 +1,66 @@
+"""`fedmesh audit`: export the log, verify an export offline."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from fedmesh.audit.v1 import audit_pb2
+from rich.console import Console
+
+from services.cli.inspection import stack_dir
+from services.cli.mesh import awake, stub
+from services.cli.stack import DEMO_DIR, Folder
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import call, stream
+from services.transparency.checkpoint import open_checkpoint, parse_verifier_key
+from services.transparency.export import ExportWriter
+from services.transparency.verify import verify_export
+
+app = typer.Typer(help="The audit log.", no_args_is_help=True)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", help="New folder for the exported files")], folder: Folder = DEMO_DIR
+) -> None:
+    """Write the whole log, its signed checkpoint and its public key to files that `audit verify` checks offline."""
+    import asyncio
+
+    console = Console()
+    with awake(stack_dir(folder), ("audit",)) as stack:
+        verifier = parse_verifier_key(stack.audit_verifier.read_text(encoding="utf-8").strip())
+
+        async def go() -> int:
+            async with stub(stack, "audit") as opened:
+                return await _export(opened, out, verifier)
+
+        with console.status("Exporting the audit log ..."):
+            size = asyncio.run(go())
+    console.print(f"{size} entries in {out}. Check them with: fedmesh audit verify {out}")
+
+
+async def _export(opened: Any, out: Path, verifier: Any) -> int:
+    note = (await call(opened.GetCheckpoint, audit_pb2.GetCheckpointRequest(), patience_s=20)).checkpoint
+    size = open_checkpoint(note, verifier).size
+    with ExportWriter(out) as writer:
+        request = audit_pb2.ListEntriesRequest(start_index=0, limit=size)
+        if size:
+            async for entry in stream(opened.ListEntries, request, timeout_s=600):
+                writer.add(entry.index, entry.leaf)
+        writer.finish(note, verifier)
+    return size
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="Folder that `audit export` wrote")],
+    key: Annotated[
+        Path | None, typer.Option(help="File with the log's public key from a source you trust; else the export's own")
+    ] = None,
+) -> None:
+    """Check an export with no help from any server: signature, every entry, the whole tree. Exit code 1 if it fails."""
+    if not directory.is_dir():
+        raise FedmeshError(Code.NOT_FOUND, f"there is no folder {directory}")
+    trusted = key.read_text(encoding="utf-8").strip() if key is not None else None
+    report = verify_export(directory, trusted)
+    Console().print(f"[green]OK[/green] {report.statement}", highlight=False, soft_wrap=True)

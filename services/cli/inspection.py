@@ -1,0 +1,146 @@
+"""`fedmesh models`, `rounds`, `jobs`, `privacy ledger`: look at what a stack holds, running or not."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from fedmesh.registry.v1 import registry_pb2
+from rich.console import Console
+from rich.table import Table
+
+from services.cli.mesh import ask
+from services.cli.stack import DEMO_DIR, Folder
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import call
+
+privacy_app = typer.Typer(help="Privacy spending.", no_args_is_help=True)
+_NEEDS = ("audit", "registry")
+Limit = Annotated[int, typer.Option(min=1, max=500, help="At most so many rows")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the main command."""
+    app.command()(models)
+    app.command()(rounds)
+    app.command()(jobs)
+
+
+def models(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
+    """List model versions, newest first, with their lineage."""
+
+    async def read(registry: Any) -> Any:
+        return await call(registry.ListModelVersions, registry_pb2.ListModelVersionsRequest(page_size=limit))
+
+    answer = ask(stack_dir(folder), "registry", read, _NEEDS)
+    table = _table("version", "final", "plan", "private", "hospitals", "state (SHA-256)", "encrypted sum", "job")
+    for version in answer.model_versions:
+        table.add_row(
+            str(version.version),
+            "yes" if version.final else "",
+            f"{version.plan_name} {version.plan_id[:12]}",
+            "yes" if version.private else "no",
+            str(len(version.round.contributions)),
+            version.state_sha256[:16],
+            version.round.sum_sha256[:16],
+            version.job_id,
+        )
+    Console().print(table)
+
+
+def rounds(
+    folder: Folder = DEMO_DIR,
+    job: Annotated[str, typer.Option(help="Job id; the newest job by default")] = "",
+    limit: Limit = 500,
+) -> None:
+    """List the committed rounds of a job with their metrics."""
+
+    async def read(registry: Any) -> Any:
+        job_id = job or await _newest_job(registry)
+        found = await call(registry.ListRounds, registry_pb2.ListRoundsRequest(job_id=job_id, page_size=limit))
+        metrics = await call(registry.ListMetrics, registry_pb2.ListMetricsRequest(job_id=job_id))
+        return found.rounds, metrics.metrics
+
+    found, metrics = ask(stack_dir(folder), "registry", read, _NEEDS)
+    by_version: dict[int, dict[str, float]] = {}
+    for metric in metrics:
+        by_version.setdefault(metric.version, {})[metric.name] = metric.value
+    table = _table("round", "attempt", "hospitals", "agreeing", "finalizer", "sealed to committed", "validation")
+    for done in found:
+        seconds = (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in sorted(by_version.get(done.version, {}).items()))
+        table.add_row(
+            str(done.version),
+            str(done.attempt.attempt),
+            str(len(done.contributions)),
+            str(len(done.agreeing)),
+            done.finalizer,
+            f"{seconds:.2f} s",
+            shown,
+        )
+    Console().print(table)
+
+
+def jobs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
+    """List jobs, newest first."""
+
+    async def read(registry: Any) -> Any:
+        return await call(registry.ListJobs, registry_pb2.ListJobsRequest(page_size=limit))
+
+    answer = ask(stack_dir(folder), "registry", read, _NEEDS)
+    table = _table("job", "plan", "status", "rounds", "hospitals", "reason")
+    for found in answer.jobs:
+        table.add_row(
+            found.job_id,
+            found.plan_name,
+            registry_pb2.JobStatus.Name(found.status).removeprefix("JOB_STATUS_").lower(),
+            f"{found.version}/{found.rounds}",
+            str(len(found.hospital_ids)),
+            found.reason,
+        )
+    Console().print(table)
+
+
+@privacy_app.command()
+def ledger(folder: Folder = DEMO_DIR) -> None:
+    """Show what each hospital's own ledger has reserved and spent on its patients."""
+    from services.hospital_node.store.ledger import read_ledger
+
+    homes = sorted(path for path in (stack_dir(folder) / "hospitals").glob("*") if path.is_dir())
+    if not homes:
+        raise FedmeshError(Code.NOT_FOUND, f"no hospital has a ledger in {folder}")
+    table = _table("hospital", "population", "job", "epsilon", "delta", "attempts charged", "spent", "state")
+    for home in homes:
+        for row in read_ledger(home):
+            table.add_row(home.name, *_ledger_cells(row))
+    Console().print(table)
+
+
+def _ledger_cells(row: Any) -> tuple[str, ...]:
+    return (
+        row.population,
+        row.job_id,
+        f"{row.epsilon:g}",
+        f"{row.delta:g}",
+        str(row.attempts),
+        f"{row.spent_epsilon:.3f}",
+        row.state,
+    )
+
+
+async def _newest_job(registry: Any) -> str:
+    answer = await call(registry.ListJobs, registry_pb2.ListJobsRequest(page_size=1))
+    if not answer.jobs:
+        raise FedmeshError(Code.NOT_FOUND, "no job was ever started here")
+    return str(answer.jobs[0].job_id)
+
+
+def stack_dir(folder: Path) -> Path:
+    """The demo keeps its stack in a folder of its own."""
+    return folder / "stack" if (folder / "stack").is_dir() else folder
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

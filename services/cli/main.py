@@ -1,0 +1,79 @@
+"""The `fedmesh` command: one line a subcommand, the work is elsewhere."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services.cli import audit, inspection, plan, stack
+from services.common.errors import Code, FedmeshError
+
+app = typer.Typer(
+    name="fedmesh",
+    help="Federated learning for a hospital consortium.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(audit.app, name="audit")
+app.add_typer(plan.app, name="plan")
+app.add_typer(inspection.privacy_app, name="privacy")
+inspection.register(app)
+stack.register(app)
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with diabetes-130 files: diabetic_data.parquet, partition15.csv")
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(help="`synthetic` (made here) or `diabetes130` (fetched from OpenML)")
+    ] = "synthetic",
+    privacy: Annotated[str, typer.Option(help="Epsilon for each patient, such as 0.5, or `none`")] = "0.5",
+    hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospitals of the synthetic cohort")] = 15,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; the plan's own number by default")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report to this JSON file")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write test predictions to this CSV file")] = None,
+    folder: Annotated[
+        Path, typer.Option("--dir", help="Where the run lives; what an earlier demo left there is replaced")
+    ] = stack.DEMO_DIR,
+) -> None:
+    """Train one model across hospital processes on this machine, and compare it with each hospital alone."""
+    from services.demo.run import DemoOptions, run_demo
+
+    if dataset not in ("synthetic", "diabetes130"):
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"--dataset {dataset}: use synthetic or diabetes130")
+    options = DemoOptions(folder, data, dataset, hospitals, _epsilon(privacy), rounds, report, predictions)
+    run_demo(options, Console())
+
+
+def _epsilon(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"--privacy {text}: use a number such as 0.5, or none") from None
+
+
+def _as_interrupt(_signum: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted."""
+    # A supervisor's SIGTERM ends a run as cleanly as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        app(standalone_mode=True)
+    except FedmeshError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; everything was stopped")
+        sys.exit(130)

@@ -1,0 +1,77 @@
+"""What every command needs to talk to a stack: stubs with an operator's certificate, the stack started if it sleeps."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from fedmesh.audit.v1 import audit_pb2_grpc
+from fedmesh.coordinator.v1 import coordinator_pb2_grpc
+from fedmesh.registry.v1 import registry_pb2_grpc
+
+from services.common.config import TlsConfig
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import MeshChannel
+from services.embedded.guard import Guard
+from services.embedded.stack import Stack
+
+ResultT = TypeVar("ResultT")
+
+OPERATOR: Final = "operator"
+_STUBS: Final = {
+    "registry": registry_pb2_grpc.RegistryServiceStub,
+    "coordinator": coordinator_pb2_grpc.CoordinatorServiceStub,
+    "audit": audit_pb2_grpc.AuditServiceStub,
+}
+
+
+@asynccontextmanager
+async def stub(stack: Stack, service: str, tls: TlsConfig | None = None) -> AsyncIterator[Any]:
+    """A stub of one service, called as the operator unless another certificate is given."""
+    async with MeshChannel(stack.target(service), tls or stack.operator(OPERATOR)) as channel:
+        yield channel.stub(_STUBS[service])
+
+
+@contextmanager
+def awake(folder: Path, services: Sequence[str]) -> Iterator[Stack]:
+    """The stack in a folder with some services serving; what was asleep is started for the time of the block.
+
+    Raises: FedmeshError(NOT_FOUND) when no stack was ever made there.
+    """
+    stack = Stack(folder)
+    if not stack.exists():
+        raise FedmeshError(
+            Code.NOT_FOUND, f"there is no stack in {folder}: run `fedmesh demo` or `fedmesh up`, or name another --dir"
+        )
+    running = {part.name for part in stack.status() if part.running}
+    if set(services) <= running:
+        yield stack
+        return
+    if running:
+        raise FedmeshError(
+            Code.WRONG_STATE,
+            f"the stack in {folder} runs without {', '.join(sorted(set(services) - running))}: "
+            "see `fedmesh status`, then `fedmesh up`",
+        )
+    guard = Guard()
+    borrowed = Stack(folder, guard=guard)
+    try:
+        borrowed.start(services)
+        yield borrowed
+    finally:
+        borrowed.stop()
+        guard.close()
+
+
+def ask(
+    folder: Path, service: str, question: Callable[[Any], Coroutine[Any, Any, ResultT]], needs: Sequence[str] = ()
+) -> ResultT:
+    """Run one question against one service of a stack, waking it if need be."""
+
+    async def go(stack: Stack) -> ResultT:
+        async with stub(stack, service) as opened:
+            return await question(opened)
+
+    with awake(folder, needs or (service,)) as stack:
+        return asyncio.run(go(stack))

@@ -1,0 +1,94 @@
+"""`fedmesh up`, `down`, `status`, `migrate`: a stack that stays."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from services.common.config import PostgresConfig, load_config
+from services.common.errors import Code, FedmeshError
+from services.embedded.stack import Stack
+
+DEMO_DIR: Final = Path(".fedmesh/demo")
+UP_DIR: Final = Path(".fedmesh/up")
+BASE_PORT: Final = 7100
+
+Folder = Annotated[Path, typer.Option("--dir", help="The stack's folder")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the main command."""
+    app.command()(up)
+    app.command()(down)
+    app.command()(status)
+    app.command()(migrate)
+
+
+def up(
+    folder: Folder = UP_DIR,
+    port: Annotated[int, typer.Option(min=1024, max=65000, help="First of four loopback ports")] = BASE_PORT,
+) -> None:
+    """Start PostgreSQL, Redis and the four services, and leave them running. Harmless when they run."""
+    console = Console()
+    stack = Stack(folder, base_port=port)
+    with console.status("Starting PostgreSQL, Redis, audit, registry, aggregator, coordinator ..."):
+        try:
+            stack.start()
+        except BaseException:
+            stack.stop()
+            raise
+    _print(console, stack)
+    console.print(f"Stop it with: fedmesh down --dir {folder}")
+
+
+def down(folder: Folder = UP_DIR) -> None:
+    """Stop the stack in good order. Its data stays."""
+    stack = _existing(folder)
+    console = Console()
+    with console.status("Stopping ..."):
+        stack.stop()
+    console.print(f"Stopped. The data stays in {folder}.")
+
+
+def status(folder: Folder = UP_DIR) -> None:
+    """Say what runs, where it listens, and where its log is. Exit code 3 when something is down."""
+    stack = _existing(folder)
+    if not _print(Console(), stack):
+        raise typer.Exit(3)
+
+
+def migrate(
+    config: Annotated[Path, typer.Option(help="YAML file with `dsn` and `password_file` of the migrator role")],
+    schema: Annotated[str, typer.Option(help="`registry` or `audit`")],
+) -> None:
+    """Bring one schema of a PostgreSQL up to date. Safe to run twice."""
+    from services.audit.store import MIGRATIONS as AUDIT
+    from services.common.postgres import migrate as apply
+    from services.registry.store import MIGRATIONS as REGISTRY
+
+    folders = {"registry": REGISTRY, "audit": AUDIT}
+    if schema not in folders:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"--schema {schema}: use registry or audit")
+    applied = apply(load_config(PostgresConfig, config), schema, folders[schema])
+    typer.echo(f"{schema}: applied {', '.join(applied)}" if applied else f"{schema}: up to date")
+
+
+def _existing(folder: Path) -> Stack:
+    stack = Stack(folder)
+    if not stack.exists():
+        raise FedmeshError(Code.NOT_FOUND, f"there is no stack in {folder}: run `fedmesh up`, or name another --dir")
+    return stack
+
+
+def _print(console: Console, stack: Stack) -> bool:
+    table = Table()
+    for column in ("part", "state", "pid", "address", "log"):
+        table.add_column(column, overflow="fold")
+    parts = stack.status()
+    for part in parts:
+        state = "[green]running[/green]" if part.running else "[red]stopped[/red]"
+        table.add_row(part.name, state, str(part.pid or ""), part.address, str(part.log))
+    console.print(table)
+    return all(part.running for part in parts)

@@ -1,0 +1,203 @@
+"""The task streams that this replica serves, over three Redis connections however many hospitals are connected.
+
+One subscription hears of new tasks and of jobs to look at; one read fetches the new tasks of all hospitals that were
+named; one heartbeat keeps all of them present. Nothing depends on a message being heard: streams are also read every
+few seconds.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import redis.asyncio as aioredis
+
+from services.common.clock import Clock
+from services.common.errors import Code, FedmeshError
+from services.common.ids import new_id
+from services.common.redis import redis_errors
+from services.common.telemetry import get_logger
+from services.coordinator import metrics
+from services.coordinator.store.redis import CHANNEL, RedisRounds
+
+log = get_logger(__name__)
+
+_LISTEN_S: Final = 1.0
+_POLL_S: Final = 2.0
+_RETRY_S: Final = 0.2
+# A hospital that does not read its stream for so many tasks is cut off; it comes back with its cursor.
+_MOST_UNREAD: Final = 1000
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A task and the cursor to go on from after it; None instead of the task in a heartbeat."""
+
+    cursor: str
+    task: bytes | None
+
+
+@dataclass(eq=False)
+class _Watcher:
+    hospital_id: str
+    details: str
+    cursor: str
+    queue: asyncio.Queue[Delivery] = field(default_factory=lambda: asyncio.Queue(_MOST_UNREAD))
+    lost: bool = False
+
+
+class Hub:
+    """presence_s: how long a hospital counts as connected without a heartbeat. wake: told of jobs to look at."""
+
+    def __init__(
+        self,
+        client: aioredis.Redis,
+        store: RedisRounds,
+        clock: Clock,
+        *,
+        heartbeat_s: float,
+        presence_s: float,
+        wake: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._clock = clock
+        self._heartbeat_s = heartbeat_s
+        self._presence_ms = int(presence_s * 1000)
+        self._wake = wake
+        self._watchers: set[_Watcher] = set()
+        self._due: set[str] = set()
+        self._work = asyncio.Event()
+
+    # ---- for one hospital
+
+    async def watch(self, hospital_id: str, cursor: str, fingerprint: str) -> AsyncIterator[Delivery]:
+        """The hospital's tasks after a cursor, or at first its present ones; a heartbeat whenever nothing else comes.
+
+        Raises: FedmeshError(STORE_UNAVAILABLE) at the beginning; (RATE_LIMITED) when the hospital does not read.
+        """
+        async with self._joined(hospital_id, cursor, fingerprint) as watcher:
+            while True:
+                if watcher.lost:
+                    raise FedmeshError(Code.RATE_LIMITED, "tasks were not read for too long: connect again")
+                try:
+                    yield await asyncio.wait_for(watcher.queue.get(), self._heartbeat_s)
+                except TimeoutError:
+                    yield Delivery(watcher.cursor, None)
+
+    @asynccontextmanager
+    async def _joined(self, hospital_id: str, cursor: str, fingerprint: str) -> AsyncIterator[_Watcher]:
+        watcher = _Watcher(hospital_id, _details(self._clock.now(), fingerprint), cursor)
+        await self._store.beat(self._presence_ms, {hospital_id: watcher.details})
+        watcher.cursor, present = await self._store.watch(hospital_id, cursor)
+        # Shows at once that the stream lives, before there is any task.
+        watcher.queue.put_nowait(Delivery(watcher.cursor, None))
+        for task in present:
+            watcher.queue.put_nowait(Delivery(watcher.cursor, task))
+        self._watchers.add(watcher)
+        metrics.CONNECTED.set(len(self._watchers))
+        self._look([hospital_id])
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+            metrics.CONNECTED.set(len(self._watchers))
+            await asyncio.shield(self._leave(watcher))
+
+    async def _leave(self, watcher: _Watcher) -> None:
+        try:
+            await self._store.leave(watcher.hospital_id, watcher.details)
+        except FedmeshError as error:
+            log.info("presence_not_ended", hospital_id=watcher.hospital_id, reason=error.message)
+
+    # ---- for all hospitals
+
+    async def run(self) -> None:
+        """Serve all streams until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_forever("listen", self._listen))
+            group.create_task(_forever("deliver", self._deliver))
+            group.create_task(_forever("heartbeat", self._beat))
+
+    def _look(self, hospital_ids: list[str]) -> None:
+        self._due.update(hospital_ids)
+        self._work.set()
+
+    async def _listen(self) -> None:
+        async with redis_errors(), self._client.pubsub(ignore_subscribe_messages=True) as subscription:
+            await subscription.subscribe(CHANNEL)
+            while True:
+                message: Any = await subscription.get_message(timeout=_LISTEN_S)
+                if message is not None:
+                    self._heard(message["data"].decode())
+
+    def _heard(self, message: str) -> None:
+        kind, *names = message.split(" ")
+        if kind == "tasks":
+            self._look(names)
+            return
+        for job_id in names:
+            self._wake(job_id)
+
+    async def _deliver(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._work.wait(), _POLL_S)
+                due = self._due
+            except TimeoutError:
+                due = {watcher.hospital_id for watcher in self._watchers}
+            self._work.clear()
+            self._due = set()
+            watchers = [watcher for watcher in self._watchers if watcher.hospital_id in due]
+            if watchers:
+                await self._fetch(watchers)
+
+    async def _fetch(self, watchers: list[_Watcher]) -> None:
+        # Two streams of one hospital may stand at different cursors: read from the earlier one for both.
+        cursors: dict[str, str] = {}
+        for watcher in watchers:
+            before = cursors.get(watcher.hospital_id, watcher.cursor)
+            cursors[watcher.hospital_id] = min(before, watcher.cursor, key=_position)
+        found = await self._store.read_tasks(cursors)
+        for watcher in watchers:
+            for cursor, task in found.get(watcher.hospital_id, ()):
+                if _position(cursor) > _position(watcher.cursor):
+                    watcher.cursor = cursor
+                    _put(watcher, Delivery(cursor, task))
+
+    async def _beat(self) -> None:
+        while True:
+            details = {watcher.hospital_id: watcher.details for watcher in self._watchers}
+            if details:
+                await self._store.beat(self._presence_ms, details)
+            await asyncio.sleep(min(self._heartbeat_s, self._presence_ms / 3000))
+
+
+def _put(watcher: _Watcher, delivery: Delivery) -> None:
+    try:
+        watcher.queue.put_nowait(delivery)
+    except asyncio.QueueFull:
+        watcher.lost = True
+
+
+def _position(cursor: str) -> tuple[int, int]:
+    milliseconds, _, sequence = cursor.partition("-")
+    return int(milliseconds), int(sequence)
+
+
+def _details(now: datetime, fingerprint: str) -> str:
+    # The id tells two streams of one hospital apart.
+    return json.dumps({"since_ms": int(now.timestamp() * 1000), "fingerprint": fingerprint, "id": new_id()})
+
+
+async def _forever(name: str, step: Callable[[], Any]) -> None:
+    """Run a loop again whenever Redis is back."""
+    while True:
+        try:
+            await step()
+        except FedmeshError as error:
+            log.warning("redis_away", loop=name, reason=error.message)
+            await asyncio.sleep(_RETRY_S)

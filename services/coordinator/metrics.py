@@ -1,0 +1,19 @@
+"""What Prometheus sees of the rounds."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_PHASE_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 3600.0)
+
+ATTEMPTS: Final = Counter("fedmesh_coordinator_attempts_total", "Attempts that ended", ["outcome"])
+PHASE_SECONDS: Final = Histogram(
+    "fedmesh_coordinator_phase_seconds", "Time that an attempt spent in a phase", ["phase"], buckets=_PHASE_BUCKETS
+)
+OVERHEAD_SECONDS: Final = Histogram(
+    "fedmesh_coordinator_round_overhead_seconds",
+    "Time from sealing a group to the commit of its round",
+    buckets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 60.0),
+)
+CONNECTED: Final = Gauge("fedmesh_coordinator_task_streams", "Task streams that this replica serves")
+LEASES: Final = Gauge("fedmesh_coordinator_leases", "Jobs that this replica drives")

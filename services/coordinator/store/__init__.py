@@ -1,0 +1,1 @@
+"""Attempts, leases, task streams and presence in Redis, keyspace `coordinator:`."""

@@ -1,0 +1,45 @@
+-- Takes a hospital's report, once, if the attempt's phase asks this hospital for it.
+-- KEYS: record, the hospital's token bucket, declined.
+-- ARGV: 1 now (Unix ms), 2 tokens a second, 3 burst, 4 kind, 5 round, 6 attempt, 7 hospital, 8 value,
+--       9 what the report must name (see `guard` in the record), or empty, 10 '1' to wake the driver at once,
+--       11 channel, 12 job id, 13 time to live of declined (s).
+-- Returns {'ok', phase} or a refusal: limited, gone, stranger, stale, differs, declined, phase, outside, other.
+local record, bucket, declined = KEYS[1], KEYS[2], KEYS[3]
+local now, kind, hospital, value = tonumber(ARGV[1]), ARGV[4], ARGV[7], ARGV[8]
+
+local held = redis.call('HMGET', bucket, 'tokens', 'at')
+local burst = tonumber(ARGV[3])
+local tokens = tonumber(held[1]) or burst
+tokens = math.min(burst, tokens + math.max(0, now - (tonumber(held[2]) or now)) / 1000 * tonumber(ARGV[2]))
+if tokens < 1 then return {'limited'} end
+redis.call('HSET', bucket, 'tokens', tostring(tokens - 1), 'at', now)
+redis.call('PEXPIRE', bucket, math.ceil(burst / tonumber(ARGV[2]) * 1000) + 1000)
+
+local fields = redis.call('HMGET', record, 'round', 'attempt', 'phase', 'accepts', 'members', 'cohort', 'guard', 'quorum')
+local round, attempt, phase, accepts = fields[1], fields[2], fields[3], fields[4]
+if not round then return {'gone'} end
+local function names(list) return string.find(list, ' ' .. hospital .. ' ', 1, true) end
+if not names(fields[6]) then return {'stranger'} end
+local function wake() redis.call('PUBLISH', ARGV[11], 'job ' .. ARGV[12]) end
+
+if kind == 'declined' then
+  redis.call('HSETNX', declined, hospital, value)
+  redis.call('EXPIRE', declined, ARGV[13])
+  wake()
+  return {'ok', phase}
+end
+if round ~= ARGV[5] or attempt ~= ARGV[6] then return {'stale', round, attempt} end
+local field = 'r:' .. kind .. ':' .. hospital
+local before = redis.call('HGET', record, field)
+if before == value then return {'ok', phase} end
+if before then return {'differs', phase} end
+if redis.call('HEXISTS', declined, hospital) == 1 then return {'declined'} end
+if accepts ~= kind then return {'phase', phase} end
+if not names(fields[5]) then return {'outside', phase} end
+if ARGV[9] ~= fields[7] and ARGV[9] ~= '' then return {'other', phase} end
+redis.call('HSET', record, field, value)
+local count = redis.call('HINCRBY', record, 'n:' .. kind, 1)
+local quorum = tonumber(fields[8])
+if count == quorum then redis.call('HSET', record, 'q:' .. kind, now) end
+if count >= quorum or ARGV[10] == '1' then wake() end
+return {'ok', phase}

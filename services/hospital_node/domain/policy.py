@@ -1,0 +1,156 @@
+"""What this hospital agrees to: rules on plans, cohorts, groups and sums, without any input or output."""
+
+from dataclasses import dataclass
+
+from services.common.errors import Code, FedmeshError
+from services.hospital_node.domain.ports import JobFacts, Reservation
+from services.hospital_node.domain.tasks import Task
+from services.plans.manifest import PlanManifest
+from services.secure_sum.cohort import colluders, require_private, threshold
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The hospital's own settings; see `config.PrivacyConfig` and `config.LimitsConfig`."""
+
+    hospital_id: str
+    population: str
+    max_plan_epsilon: float
+    max_plan_delta: float
+    allow_without_privacy: bool
+    max_rounds: int
+    max_vector_length: int
+    max_state_bytes: int
+
+
+def require_acceptable(policy: Policy, manifest: PlanManifest, hospitals: int) -> None:
+    """Check a plan before any data is read for it.
+
+    Raises: FedmeshError(PRIVACY_REFUSED) for too little privacy or fewer than 4 hospitals; PLAN_INVALID for a plan
+        beyond this node's limits.
+    """
+    _require_privacy(policy, manifest, hospitals)
+    asked = {
+        "rounds": (manifest.rounds.count, policy.max_rounds),
+        "coordinates": (manifest.vector_length, policy.max_vector_length),
+    }
+    for what, (value, limit) in asked.items():
+        if value > limit:
+            raise FedmeshError(
+                Code.PLAN_INVALID, f"the plan has {value} {what}, this hospital takes at most {limit}", limit=limit
+            )
+
+
+def _require_privacy(policy: Policy, manifest: PlanManifest, hospitals: int) -> None:
+    if manifest.privacy is None:
+        if not policy.allow_without_privacy:
+            raise FedmeshError(
+                Code.PRIVACY_REFUSED, "the plan has no privacy, and this hospital does not train without it"
+            )
+        return
+    require_private(hospitals)
+    epsilon, delta = plan_loss(manifest)
+    if epsilon > policy.max_plan_epsilon or delta > policy.max_plan_delta:
+        raise FedmeshError(
+            Code.PRIVACY_REFUSED,
+            f"the plan asks for epsilon {epsilon:g} and delta {delta:g}; this hospital allows a plan at most"
+            f" {policy.max_plan_epsilon:g} and {policy.max_plan_delta:g}",
+            asked=f"{epsilon:g}",
+            allowed=f"{policy.max_plan_epsilon:g}",
+        )
+
+
+def plan_loss(manifest: PlanManifest) -> tuple[float, float]:
+    """(epsilon, delta) of a patient over the whole plan; (0, 0) for a plan without privacy.
+
+    Training and validation patients are disjoint, so the two mechanisms compose in parallel: the larger of both counts.
+    """
+    privacy, metrics = manifest.privacy, manifest.metrics
+    if privacy is None:
+        return 0.0, 0.0
+    if metrics is None:
+        return privacy.epsilon, privacy.delta
+    return max(privacy.epsilon, metrics.epsilon or 0.0), max(privacy.delta, metrics.delta or 0.0)
+
+
+def compositions(manifest: PlanManifest) -> tuple[int, int]:
+    """Attempts that the noise of the training part and of the metrics part must cover."""
+    extra = manifest.privacy.extra_attempts if manifest.privacy is not None else 0
+    measured = len(manifest.metrics_rounds)
+    return manifest.rounds.count + extra, measured + extra if measured else 0
+
+
+def reservation(policy: Policy, task: Task, manifest: PlanManifest, data_sha256: str) -> Reservation:
+    """What a job asks of the ledger."""
+    epsilon, delta = plan_loss(manifest)
+    attempts, measured = compositions(manifest)
+    return Reservation(
+        job_id=task.attempt.job_id,
+        plan_id=task.plan_id,
+        population=policy.population,
+        private=manifest.privacy is not None,
+        epsilon=epsilon,
+        delta=delta,
+        colluders=colluders(len(task.cohort)) if manifest.privacy is not None else 0,
+        compositions=attempts,
+        metrics_compositions=measured,
+        cohort=tuple(sorted(task.cohort)),
+        data_sha256=data_sha256,
+    )
+
+
+def require_same_job(policy: Policy, task: Task, job: JobFacts, manifest: PlanManifest) -> None:
+    """Check that the coordinator asks for what the registry says was agreed.
+
+    Raises: FedmeshError(PLAN_INVALID) naming what differs.
+    """
+    cohort = set(task.cohort)
+    problems = {
+        "its plan": job.plan_id != task.plan_id,
+        "its cohort": cohort != set(job.hospital_ids) or len(cohort) != len(task.cohort),
+        "its number of rounds": job.rounds != manifest.rounds.count,
+        "the round": not 1 <= task.attempt.round <= manifest.rounds.count,
+        "the base version": task.base_version != task.attempt.round - 1,
+    }
+    wrong = [what for what, differs in problems.items() if differs]
+    if wrong:
+        raise FedmeshError(
+            Code.PLAN_INVALID, f"registry and coordinator disagree about job {task.attempt.job_id}: {', '.join(wrong)}"
+        )
+    if policy.hospital_id not in cohort:
+        raise FedmeshError(Code.PLAN_INVALID, f"{policy.hospital_id} is not in the cohort of job {task.attempt.job_id}")
+
+
+def require_group(policy: Policy, task: Task) -> None:
+    """Check the sealed group before a ciphertext leaves: a sum over too few would say too much about each.
+
+    Raises: FedmeshError(WRONG_STATE); the attempt is refused, not the job.
+    """
+    group, cohort = set(task.group), set(task.cohort)
+    if policy.hospital_id not in group:
+        raise FedmeshError(Code.WRONG_STATE, "this hospital is not in the attempt's group")
+    if len(group) != len(task.group) or not group <= cohort or len(group) < threshold(len(cohort)):
+        raise FedmeshError(
+            Code.WRONG_STATE,
+            f"a group of {len(group)} of {len(cohort)} hospitals is refused: {threshold(len(cohort))} are needed",
+        )
+
+
+def require_sum(policy: Policy, task: Task, own_ciphertext_sha256: str) -> None:
+    """Check what a sum is said to be made of, before it is decrypted.
+
+    own_ciphertext_sha256: hash of what this hospital made for the attempt; empty if it made nothing.
+
+    Raises: FedmeshError(WRONG_STATE); the attempt is refused, not the job.
+    """
+    counted = {item.hospital_id: item.ciphertext_sha256 for item in task.contributions}
+    needed = threshold(len(task.cohort))
+    if len(counted) != len(task.contributions) or not set(counted) <= set(task.group) or len(counted) < needed:
+        raise FedmeshError(
+            Code.WRONG_STATE,
+            f"a sum over {len(counted)} of {len(task.cohort)} hospitals is refused: {needed} of the group are needed",
+        )
+    if policy.hospital_id in counted and counted[policy.hospital_id] != own_ciphertext_sha256:
+        raise FedmeshError(
+            Code.WRONG_STATE, "the sum is said to hold a ciphertext of this hospital that it did not make"
+        )

@@ -1,0 +1,93 @@
+"""SQLite as the node uses it: WAL, synchronous FULL, immediate transactions, errors of fedmesh."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+from services.common.errors import Code, FedmeshError
+
+# How long a writer waits for another process's transaction.
+_BUSY_S: Final = 10.0
+
+
+class Database:
+    """One SQLite file. A connection lives for one transaction, so any thread or process may use the file.
+
+    A transaction that has returned is on the disk (WAL with synchronous = FULL syncs at every commit); one that raised,
+    or whose process died, left nothing.
+    """
+
+    def __init__(self, path: Path, schema: str, version: int) -> None:
+        """Open or make the file. `schema` makes version `version` in an empty file.
+
+        Raises: FedmeshError(CONFIG_INVALID) for a file of another version or that is no database; STORE_FULL.
+        """
+        self.path = path
+        try:
+            path.touch(mode=0o600)
+        except OSError as error:
+            raise FedmeshError(Code.CONFIG_INVALID, f"cannot write {path}: {error.strerror}") from error
+        with self.connection() as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+        with self.transaction() as connection:
+            found = connection.execute("PRAGMA user_version").fetchone()[0]
+            if found == 0:
+                for statement in schema.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {version}")
+            elif found != version:
+                raise FedmeshError(
+                    Code.CONFIG_INVALID,
+                    f"{path} has schema version {found}, this build reads {version}: use the build that wrote it",
+                )
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection in autocommit mode, closed afterwards.
+
+        Raises: FedmeshError(STORE_FULL, STORE_UNAVAILABLE, or INTERNAL for a damaged file).
+        """
+        with sqlite_errors(self.path):
+            connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+            with closing(connection):
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA foreign_keys = ON")
+                yield connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction that holds the lock from its start (BEGIN IMMEDIATE): what it reads stays true.
+
+        Raises: as `connection`; whatever the body raised, after rolling back.
+        """
+        with self.connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                # A failed COMMIT, such as one on a full disk, may have rolled back already.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+
+@contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into fedmesh's."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise FedmeshError(
+                Code.STORE_FULL, f"the disk of {path} is full: nothing was recorded; make room on it"
+            ) from error
+        raise FedmeshError(Code.STORE_UNAVAILABLE, f"cannot use {path}: {error}") from error
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.DatabaseError as error:
+        raise FedmeshError(
+            Code.CONFIG_INVALID, f"{path} is damaged ({error}): restore it from a backup, never delete it"
+        ) from error

@@ -1,0 +1,1 @@
+"""What the node does with each kind of task, and in which order."""

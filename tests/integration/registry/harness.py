@@ -1,0 +1,274 @@
+"""A registry in this process, over real PostgreSQL and real mutual TLS, and clients with certificates."""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
+from fedmesh.common.v1 import round_pb2
+from fedmesh.registry.v1 import registry_pb2 as pb
+from fedmesh.registry.v1 import registry_pb2_grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common.clock import SystemClock
+from services.common.config import ClientConfig, ServerConfig, TlsConfig
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import MeshChannel, call, stream
+from services.common.grpc.server import Endpoint, MeshServer
+from services.common.ids import new_id
+from services.common.postgres import Database, migrate
+from services.embedded.ca import CertificateAuthority, create_ca
+from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
+from services.registry.config import BlobConfig, RegistryConfig, RelayConfig
+from services.registry.main import build_relay, build_usecases
+from services.registry.relay import Relay
+from services.registry.servicer import RegistryServicer
+from services.registry.store import MIGRATIONS, SCHEMA
+from services.registry.store.postgres import PostgresStore
+from tests.support.audit_log import ListAuditLog
+from tests.support.stores import PostgresDatabase
+
+CONSORTIUM = "consortium.test"
+PLANS = Path(__file__).parents[3] / "plans"
+HOSPITALS = tuple(f"hospital-{number:02d}" for number in range(1, 6))
+
+
+@cache
+def manifest(private: bool = False, rounds: int = 2) -> PlanManifest:
+    name = "readmission-logistic-private.yaml" if private else "readmission-logistic.yaml"
+    loaded = load_manifest(PLANS / name)
+    return loaded.model_copy(update={"rounds": loaded.rounds.model_copy(update={"count": rounds})})
+
+
+def now() -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(datetime.now(UTC))
+    return stamp
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass
+class Registry:
+    """Handles of one running registry and its neighbours."""
+
+    ca: CertificateAuthority
+    database: PostgresDatabase
+    pool: Database
+    store: PostgresStore
+    relay: Relay
+    server: MeshServer
+    audit: ListAuditLog
+    audit_server: MeshServer
+    stack: contextlib.AsyncExitStack
+    channels: dict[str, MeshChannel] = field(default_factory=dict)
+
+    def stub(self, tls: TlsConfig) -> Any:
+        key = str(tls.certificate)
+        if key not in self.channels:
+            self.channels[key] = MeshChannel(f"127.0.0.1:{self.server.port}", tls)
+        return self.channels[key].stub(registry_pb2_grpc.RegistryServiceStub)
+
+    def operator(self, name: str = "alice") -> Any:
+        return self.stub(self._tls("operator", name))
+
+    def hospital(self, name: str = HOSPITALS[0]) -> Any:
+        return self.stub(self._tls("hospital", name))
+
+    def service(self, name: str = "coordinator") -> Any:
+        return self.stub(self._tls("service", name))
+
+    def _tls(self, kind: str, name: str) -> TlsConfig:
+        stem = name if kind == "service" else f"{kind}-{name}"
+        if (self.ca.folder / f"{stem}.pem").exists():
+            return TlsConfig(
+                ca=self.ca.folder / "ca.pem",
+                certificate=self.ca.folder / f"{stem}.pem",
+                key=self.ca.folder / f"{stem}.key",
+            )
+        issued: TlsConfig = getattr(self.ca, f"issue_{kind}")(name)
+        return issued
+
+    def sql(self, statement: str, *parameters: object, role: str = "postgres") -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.database.dsn(role)) as connection:
+            result = connection.execute(statement.encode(), parameters)
+            return result.fetchall() if result.description else []
+
+    # --- steps that many tests take
+
+    async def register(self, *names: str) -> None:
+        for name in names:
+            request = pb.RegisterHospitalRequest(request_id=new_id(), hospital_id=name, display_name=name.title())
+            await call(self.operator().RegisterHospital, request)
+
+    async def approved_plan(self, private: bool = False, rounds: int = 2) -> str:
+        content = canonical_bytes(manifest(private, rounds))
+        plan = await call(self.operator().CreatePlan, pb.CreatePlanRequest(request_id=new_id(), manifest=content))
+        request = pb.ApprovePlanRequest(request_id=new_id(), plan_id=plan.plan.plan_id)
+        approved = await call(self.operator("bob").ApprovePlan, request)
+        return str(approved.plan.plan_id)
+
+    async def job(self, *hospitals: str, private: bool = False, rounds: int = 2) -> pb.Job:
+        """A new running job; registers its hospitals when they are new."""
+        hospitals = hospitals or HOSPITALS
+        known = await call(self.operator().ListHospitals, pb.ListHospitalsRequest())
+        await self.register(*(set(hospitals) - {item.hospital_id for item in known.hospitals}))
+        plan_id = await self.approved_plan(private, rounds)
+        request = pb.CreateJobRequest(request_id=new_id(), plan_id=plan_id, hospital_ids=hospitals)
+        return (await call(self.operator().CreateJob, request)).job
+
+    async def open_attempt(self, job_id: str, round_number: int) -> int:
+        request = pb.OpenAttemptRequest(request_id=new_id(), job_id=job_id, round=round_number)
+        return int((await call(self.service().OpenAttempt, request)).attempt.attempt)
+
+    async def upload(self, hospital: str, job_id: str, content: bytes) -> str:
+        response = await call(self.hospital(hospital).UploadBlob, lambda: parts(job_id, content))
+        return str(response.sha256)
+
+    async def download(self, stub: Any, sha256: str) -> bytes:
+        return b"".join([part.chunk async for part in stream(stub.DownloadBlob, pb.DownloadBlobRequest(sha256=sha256))])
+
+    async def commit(self, job: pb.Job, version: int, content: bytes = b"", **changes: Any) -> pb.Job:
+        """Take a job through one round."""
+        attempt = await self.open_attempt(job.job_id, version)
+        state = await self.upload(job.hospital_ids[0], job.job_id, content or f"state {version}".encode())
+        request = pb.CommitRoundRequest(request_id=new_id(), round=a_round(job, version, attempt, state, **changes))
+        return (await call(self.service().CommitRound, request)).job
+
+    async def settled(self, condition: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
+        """Wait until a condition holds."""
+        ending = time.monotonic() + seconds
+        while not await condition():
+            assert time.monotonic() < ending, "the condition never held"
+            await asyncio.sleep(0.02)
+
+    async def drained(self) -> None:
+        """Wait until the audit log has every event of the outbox."""
+
+        async def empty() -> bool:
+            return self.sql("select 1 from registry.outbox where log_index is null and refusal is null") == []
+
+        await self.settled(empty)
+
+
+def parts(job_id: str, content: bytes, **header: Any) -> Iterator[pb.UploadBlobRequest]:
+    """An upload in chunks; `header` overrides what its header says."""
+    facts = {"request_id": new_id(), "job_id": job_id, "sha256": digest(content), "size_bytes": len(content), **header}
+    yield pb.UploadBlobRequest(header=pb.BlobHeader(**facts))
+    for start in range(0, len(content), 1 << 20):
+        yield pb.UploadBlobRequest(chunk=content[start : start + (1 << 20)])
+
+
+def a_round(job: pb.Job, version: int, attempt: int, state: str, **changes: Any) -> pb.CommittedRound:
+    """A round in which every hospital took part; `changes` overrides its fields."""
+    facts: dict[str, Any] = {
+        "attempt": round_pb2.Attempt(job_id=job.job_id, round=version, attempt=attempt),
+        "version": version,
+        "contributions": [
+            round_pb2.Contribution(hospital_id=name, ciphertext_sha256=digest(f"{name} {version}".encode()))
+            for name in job.hospital_ids
+        ],
+        "sum_sha256": digest(b"sum"),
+        "agreeing": list(job.hospital_ids),
+        "finalizer": job.hospital_ids[0],
+        "attesting": list(job.hospital_ids[1:]),
+        "state_sha256": state,
+        "metrics_json": '{"validation_auroc":0.64,"validation_loss":0.31}',
+        "sealed_at": now(),
+        "upload_bytes": 33_000,
+        **changes,
+    }
+    return pb.CommittedRound(**facts)
+
+
+def an_event(event_type: str = "round.sealed", actor: str = "", **changes: Any) -> audit_pb2.Event:
+    facts: dict[str, Any] = {
+        "event_id": new_id(),
+        "type": event_type,
+        "occurred_at": now(),
+        "actor": actor or f"spiffe://{CONSORTIUM}/service/coordinator",
+        "subject": f"job/{new_id()}",
+        "body_json": '{"round":1}',
+        **changes,
+    }
+    return audit_pb2.Event(**facts)
+
+
+async def refused(awaitable: Awaitable[Any]) -> FedmeshError:
+    """The error of a call that must fail."""
+    try:
+        await awaitable
+    except FedmeshError as error:
+        return error
+    raise AssertionError("the call was not refused")
+
+
+async def code(awaitable: Awaitable[Any]) -> Code:
+    return (await refused(awaitable)).code
+
+
+@contextlib.asynccontextmanager
+async def running_registry(database: PostgresDatabase, folder: Path) -> AsyncIterator[Registry]:
+    """A registry with its relay and an audit log, on free ports."""
+    await asyncio.to_thread(migrate, database.config("registry_migrator"), SCHEMA, MIGRATIONS)
+    ca = create_ca(folder / "ca", CONSORTIUM)
+    audit_log = ListAuditLog()
+    audit_server = MeshServer(
+        ServerConfig(listen="127.0.0.1:0", tls=ca.issue_service("audit"), drain_s=0),
+        [
+            Endpoint(
+                audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
+                audit_pb2_grpc.add_AuditServiceServicer_to_server,
+                audit_log,
+            )
+        ],
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        await audit_server.start()
+        stack.push_async_callback(audit_server.stop)
+        config = RegistryConfig(
+            server=ServerConfig(listen="127.0.0.1:0", tls=ca.issue_service("registry"), drain_s=0),
+            postgres=database.config("registry_service"),
+            audit=ClientConfig(target=f"127.0.0.1:{audit_server.port}"),
+            blobs=BlobConfig(max_bytes=8 << 20, max_uploads=4, idle_s=1.0, memory_bytes=1 << 20, spool_dir=folder),
+            relay=RelayConfig(interval_s=0.05, max_backoff_s=0.2),
+        )
+        pool = Database(config.postgres)
+        await pool.open()
+        stack.push_async_callback(pool.close)
+        audit_channel = await stack.enter_async_context(MeshChannel(config.audit.target, config.server.tls))
+        store = PostgresStore(pool)
+        relay = build_relay(config, store, audit_channel)
+        servicer = RegistryServicer(build_usecases(config, store, SystemClock(), relay))
+        server = MeshServer(
+            config.server,
+            [
+                Endpoint(
+                    pb.DESCRIPTOR.services_by_name["RegistryService"],
+                    registry_pb2_grpc.add_RegistryServiceServicer_to_server,
+                    servicer,
+                )
+            ],
+        )
+        await server.start()
+        stack.push_async_callback(server.stop)
+        task = asyncio.create_task(relay.run())
+        registry = Registry(ca, database, pool, store, relay, server, audit_log, audit_server, stack)
+        try:
+            yield registry
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            for channel in registry.channels.values():
+                await channel.close()

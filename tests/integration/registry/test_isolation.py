@@ -1,0 +1,159 @@
+"""Row-level security, asked with the service's own role: what a transaction does not stand for, it does not see."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from fedmesh.registry.v1 import registry_pb2 as pb
+from psycopg import sql
+
+from services.common.errors import Code
+from services.common.grpc.client import call
+from tests.integration.registry.harness import HOSPITALS, Registry, code, digest
+
+GUARDED = (
+    "requests",
+    "hospitals",
+    "jobs",
+    "job_hospitals",
+    "attempts",
+    "blobs",
+    "blob_chunks",
+    "job_blobs",
+    "rounds",
+    "contributions",
+    "outbox",
+)
+OF_A, OF_B = HOSPITALS[:2], HOSPITALS[2:4]
+
+
+@contextmanager
+def context(registry: Registry, **settings: str) -> Iterator[psycopg.Connection[Any]]:
+    """A transaction of the service's role with these settings of row-level security."""
+    with psycopg.connect(registry.database.dsn("registry_service")) as connection:
+        for name, value in settings.items():
+            connection.execute("select set_config(%s, %s, true)", (f"app.{name}", value))
+        yield connection
+
+
+def rows(connection: psycopg.Connection[Any], table: str) -> list[Any]:
+    statement = sql.SQL("select * from registry.{}").format(sql.Identifier(table))
+    return connection.execute(statement).fetchall()
+
+
+@pytest.fixture
+async def two_jobs(registry: Registry) -> tuple[pb.Job, pb.Job]:
+    """Two jobs without a common hospital, each with a committed round."""
+    jobs = await registry.job(*OF_A), await registry.job(*OF_B)
+    for job in jobs:
+        await registry.commit(job, 1, f"state of {job.job_id}".encode())
+    return jobs
+
+
+async def test_without_context_there_are_no_rows(registry: Registry, two_jobs: Any) -> None:
+    with context(registry, scope="consortium") as connection:
+        assert [table for table in GUARDED if not rows(connection, table)] == []
+    for settings in ({}, {"hospital_id": ""}, {"scope": "", "hospital_id": ""}, {"scope": "hospital"}):
+        with context(registry, **settings) as connection:
+            assert [table for table in GUARDED if rows(connection, table)] == []
+
+
+async def test_every_table_with_hospitals_is_guarded(registry: Registry, two_jobs: Any) -> None:
+    tables = registry.sql(
+        "select relname, relrowsecurity and relforcerowsecurity, pg_get_userbyid(relowner) from pg_class"
+        " where relnamespace = 'registry'::regnamespace and relkind in ('r', 'p') and relname not like '%%yoyo%%'"
+    )
+    unguarded = {name for name, guarded, _ in tables if not guarded}
+    assert unguarded == {"plans", "metrics", "metrics_default"}
+    assert {owner for _, _, owner in tables} == {"registry_owner"}
+    assert registry.sql(
+        "select rolname, rolcanlogin, rolbypassrls, rolsuper from pg_roles where rolname like 'registry%%' order by 1"
+    ) == [
+        ("registry_migrator", True, False, False),
+        ("registry_owner", False, False, False),
+        ("registry_service", True, False, False),
+    ]
+
+
+async def test_a_hospital_sees_nothing_of_others_jobs(registry: Registry, two_jobs: tuple[pb.Job, pb.Job]) -> None:
+    mine, theirs = two_jobs
+    with context(registry, hospital_id=OF_A[0]) as connection:
+
+        def column(table: str, name: str) -> set[str]:
+            statement = sql.SQL("select {}::text from registry.{}").format(sql.Identifier(name), sql.Identifier(table))
+            return {row[0] for row in connection.execute(statement)}
+
+        for table in ("jobs", "job_hospitals", "attempts", "job_blobs", "rounds", "contributions"):
+            assert column(table, "job_id") == {mine.job_id}, table
+        assert column("hospitals", "hospital_id") == {OF_A[0]}
+        assert column("job_hospitals", "hospital_id") == {OF_A[0]}
+        assert column("contributions", "hospital_id") == set(OF_A)
+        own = {digest(f"state of {mine.job_id}".encode())}
+        assert column("blobs", "sha256") == column("blob_chunks", "sha256") == own
+        assert rows(connection, "outbox") == rows(connection, "requests") == []
+
+
+async def test_a_hospital_cannot_write_for_others(registry: Registry, two_jobs: tuple[pb.Job, pb.Job]) -> None:
+    mine, theirs = two_jobs
+    link = "insert into registry.job_blobs values (%s, %s, %s, now())"
+    forbidden = [
+        (link, (theirs.job_id, "a" * 64, OF_A[0])),
+        (link, (mine.job_id, "a" * 64, OF_A[1])),
+        ("insert into registry.blobs values (%s, 1, now())", ("a" * 64,)),
+        ("insert into registry.blob_chunks values (%s, 7, 'x')", (digest(f"state of {theirs.job_id}".encode()),)),
+        ("insert into registry.job_hospitals values (%s, %s)", (OF_A[0], theirs.job_id)),
+        ("insert into registry.hospitals values ('new', '', 'active', now())", ()),
+    ]
+    for statement, parameters in forbidden:
+        with context(registry, hospital_id=OF_A[0]) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(statement.encode(), parameters)
+    with context(registry, hospital_id=OF_A[0]) as connection:
+        assert connection.execute("update registry.jobs set status = 'failed', ended_at = now()").rowcount == 0
+        assert connection.execute("update registry.hospitals set status = 'active'").rowcount == 0
+
+
+async def test_history_cannot_be_changed_by_the_service(registry: Registry, two_jobs: Any) -> None:
+    for statement in (
+        "delete from registry.rounds",
+        "update registry.rounds set version = 9",
+        "update registry.contributions set version = 9",
+        "delete from registry.outbox",
+        "update registry.outbox set body_json = '{}'",
+        "update registry.plans set manifest = ''",
+        "truncate registry.metrics",
+        "alter table registry.jobs disable row level security",
+        "set role registry_owner",
+    ):
+        with context(registry, scope="consortium") as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(statement.encode())
+
+
+async def test_the_api_hides_others_jobs(registry: Registry, two_jobs: tuple[pb.Job, pb.Job]) -> None:
+    mine, theirs = two_jobs
+    stub = registry.hospital(OF_A[0])
+    state = digest(f"state of {theirs.job_id}".encode())
+    for forbidden in (
+        call(stub.GetJob, pb.GetJobRequest(job_id=theirs.job_id)),
+        call(stub.ListRounds, pb.ListRoundsRequest(job_id=theirs.job_id)),
+        call(stub.GetModelVersion, pb.GetModelVersionRequest(job_id=theirs.job_id)),
+        registry.download(stub, state),
+        registry.upload(OF_A[0], theirs.job_id, b"state"),
+    ):
+        assert await code(forbidden) is Code.NOT_FOUND
+    assert (await call(stub.GetJob, pb.GetJobRequest(job_id=mine.job_id))).job.hospital_ids == list(OF_A)
+    assert await registry.download(registry.operator(), state) == f"state of {theirs.job_id}".encode()
+    # Content that exists elsewhere can be stored for an own job, and then be read.
+    own = await registry.job(*OF_A)
+    await registry.upload(OF_A[0], own.job_id, f"state of {theirs.job_id}".encode())
+    assert await registry.download(stub, state) == f"state of {theirs.job_id}".encode()
+
+
+async def test_a_context_ends_with_its_transaction(registry: Registry, two_jobs: Any) -> None:
+    async def count(connection: Any) -> int:
+        found = await connection.execute("select count(*) as n from registry.jobs")
+        return int((await found.fetchone())["n"])
+
+    for _ in range(8):
+        assert await registry.pool.run_tx("count", count) == 0
