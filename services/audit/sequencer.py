@@ -95,7 +95,7 @@ class Sequencer:
     async def append(self, leaves: Sequence[Leaf]) -> Appended:
         """Append the events of one request, all or none, and wait until they are durable.
 
-        A caller that gives up does not take its events back; asking again with the same ids is safe.
+        The events of a caller that gives up may or may not be written; asking again with the same ids is safe.
 
         Raises: FedmeshError(REQUEST_ID_REUSED) when an event id stands for another event, (RATE_LIMITED) when too much
             waits already, (STORE_UNAVAILABLE | STORE_FULL) when the database is away or full, (WRONG_STATE) when the
@@ -126,9 +126,12 @@ class Sequencer:
         batch: list[_Waiting] = []
         events = 0
         while self._queue and (not batch or events + len(self._queue[0].leaves) <= self._max_events):
-            batch.append(self._queue.popleft())
-            events += len(batch[-1].leaves)
-        self._count(-events)
+            waiting = self._queue.popleft()
+            self._count(-len(waiting.leaves))
+            # During an outage callers give up and come again: their old calls would only pile up.
+            if not waiting.answer.done():
+                batch.append(waiting)
+                events += len(waiting.leaves)
         return batch
 
     def _count(self, change: int) -> None:
@@ -146,7 +149,10 @@ class Sequencer:
             raise
         except Exception as error:
             # Whoever waits must hear of it, and those who come later must still be served.
-            log.error("batch_failed", requests=len(batch), exc_info=error)
+            if isinstance(error, FedmeshError):
+                log.warning("batch_failed", requests=len(batch), code=error.code.value, reason=error.message)
+            else:
+                log.error("batch_failed", requests=len(batch), exc_info=error)
             _EVENTS.labels("failed").inc(sum(map(len, requests)))
             for waiting in batch:
                 _refuse(waiting, error)

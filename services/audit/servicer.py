@@ -64,7 +64,7 @@ def _event(event: audit_pb2.Event) -> Event:
 
 
 def _rfc3339(seconds: int, nanos: int) -> str | None:
-    """UTC text with nine decimals, None outside years 1 to 9999. Written here so that no protobuf release changes it."""
+    """UTC text with nine decimals, None outside years 1 to 9999; made here so that no protobuf release changes it."""
     if not _FIRST_SECOND <= seconds <= _LAST_SECOND or not 0 <= nanos < 10**9:
         return None
     return f"{(_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()}.{nanos:09d}Z"

@@ -1,4 +1,4 @@
-"""Registry and aggregator, as the coordinator uses them. Every call may be repeated: its request id follows from the step.
+"""Registry and aggregator, as the coordinator uses them. Calls may be repeated: request ids follow from the step.
 
 All methods raise FedmeshError as the other side did, or retryable ones while it is away.
 """

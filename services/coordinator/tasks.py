@@ -46,7 +46,7 @@ def _for(hospital_ids: Iterable[str], task: pb.Task) -> Tasks:
     return [(hospital_id, content) for hospital_id in hospital_ids]
 
 
-def _task(attempt: Attempt, kind: pb.TaskKind) -> pb.Task:
+def _task(attempt: Attempt, kind: pb.TaskKind.ValueType) -> pb.Task:
     return pb.Task(
         kind=kind,
         attempt=wire_attempt(attempt.id),

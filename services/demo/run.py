@@ -31,8 +31,9 @@ from services.embedded.stack import Stack
 from services.hospital_node.sources.dataset import Dataset
 from services.hospital_node.sources.mapping import PartitionFile
 from services.hospital_node.sources.reader import read_dataset
+from services.plans.document import validate
 from services.plans.library import shipped_plan
-from services.plans.manifest import PlanManifest, canonical_bytes, parse_manifest
+from services.plans.manifest import PlanManifest, canonical_bytes
 from services.transparency.checkpoint import open_checkpoint, parse_verifier_key
 
 PROPOSER: Final = "operator"
@@ -67,7 +68,7 @@ def choose_plan(options: DemoOptions) -> PlanManifest:
             changed["metrics"]["epsilon"] = options.privacy
     if options.rounds is not None:
         changed["rounds"]["count"] = options.rounds
-    return parse_manifest(json.dumps(changed).encode())
+    return validate(PlanManifest, changed, f"plan {plan.name}", Code.PLAN_INVALID)
 
 
 def choose_data(options: DemoOptions, say: Callable[[str], None]) -> DemoData:

@@ -17,44 +17,56 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0
 class PartitionConfig(Section):
     file: Path = Field(description="CSV that says which patients of a public benchmark file play which hospital")
     hospital: str = Field(min_length=1, description="the value of the hospital column that means this hospital")
-    patient_column: str = Field("patient_nbr", min_length=1, description="column of the CSV with the patient id")
-    hospital_column: str = Field("hospital", min_length=1, description="column of the CSV with the hospital")
-    split_column: str = Field("split", min_length=1, description="column of the CSV with train, val or test")
+    patient_column: str = Field(
+        default="patient_nbr", min_length=1, description="column of the CSV with the patient id"
+    )
+    hospital_column: str = Field(default="hospital", min_length=1, description="column of the CSV with the hospital")
+    split_column: str = Field(default="split", min_length=1, description="column of the CSV with train, val or test")
 
 
 class DataConfig(Section):
     file: Path = Field(description="Parquet or CSV file with the encounters; it must not change while a job runs")
     mapping: Path | None = Field(
-        None, description="YAML that maps local columns to the public feature schema; absent: the names are the same"
+        default=None,
+        description="YAML that maps local columns to the public feature schema; absent: the names are the same",
     )
-    partition: PartitionConfig | None = Field(None, description="for public benchmarks: take only some patients")
+    partition: PartitionConfig | None = Field(
+        default=None, description="for public benchmarks: take only some patients"
+    )
 
 
 class PrivacyConfig(Section):
     epsilon_limit: float = Field(
-        0.5, gt=0, le=100, description="most epsilon that the population may spend in any 365 days"
+        default=0.5, gt=0, le=100, description="most epsilon that the population may spend in any 365 days"
     )
-    delta_limit: float = Field(1e-5, gt=0, lt=1, description="most delta that the population may spend in any 365 days")
+    delta_limit: float = Field(
+        default=1e-5, gt=0, lt=1, description="most delta that the population may spend in any 365 days"
+    )
     max_plan_epsilon: float = Field(
-        0.5, gt=0, le=100, description="refuse every plan that asks for more epsilon, whatever is left"
+        default=0.5, gt=0, le=100, description="refuse every plan that asks for more epsilon, whatever is left"
     )
-    max_plan_delta: float = Field(1e-6, gt=0, lt=1, description="refuse every plan that asks for more delta")
+    max_plan_delta: float = Field(default=1e-6, gt=0, lt=1, description="refuse every plan that asks for more delta")
     allow_without_privacy: bool = Field(
-        False, description="take part in plans without differential privacy; for public or synthetic data only"
+        default=False, description="take part in plans without differential privacy; for public or synthetic data only"
     )
 
 
 class LimitsConfig(Section):
-    max_rounds: int = Field(1000, ge=1, le=10_000, description="refuse plans with more rounds")
+    max_rounds: int = Field(default=1000, ge=1, le=10_000, description="refuse plans with more rounds")
     max_vector_length: int = Field(
-        1 << 24, ge=1, le=1 << 24, description="refuse plans whose contribution has more integers"
+        default=1 << 24, ge=1, le=1 << 24, description="refuse plans whose contribution has more integers"
     )
-    max_state_mb: int = Field(256, ge=1, le=1024, description="refuse model states larger than this, in MiB")
-    max_jobs: int = Field(4, ge=1, le=64, description="most jobs whose data is kept in memory at once")
-    call_timeout_s: float = Field(10.0, gt=0, le=300, description="deadline of one unary call in seconds")
-    transfer_timeout_s: float = Field(120.0, gt=0, le=3600, description="deadline of one up- or download in seconds")
+    max_state_mb: int = Field(default=256, ge=1, le=1024, description="refuse model states larger than this, in MiB")
+    max_jobs: int = Field(default=4, ge=1, le=64, description="most jobs whose data is kept in memory at once")
+    call_timeout_s: float = Field(default=10.0, gt=0, le=300, description="deadline of one unary call in seconds")
+    transfer_timeout_s: float = Field(
+        default=120.0, gt=0, le=3600, description="deadline of one up- or download in seconds"
+    )
     heartbeat_timeout_s: float = Field(
-        20.0, gt=5, le=300, description="seconds of silence after which the task stream is opened anew (beats: 5 s)"
+        default=20.0,
+        gt=5,
+        le=300,
+        description="seconds of silence after which the task stream is opened anew (beats: 5 s)",
     )
 
 
@@ -74,15 +86,17 @@ class HospitalConfig(Section):
     group_key_file: Path = Field(
         description="BFV secret key shared by the hospitals and by nobody else, mode 0600, brought out of band"
     )
-    privacy: PrivacyConfig = Field(PrivacyConfig(), description="what this hospital agrees to spend")
+    privacy: PrivacyConfig = Field(default=PrivacyConfig(), description="what this hospital agrees to spend")
     compile_cache: Path | None = Field(
-        None, description="folder for compiled plans, may be shared by nodes of one user; absent: inside data_dir"
+        default=None,
+        description="folder for compiled plans, may be shared by nodes of one user; absent: inside data_dir",
     )
-    limits: LimitsConfig = Field(LimitsConfig(), description="bounds on what a plan may cost this node")
-    telemetry: TelemetryConfig = Field(TelemetryConfig(), description="logs and traces")
-    metrics_listen: Address | None = Field(None, description="host:port of the Prometheus metrics page")
+    limits: LimitsConfig = Field(default=LimitsConfig(), description="bounds on what a plan may cost this node")
+    telemetry: TelemetryConfig = Field(default=TelemetryConfig(), description="logs and traces")
+    metrics_listen: Address | None = Field(default=None, description="host:port of the Prometheus metrics page")
     health_listen: Address | None = Field(
-        None, description="host:port of a plaintext listener that serves grpc.health.v1 and nothing else, for probes"
+        default=None,
+        description="host:port of a plaintext listener that serves grpc.health.v1 and nothing else, for probes",
     )
 
 

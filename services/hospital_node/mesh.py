@@ -1,4 +1,4 @@
-"""The gRPC side of the node: calls to registry, coordinator and aggregator, and conversion from and to their messages."""
+"""The gRPC side of the node: calls to registry, coordinator and aggregator, and conversion of their messages."""
 
 import asyncio
 import uuid

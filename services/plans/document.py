@@ -122,7 +122,10 @@ def validate_json(model: type[Model], data: bytes, what: str, code: Code) -> Mod
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
+        # Unknown fields first: a misspelt name is also the cause of the field that seems to be missing.
+        errors = sorted(
+            error.errors(include_url=False, include_context=False), key=lambda item: item["type"] != "extra_forbidden"
+        )
         lines = [_describe(item, model) for item in errors[:_SHOWN_ERRORS]]
         if len(errors) > _SHOWN_ERRORS:
             lines.append(f"and {len(errors) - _SHOWN_ERRORS} more")

@@ -20,7 +20,6 @@ class Policy:
     allow_without_privacy: bool
     max_rounds: int
     max_vector_length: int
-    max_state_bytes: int
 
 
 def require_acceptable(policy: Policy, manifest: PlanManifest, hospitals: int) -> None:
@@ -109,8 +108,6 @@ def require_same_job(policy: Policy, task: Task, job: JobFacts, manifest: PlanMa
         "its plan": job.plan_id != task.plan_id,
         "its cohort": cohort != set(job.hospital_ids) or len(cohort) != len(task.cohort),
         "its number of rounds": job.rounds != manifest.rounds.count,
-        "the round": not 1 <= task.attempt.round <= manifest.rounds.count,
-        "the base version": task.base_version != task.attempt.round - 1,
     }
     wrong = [what for what, differs in problems.items() if differs]
     if wrong:

@@ -1,6 +1,6 @@
 """What the node's use cases need from the world, as protocols."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -124,13 +124,13 @@ class Mesh(Protocol):
 
     async def download_blob(self, sha256: str, patience_s: float) -> bytes: ...
 
-    async def upload_blob(self, job_id: str, content: bytes, patience_s: float) -> None: ...
+    async def upload_blob(self, job_id: str, sha256: str, content: bytes, patience_s: float) -> None: ...
 
     async def upload(
-        self, attempt: AttemptId, manifest: PlanManifest, ciphertext: bytes, patience_s: float
+        self, attempt: AttemptId, manifest: PlanManifest, sha256: str, ciphertext: bytes, patience_s: float
     ) -> None: ...
 
-    async def download_sum(self, attempt: AttemptId, manifest: PlanManifest, patience_s: float) -> bytes: ...
+    async def download_sum(self, attempt: AttemptId, size_limit: int, patience_s: float) -> bytes: ...
 
     async def report_ready(self, attempt: AttemptId, base_version: int, patience_s: float) -> None: ...
 
@@ -154,7 +154,7 @@ class Reservation:
     """What a job asks of the population's budget. Epsilon and delta are 0 for a plan without privacy.
 
     compositions: most attempts that may be charged: the plan's rounds and extra attempts. metrics_compositions: most of
-    these that may carry metrics, a mechanism with noise of its own.
+    these that may carry metrics, a mechanism with noise of its own. cohort: sorted.
     """
 
     job_id: str
@@ -166,7 +166,7 @@ class Reservation:
     colluders: int
     compositions: int
     metrics_compositions: int
-    cohort: Sequence[str]
+    cohort: tuple[str, ...]
     data_sha256: str
 
 

@@ -21,6 +21,20 @@ from services.privacy.budget import Charge, Limit, remaining, require_attempt, r
 
 LEDGER_FILE: Final = "ledger.sqlite"
 _VERSION: Final = 1
+# Columns of `reservations` that are the fields of a Reservation.
+_TERMS: Final = (
+    "job_id",
+    "plan_id",
+    "population",
+    "private",
+    "epsilon",
+    "delta",
+    "colluders",
+    "compositions",
+    "metrics_compositions",
+    "cohort",
+    "data_sha256",
+)
 _SCHEMA: Final = """
 CREATE TABLE reservations (
     job_id TEXT PRIMARY KEY,
@@ -152,7 +166,10 @@ class SqliteLedger:
             " FROM reservations AS r WHERE private AND released_at IS NULL"
         )
         now = self._clock.now()
-        return [Charge(*row[:4], now if row[4] is None else datetime.fromisoformat(row[4])) for row in rows]
+        return [
+            Charge(job_id, population, epsilon, delta, now if last is None else datetime.fromisoformat(last))
+            for job_id, population, epsilon, delta, last in rows
+        ]
 
     def _insert(self, connection: sqlite3.Connection, reservation: Reservation) -> None:
         connection.execute(
@@ -167,7 +184,7 @@ class SqliteLedger:
                 reservation.colluders,
                 reservation.compositions,
                 reservation.metrics_compositions,
-                json.dumps(sorted(reservation.cohort)),
+                json.dumps(reservation.cohort),
                 reservation.data_sha256,
                 self._clock.now().isoformat(),
             ),
@@ -217,13 +234,13 @@ def _row(row: tuple[object, ...]) -> LedgerRow:
 def _reservation(connection: sqlite3.Connection, job_id: str) -> Reservation | None:
     """A job's reservation, unless there is none or it was given back."""
     row = connection.execute(
-        "SELECT job_id, plan_id, population, private, epsilon, delta, colluders, compositions, metrics_compositions,"
-        " cohort, data_sha256 FROM reservations WHERE job_id = ? AND released_at IS NULL",
+        f"SELECT {', '.join(_TERMS)} FROM reservations WHERE job_id = ? AND released_at IS NULL",  # noqa: S608
         (job_id,),
     ).fetchone()
     if row is None:
         return None
-    return Reservation(*row[:3], bool(row[3]), *row[4:9], tuple(json.loads(row[9])), row[10])
+    terms = dict(zip(_TERMS, row, strict=True))
+    return Reservation(**{**terms, "private": bool(terms["private"]), "cohort": tuple(json.loads(terms["cohort"]))})
 
 
 def _require_same(known: Reservation, asked: Reservation) -> None:
@@ -234,18 +251,7 @@ def _require_same(known: Reservation, asked: Reservation) -> None:
             " put the old file back, or start a new job",
             job=asked.job_id,
         )
-    terms = (
-        "plan_id",
-        "population",
-        "private",
-        "epsilon",
-        "delta",
-        "colluders",
-        "compositions",
-        "metrics_compositions",
-    )
-    changed = [name for name in terms if getattr(known, name) != getattr(asked, name)]
-    changed += ["cohort"] if sorted(known.cohort) != sorted(asked.cohort) else []
+    changed = [name for name in _TERMS if getattr(known, name) != getattr(asked, name)]
     if changed:
         raise FedmeshError(
             Code.PRIVACY_REFUSED,

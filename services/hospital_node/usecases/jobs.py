@@ -77,8 +77,10 @@ class Jobs:
         """
         terms = (task.plan_id, task.cohort)
         manifest = await self.session(task.attempt.job_id).plan.get(terms, lambda: self._fetch_plan(task, patience_s))
-        if not 1 <= task.attempt.round <= manifest.rounds.count:
-            raise FedmeshError(Code.WRONG_STATE, f"the plan has no round {task.attempt.round}")
+        if not 1 <= task.attempt.round <= manifest.rounds.count or task.base_version != task.attempt.round - 1:
+            raise FedmeshError(
+                Code.WRONG_STATE, f"the plan has no round {task.attempt.round} on version {task.base_version}"
+            )
         return manifest
 
     async def trainer(self, task: Task, patience_s: float) -> Trainer:

@@ -28,8 +28,7 @@ class Latest(Generic[T]):
         return await asyncio.shield(self._future)
 
     def forget(self) -> None:
-        if self._future is not None:
-            self._future.cancel()
+        """Drop the result; a computation under way goes on for those who await it."""
         self._key, self._future = None, None
 
 

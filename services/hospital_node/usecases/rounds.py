@@ -96,7 +96,8 @@ class RoundSteps:
         if ciphertext is None:
             if await asyncio.to_thread(self._t.ledger.charged, task.attempt):
                 raise FedmeshError(
-                    Code.WRONG_STATE, "the ciphertext of this attempt was sent before and is lost: nothing is sent again"
+                    Code.WRONG_STATE,
+                    "the ciphertext of this attempt was sent before and is lost: nothing is sent again",
                 )
             ciphertext = await self._encrypt(task, manifest)
         await self._charge(task, manifest)
@@ -237,9 +238,7 @@ class RoundSteps:
             content = await self._t.mesh.download_sum(task.attempt, size, self._patience(task))
             if hashlib.sha256(content).hexdigest() != task.sum_sha256:
                 raise FedmeshError(Code.CIPHERTEXT_INVALID, "the encrypted sum does not have the announced SHA-256")
-            return await self._t.worker.run(
-                self._t.secret_sum.decrypt, content, manifest, len(task.contributions)
-            )
+            return await self._t.worker.run(self._t.secret_sum.decrypt, content, manifest, len(task.contributions))
 
         key = (task.attempt, task.sum_sha256)
         return await self._t.jobs.session(task.attempt.job_id).total.get(key, make)

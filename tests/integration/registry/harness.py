@@ -169,7 +169,7 @@ def parts(job_id: str, content: bytes, **header: Any) -> Iterator[pb.UploadBlobR
         yield pb.UploadBlobRequest(chunk=content[start : start + (1 << 20)])
 
 
-def a_round(job: pb.Job, version: int, attempt: int, state: str, **changes: Any) -> pb.CommittedRound:
+def a_round(job: pb.Job, version: int, attempt: int, state: str, /, **changes: Any) -> pb.CommittedRound:
     """A round in which every hospital took part; `changes` overrides its fields."""
     facts: dict[str, Any] = {
         "attempt": round_pb2.Attempt(job_id=job.job_id, round=version, attempt=attempt),
@@ -268,7 +268,6 @@ async def running_registry(database: PostgresDatabase, folder: Path) -> AsyncIte
             yield registry
         finally:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.gather(task, return_exceptions=True)
             for channel in registry.channels.values():
                 await channel.close()

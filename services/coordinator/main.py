@@ -1,0 +1,94 @@
+"""Composition of the coordinator process."""
+
+from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
+
+from services.common.clock import SystemClock
+from services.common.config import read_secret
+from services.common.grpc.client import MeshChannel
+from services.common.grpc.server import Endpoint, run_server
+from services.common.redis import connect_redis, redis_ready
+from services.common.telemetry import setup_telemetry, shutdown_telemetry
+from services.common.tls import load_tls
+from services.coordinator.config import CoordinatorConfig
+from services.coordinator.driver import Driver
+from services.coordinator.hub import Hub
+from services.coordinator.outward import Aggregator, Registry
+from services.coordinator.runner import JobRunner, Settings
+from services.coordinator.servicer import CoordinatorServicer
+from services.coordinator.store.redis import RedisRounds
+from services.coordinator.usecases import CoordinatorUseCases, RateLimit
+
+
+def check(config: CoordinatorConfig) -> None:
+    """Check what the configuration points at.
+
+    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates or an unreadable password file.
+    """
+    load_tls(config.server.tls)
+    if config.redis.password_file is not None:
+        read_secret(config.redis.password_file)
+
+
+async def main(config: CoordinatorConfig) -> None:
+    """Serve until told to stop.
+
+    Raises: FedmeshError(CONFIG_INVALID).
+    """
+    setup_telemetry("coordinator", config.telemetry)
+    tls = config.server.tls
+    identity = load_tls(tls).identity
+    clock = SystemClock()
+    redis = connect_redis(config.redis)
+    try:
+        async with (
+            MeshChannel(config.registry.target, tls) as to_registry,
+            MeshChannel(config.aggregator.target, tls) as to_aggregator,
+        ):
+            store = RedisRounds(redis, lease_ms=int(config.driver.lease_s * 1000))
+            registry = Registry(to_registry, config.driver.call_timeout_s)
+            aggregator = Aggregator(to_aggregator, config.driver.call_timeout_s)
+            settings = _settings(config, str(identity))
+            driver = Driver(
+                store,
+                registry,
+                lambda job_id: JobRunner(job_id, store, registry, aggregator, clock, settings),
+                poll_s=config.driver.job_poll_s,
+            )
+            hub = Hub(
+                redis,
+                store,
+                clock,
+                heartbeat_s=config.tasks.heartbeat_s,
+                presence_s=config.tasks.presence_s,
+                wake=driver.wake,
+            )
+            rate = RateLimit(config.rate.per_second, config.rate.burst)
+            usecases = CoordinatorUseCases(store, hub, registry, clock, consortium=identity.consortium, rate=rate)
+            await run_server(
+                config.server,
+                [endpoint(usecases)],
+                background=[hub.run, driver.run],
+                dependencies=lambda: redis_ready(redis),
+            )
+    finally:
+        await redis.aclose()
+        shutdown_telemetry()
+
+
+def _settings(config: CoordinatorConfig, actor: str) -> Settings:
+    return Settings(
+        actor=actor,
+        lease_s=config.driver.lease_s,
+        absence_grace_s=config.rounds.absence_grace_s,
+        answer_grace_s=config.rounds.answer_grace_s,
+        max_attempts=config.rounds.max_attempts,
+    )
+
+
+def endpoint(usecases: CoordinatorUseCases) -> Endpoint:
+    """The gRPC service over the use cases."""
+    return Endpoint(
+        coordinator_pb2.DESCRIPTOR.services_by_name["CoordinatorService"],
+        coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server,
+        CoordinatorServicer(usecases),
+    )

@@ -1,0 +1,125 @@
+"""The hospital node's composition root."""
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from services.common.clock import SystemClock
+from services.common.grpc.client import MeshChannel
+from services.common.grpc.server import start_metrics
+from services.common.telemetry import get_logger, setup_telemetry, shutdown_telemetry
+from services.hospital_node.agent import Agent
+from services.hospital_node.config import HospitalConfig, check_config, group_key_fingerprint, read_group_key
+from services.hospital_node.domain.policy import Policy
+from services.hospital_node.domain.ports import LocalJob, TrainerFactory
+from services.hospital_node.mesh import GrpcMesh
+from services.hospital_node.noise import ShareOfNoise
+from services.hospital_node.probe import health_probe
+from services.hospital_node.secret_sum import GroupKeySum
+from services.hospital_node.store.ledger import SqliteLedger
+from services.hospital_node.store.state import SqliteNodeState, open_data_dir
+from services.hospital_node.usecases.jobs import Jobs
+from services.hospital_node.usecases.rounds import RoundSteps, Tools
+from services.hospital_node.worker import WorkerThread
+from services.plans.manifest import PlanManifest
+from services.privacy.budget import Limit
+
+log = get_logger(__name__)
+
+
+async def main(config: HospitalConfig) -> None:
+    """Run the node until SIGTERM or SIGINT.
+
+    Raises: FedmeshError(CONFIG_INVALID) for files, addresses or a data folder that cannot be used.
+    """
+    setup_telemetry(f"hospital/{config.hospital_id}", config.telemetry)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    worker = WorkerThread()
+    await run_node(config, local_trainers(config), worker, stop)
+    shutdown_telemetry()
+    if worker.busy:
+        # TensorFlow or SEAL runs on the worker thread and cannot be interrupted; ending the interpreter under a thread
+        # inside native code crashes. Everything that must last is on the disk already.
+        sys.stderr.flush()
+        os._exit(0)
+
+
+async def run_node(config: HospitalConfig, trainers: TrainerFactory, worker: WorkerThread, stop: asyncio.Event) -> None:
+    """Wire the node and run it until `stop` is set.
+
+    Raises: as `main`.
+    """
+    check_config(config)
+    group_key = read_group_key(config.group_key_file)
+    async with AsyncExitStack() as stack:
+        lock = open_data_dir(config.data_dir)
+        stack.callback(os.close, lock)
+        clock = SystemClock()
+        limit = Limit(config.privacy.epsilon_limit, config.privacy.delta_limit)
+        ledger = SqliteLedger(config.data_dir, clock, limit)
+        state = SqliteNodeState(config.data_dir)
+        registry, coordinator, aggregator = [
+            await stack.enter_async_context(MeshChannel(client.target, config.tls))
+            for client in (config.registry, config.coordinator, config.aggregator)
+        ]
+        mesh = GrpcMesh(
+            config.hospital_id, group_key_fingerprint(group_key), registry, coordinator, aggregator, config.limits
+        )
+        policy = _policy(config)
+        jobs = Jobs(mesh, ledger, worker, trainers, policy, config.limits.max_jobs)
+        add_noise = ShareOfNoise(_cache(config))
+        secret_sum = GroupKeySum(group_key)
+        steps = RoundSteps(Tools(mesh, ledger, state, worker, secret_sum, add_noise, jobs, policy, clock))
+        agent = Agent(mesh, state, steps)
+        if config.metrics_listen is not None:
+            start_metrics(config.metrics_listen)
+        await stack.enter_async_context(health_probe(config.health_listen, lambda: agent.connected))
+        log.info("started", hospital=config.hospital_id, epsilon_left=ledger.left(config.population))
+        await _until(stop, agent)
+        log.info("stopping", training=worker.busy)
+
+
+async def _until(stop: asyncio.Event, agent: Agent) -> None:
+    """Run the agent until `stop`; if the agent fails, raise what it raised."""
+    running = asyncio.ensure_future(agent.run())
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not running.done():
+        running.cancel()
+        await asyncio.wait([running])
+    if not running.cancelled():
+        running.result()
+
+
+def local_trainers(config: HospitalConfig) -> TrainerFactory:
+    """Trainers on the configured data; their libraries load with the first job."""
+
+    def open_job(manifest: PlanManifest) -> LocalJob:
+        from services.hospital_node.local import open_local_job
+
+        return open_local_job(manifest, config.data, _cache(config))
+
+    return open_job
+
+
+def _cache(config: HospitalConfig) -> Path:
+    return config.compile_cache or config.data_dir / "compiled"
+
+
+def _policy(config: HospitalConfig) -> Policy:
+    return Policy(
+        hospital_id=config.hospital_id,
+        population=config.population,
+        max_plan_epsilon=config.privacy.max_plan_epsilon,
+        max_plan_delta=config.privacy.max_plan_delta,
+        allow_without_privacy=config.privacy.allow_without_privacy,
+        max_rounds=config.limits.max_rounds,
+        max_vector_length=config.limits.max_vector_length,
+    )

@@ -1,0 +1,34 @@
+"""Complete rounds with simulated hospitals against real coordinator and aggregator processes."""
+
+from pathlib import Path
+
+import numpy as np
+from fedmesh.coordinator.v1 import coordinator_pb2 as pb
+from fedmesh.registry.v1 import registry_pb2
+
+from tests.support.mesh import running_mesh, small_plan
+from tests.support.stores import RedisServer
+
+
+async def test_fifteen_hospitals_complete_a_job(tmp_path: Path, redis_server: RedisServer) -> None:
+    async with running_mesh(tmp_path, redis_server, hospitals=15, manifest=small_plan(3)) as mesh:
+        await mesh.start_hospitals()
+        job_id = mesh.create_job()
+        await mesh.ended()
+        job = mesh.registry.jobs[job_id]
+        assert job.status == registry_pb2.JOB_STATUS_COMPLETED
+        for committed in mesh.registry.rounds[job_id]:
+            assert len(committed.contributions) == 15
+            assert committed.upload_bytes > 1000
+            expected = mesh.expected_sum(committed)
+            for hospital in mesh.hospitals.values():
+                seen = hospital.plaintexts[committed.attempt.round, committed.attempt.attempt]
+                assert np.array_equal(seen, expected)
+        assert all(hospital.versions == [1, 2, 3] for hospital in mesh.hospitals.values())
+        types = mesh.registry.event_types()
+        for name in ("round.sealed", "sum.closed", "round.agreed", "round.finalized"):
+            assert types.count(name) == 3
+        assert types.count("contribution.accepted") == 45
+        seen_round = await mesh.round(job_id)
+        assert seen_round.phase == pb.PHASE_COMMITTED
+        assert all(item.uploaded_bytes for item in seen_round.progress)

@@ -1,0 +1,189 @@
+"""Coordinators and an aggregator as real processes, a registry in memory, and simulated hospitals around them."""
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
+
+from services.common.config import RedisConfig
+from services.common.grpc.client import MeshChannel, call
+from services.embedded.ca import CertificateAuthority, create_ca
+from services.plans.manifest import PlanManifest, load_manifest, parse_manifest
+from services.plans.document import canonical_json
+from services.secure_sum import secret
+from tests.support.fake_registry import FakeRegistry
+from tests.support.simulated_hospital import SimulatedHospital
+from tests.support.stores import RedisServer
+
+PLANS = Path(__file__).parents[2] / "plans"
+
+
+def small_plan(
+    rounds: int = 2, *, ready_s: float = 30.0, phase_s: float = 20.0, extra_attempts: int | None = None
+) -> PlanManifest:
+    """The readmission plan with few rounds; extra_attempts: with privacy."""
+    name = "readmission-logistic.yaml" if extra_attempts is None else "readmission-logistic-private.yaml"
+    plan = load_manifest(PLANS / name)
+    limits = plan.rounds.model_copy(update={"count": rounds, "ready_deadline_s": ready_s, "phase_deadline_s": phase_s})
+    update: dict[str, Any] = {"rounds": limits}
+    if plan.privacy is not None:
+        update["privacy"] = plan.privacy.model_copy(update={"extra_attempts": extra_attempts})
+    return parse_manifest(canonical_json(plan.model_copy(update=update)))
+
+
+@dataclass
+class ServiceProcess:
+    """`python -m services.<name>`; it listens on a free port, the same one after a restart."""
+
+    name: str
+    config: dict[str, Any]
+    folder: Path
+    port: int = 0
+    _process: asyncio.subprocess.Process | None = None
+    _reader: "asyncio.Task[None] | None" = None
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> "ServiceProcess":
+        self.config["server"]["listen"] = f"127.0.0.1:{self.port}"
+        path = self.folder / f"{self.name}-{id(self)}.yaml"
+        path.write_text(yaml.safe_dump(self.config), encoding="utf-8")
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", f"services.{self.name}", "--config", str(path), stderr=asyncio.subprocess.PIPE
+        )
+        stderr = self._process.stderr
+        assert stderr is not None
+        while not self.port or not self.log or "listening" not in self.log[-1]:
+            line = (await asyncio.wait_for(stderr.readline(), 30)).decode()
+            assert line, f"{self.name} ended: {''.join(self.log)}"
+            self.log.append(line)
+            found = re.search(r'"event": "listening".*"port": (\d+)', line)
+            if found is not None:
+                self.port = int(found[1])
+        self._reader = asyncio.create_task(self._read(stderr))
+        return self
+
+    async def _read(self, stderr: asyncio.StreamReader) -> None:
+        while line := await stderr.readline():
+            self.log.append(line.decode())
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+        code = await asyncio.wait_for(self._process.wait(), 20)
+        if self._reader is not None:
+            await self._reader
+        return code
+
+
+@dataclass
+class Mesh:
+    """Everything but the hospitals' tasks, which a test starts."""
+
+    ca: CertificateAuthority
+    registry: FakeRegistry
+    coordinators: list[ServiceProcess]
+    aggregators: list[ServiceProcess]
+    manifest: PlanManifest
+    hospitals: dict[str, SimulatedHospital]
+    group_key: bytes
+
+    async def start_hospitals(self, names: Sequence[str] | None = None) -> None:
+        """Start hospitals and wait until they are connected."""
+        started = list(self.hospitals if names is None else names)
+        for name in started:
+            self.hospitals[name].start()
+        while not set(started) <= {item.hospital_id for item in (await self.participants()).participants}:
+            await asyncio.sleep(0.05)
+
+    def create_job(self) -> str:
+        return self.registry.create_job(self.manifest, list(self.hospitals))
+
+    async def participants(self) -> coordinator_pb2.ListParticipantsResponse:
+        return await self._ask("ListParticipants", coordinator_pb2.ListParticipantsRequest())
+
+    async def round(self, job_id: str) -> coordinator_pb2.GetRoundResponse:
+        return await self._ask("GetRound", coordinator_pb2.GetRoundRequest(job_id=job_id))
+
+    async def _ask(self, name: str, request: Any) -> Any:
+        async with MeshChannel(self.coordinators[0].target, self.ca.issue_operator("olga")) as channel:
+            stub = channel.stub(coordinator_pb2_grpc.CoordinatorServiceStub)
+            return await call(getattr(stub, name), request, timeout_s=5, patience_s=20)
+
+    async def ended(self, names: Sequence[str] | None = None, within_s: float = 60.0) -> None:
+        """Wait until hospitals have heard that the job ended."""
+        waiting = [self.hospitals[name].ended.wait() for name in (self.hospitals if names is None else names)]
+        await asyncio.wait_for(asyncio.gather(*waiting), within_s)
+
+    def expected_sum(self, committed: Any) -> Any:
+        """The plaintext that a committed round's sum must have."""
+        key = (committed.attempt.round, committed.attempt.attempt)
+        return sum(self.hospitals[item.hospital_id].values(*key) for item in committed.contributions)
+
+
+@asynccontextmanager
+async def running_mesh(
+    folder: Path,
+    redis_server: RedisServer,
+    *,
+    hospitals: int = 4,
+    coordinators: int = 1,
+    aggregators: int = 1,
+    manifest: PlanManifest | None = None,
+    coordinator: dict[str, Any] | None = None,
+) -> AsyncIterator[Mesh]:
+    """Start everything, and end everything. coordinator: sections that differ from the defaults."""
+    ca = create_ca(folder / "ca", "testmesh")
+    registry = FakeRegistry()
+    to_registry = await registry.start(ca.issue_service("registry"))
+    aggregating = [
+        ServiceProcess("aggregator", _config(ca, "aggregator", redis_server, to_registry), folder)
+        for _ in range(aggregators)
+    ]
+    processes = list(aggregating)
+    simulated: dict[str, SimulatedHospital] = {}
+    try:
+        await asyncio.gather(*(process.start() for process in aggregating))
+        config = _config(ca, "coordinator", redis_server, to_registry)
+        config |= {"aggregator": {"target": aggregating[0].target}, "driver": {"job_poll_s": 0.2, "lease_s": 1.5}}
+        config |= {"rounds": {"absence_grace_s": 1.0, "answer_grace_s": 1.0}} | (coordinator or {})
+        coordinating = [
+            ServiceProcess("coordinator", {**config, "server": dict(config["server"])}, folder)
+            for _ in range(coordinators)
+        ]
+        processes += coordinating
+        await asyncio.gather(*(process.start() for process in coordinating))
+        manifest = manifest or small_plan()
+        group_key = secret.generate_group_key()
+        targets = [process.target for process in coordinating]
+        for number in range(1, hospitals + 1):
+            name = f"h{number:02d}"
+            tls = ca.issue_hospital(name)
+            simulated[name] = SimulatedHospital(name, tls, targets, aggregating[0].target, manifest, group_key)
+        yield Mesh(ca, registry, coordinating, aggregating, manifest, simulated, group_key)
+    finally:
+        await asyncio.gather(*(hospital.stop() for hospital in simulated.values()))
+        await asyncio.gather(*(process.stop() for process in processes if process._process is not None))
+        await registry.stop()
+
+
+def _config(ca: CertificateAuthority, name: str, redis_server: RedisServer, registry: str) -> dict[str, Any]:
+    redis: RedisConfig = redis_server.config(name)
+    tls = ca.issue_service(name)
+    return {
+        "server": {"tls": tls.model_dump(mode="json"), "drain_s": 1},
+        "redis": redis.model_dump(mode="json"),
+        "registry": {"target": registry},
+    }

@@ -1,0 +1,87 @@
+"""The command line as a newcomer meets it: help, mistakes, exit codes."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from services.cli.main import main
+
+
+@dataclass(frozen=True)
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Terminal:
+    """Runs the command in this process, in an empty folder."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> Ended:
+        self._monkeypatch.setattr(sys, "argv", ["fedmesh", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = self._capsys.readouterr()
+        return Ended(int(ended.value.code or 0), captured.out, captured.err)
+
+
+@pytest.fixture
+def fedmesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Terminal]:
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield Terminal(monkeypatch, capsys)
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_help_lists_the_commands(fedmesh: Terminal) -> None:
+    shown = fedmesh("--help")
+    assert shown.returncode == 0
+    for command in ("demo", "up", "down", "status", "models", "rounds", "jobs", "audit", "plan", "privacy", "migrate"):
+        assert command in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("models",), "run `fedmesh demo` or `fedmesh up`"),
+        (("status",), "run `fedmesh up`"),
+        (("audit", "verify", "nowhere"), "no folder"),
+        (("demo", "--privacy", "lots"), "use a number such as 0.5, or none"),
+        (("demo", "--privacy", "-1"), "privacy.epsilon"),
+        (("demo", "--data", "nowhere"), "no folder"),
+        (("demo", "--dataset", "mnist"), "use synthetic or diabetes130"),
+        (("demo", "--report", "no/such/folder/r.json"), "cannot write"),
+        (("privacy", "ledger"), "no hospital has a ledger"),
+        (("plan", "check", "nowhere.yaml"), "nowhere.yaml"),
+    ],
+)
+def test_a_mistake_is_explained_and_ends_with_1(fedmesh: Terminal, arguments: tuple[str, ...], expected: str) -> None:
+    ended = fedmesh(*arguments)
+    assert ended.returncode == 1, ended.stderr
+    assert expected in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_plan_with_an_unknown_field_is_named(tmp_path: Path, fedmesh: Terminal) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("format: fedmesh.plan/v1\nname: x\nepsilonn: 3\n")
+    ended = fedmesh("plan", "check", str(plan))
+    assert ended.returncode == 1
+    assert "epsilonn" in ended.stderr
+
+
+def test_shipped_plans_check(fedmesh: Terminal) -> None:
+    listed = fedmesh("plan", "list")
+    assert listed.returncode == 0
+    for line in listed.stdout.splitlines():
+        name, path = line.split(maxsplit=1)
+        checked = fedmesh("plan", "check", path)
+        assert checked.returncode == 0
+        assert name in checked.stdout
