@@ -12,6 +12,8 @@ from services.cli.mesh import ask
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
+from services.hospital_node.store.ledger import LedgerRow, read_ledger
+from services.privacy.accounting import gaussian_epsilon, gaussian_multiplier
 
 privacy_app = typer.Typer(help="Privacy spending.", no_args_is_help=True)
 _NEEDS = ("audit", "registry")
@@ -32,19 +34,23 @@ def models(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
         return await call(registry.ListModelVersions, registry_pb2.ListModelVersionsRequest(page_size=limit))
 
     answer = ask(stack_dir(folder), "registry", read, _NEEDS)
-    table = _table("version", "final", "plan", "private", "hospitals", "state (SHA-256)", "encrypted sum", "job")
+    by_job: dict[str, list[registry_pb2.ModelVersion]] = {}
     for version in answer.model_versions:
-        table.add_row(
-            str(version.version),
-            "yes" if version.final else "",
-            f"{version.plan_name} {version.plan_id[:12]}",
-            "yes" if version.private else "no",
-            str(len(version.round.contributions)),
-            version.state_sha256[:16],
-            version.round.sum_sha256[:16],
-            version.job_id,
-        )
-    Console().print(table)
+        by_job.setdefault(version.job_id, []).append(version)
+    for job_id, versions in by_job.items():
+        console = Console()
+        console.print(f"\njob {job_id}, plan {versions[0].plan_name} ({versions[0].plan_id})", soft_wrap=True)
+        table = _table("version", "final", "private", "hospitals", "state (SHA-256)", "encrypted sum (SHA-256)")
+        for version in versions:
+            table.add_row(
+                str(version.version),
+                "yes" if version.final else "",
+                "yes" if version.private else "no",
+                str(len(version.round.contributions)),
+                version.state_sha256[:16],
+                version.round.sum_sha256[:16],
+            )
+        console.print(table)
 
 
 def rounds(
@@ -64,10 +70,10 @@ def rounds(
     by_version: dict[int, dict[str, float]] = {}
     for metric in metrics:
         by_version.setdefault(metric.version, {})[metric.name] = metric.value
-    table = _table("round", "attempt", "hospitals", "agreeing", "finalizer", "sealed to committed", "validation")
+    table = _table("round", "attempt", "hospitals", "agreeing", "finalizer", "overhead", "loss", "AUROC")
     for done in found:
         seconds = (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in sorted(by_version.get(done.version, {}).items()))
+        measured = by_version.get(done.version, {})
         table.add_row(
             str(done.version),
             str(done.attempt.attempt),
@@ -75,9 +81,14 @@ def rounds(
             str(len(done.agreeing)),
             done.finalizer,
             f"{seconds:.2f} s",
-            shown,
+            *(f"{measured[name]:.4f}" if name in measured else "" for name in ("loss", "auroc")),
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(
+        "[dim]overhead: sealed to committed. Loss and AUROC: the consortium's validation rows, from the secure sum, of "
+        "the state that the round started from.[/dim]"
+    )
 
 
 def jobs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
@@ -103,27 +114,32 @@ def jobs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
 @privacy_app.command()
 def ledger(folder: Folder = DEMO_DIR) -> None:
     """Show what each hospital's own ledger has reserved and spent on its patients."""
-    from services.hospital_node.store.ledger import read_ledger
-
     homes = sorted(path for path in (stack_dir(folder) / "hospitals").glob("*") if path.is_dir())
     if not homes:
         raise FedmeshError(Code.NOT_FOUND, f"no hospital has a ledger in {folder}")
-    table = _table("hospital", "population", "job", "epsilon", "delta", "attempts charged", "spent", "state")
+    table = _table("population", "job", "epsilon", "delta", "charged", "so far", "state")
     for home in homes:
         for row in read_ledger(home):
-            table.add_row(home.name, *_ledger_cells(row))
+            table.add_row(*_ledger_cells(row))
     Console().print(table)
 
 
-def _ledger_cells(row: Any) -> tuple[str, ...]:
+def _ledger_cells(row: LedgerRow) -> tuple[str, ...]:
+    if not row.private:
+        spent = "not private"
+    elif row.charged == 0:
+        spent = "0"
+    else:
+        multiplier = gaussian_multiplier(row.epsilon, row.delta, row.compositions)
+        spent = f"{gaussian_epsilon(multiplier, row.charged, row.delta):.3f}"
     return (
         row.population,
-        row.job_id,
+        row.job_id[:8],
         f"{row.epsilon:g}",
         f"{row.delta:g}",
-        str(row.attempts),
-        f"{row.spent_epsilon:.3f}",
-        row.state,
+        f"{row.charged}/{row.compositions}",
+        spent,
+        "released" if row.released else "reserved" if row.charged == 0 else "spent",
     )
 
 

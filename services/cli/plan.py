@@ -8,6 +8,7 @@ from rich.console import Console
 
 from services.plans.library import plan_names, plan_path
 from services.plans.manifest import canonical_bytes, load_manifest, plan_id
+from services.privacy.accounting import epsilon_of, gaussian_multiplier
 
 app = typer.Typer(help="Training plans.", no_args_is_help=True)
 
@@ -26,6 +27,11 @@ def check(file: Annotated[Path, typer.Argument(help="Plan in YAML")]) -> None:
     console = Console()
     privacy = manifest.privacy
     guarantee = f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g} a patient" if privacy else "none"
+    if privacy:
+        releases = manifest.rounds.count + privacy.extra_attempts
+        multiplier = gaussian_multiplier(privacy.epsilon, privacy.delta, releases)
+        reached = epsilon_of(multiplier, releases, privacy.delta)
+        guarantee += f" (noise multiplier {multiplier:.4f} over {releases} releases; PLD accountant: {reached:.6f})"
     console.print(f"[green]OK[/green] {manifest.name} {plan_id(manifest)}", soft_wrap=True)
     console.print(
         f"{len(manifest.feature_names)} features, {manifest.vector_length} integers a contribution, "

@@ -113,7 +113,7 @@ def print_summary(console: Console, report: Report, folder: Path, description: s
     """The summary that a person sees when the run is over."""
     test, alone = report.test, report.local_only
     table = Table(title=f"Common test set: {test.n_encounters:,} encounters of {test.n_patients:,} patients")
-    for column in ("model", "AUROC", "AUPRC", "Brier", "recall at 10 % flagged"):
+    for column in ("model", "AUROC", "AUPRC", "Brier", "recall@10%"):
         table.add_column(column, justify="left" if column == "model" else "right")
     table.add_row(
         f"federated, {report.hospitals} hospitals",
@@ -123,9 +123,7 @@ def print_summary(console: Console, report: Report, folder: Path, description: s
         f"{test.recall_at_10pct:.3f}",
     )
     table.add_row("each hospital alone, mean", f"{alone.auroc_mean:.4f}", f"{alone.auprc_mean:.4f}", "", "")
-    table.add_row(
-        "each hospital alone, weighted by rows", f"{alone.auroc_weighted:.4f}", f"{alone.auprc_weighted:.4f}", "", ""
-    )
+    table.add_row("each alone, weighted by rows", f"{alone.auroc_weighted:.4f}", f"{alone.auprc_weighted:.4f}", "", "")
     console.print()
     console.print(table)
     console.print(
@@ -151,7 +149,8 @@ def print_summary(console: Console, report: Report, folder: Path, description: s
     for command, what in (
         ("fedmesh models", "the model versions and how each came to be"),
         ("fedmesh rounds", "every committed round"),
-        ("fedmesh audit export --out DIR && fedmesh audit verify DIR", "check the audit log offline"),
+        ("fedmesh audit export --out DIR", "the audit log as files"),
+        ("fedmesh audit verify DIR", "check them offline"),
         ("fedmesh privacy ledger", "what each hospital spent on its patients"),
     ):
         console.print(f"  [bold]uv run {command}[/bold]  {what}")

@@ -70,8 +70,8 @@ class View:
     def _facts(self, progress: Progress, version: int) -> list[tuple[str, str]]:
         metrics = progress.metrics.get(version, {})
         facts = [
-            ("loss", f"{metrics['validation_loss']:.4f}" if "validation_loss" in metrics else ""),
-            ("AUROC", f"{metrics['validation_auroc']:.4f}" if "validation_auroc" in metrics else ""),
+            ("loss", f"{metrics['loss']:.4f}" if "loss" in metrics else ""),
+            ("AUROC", f"{metrics['auroc']:.4f}" if "auroc" in metrics else ""),
         ]
         if self._epsilon_after is not None:
             attempts = sum(done.attempt.attempt for done in progress.rounds if done.version <= version)

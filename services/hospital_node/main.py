@@ -73,9 +73,9 @@ async def run_node(config: HospitalConfig, trainers: TrainerFactory, worker: Wor
         )
         policy = _policy(config)
         jobs = Jobs(mesh, ledger, worker, trainers, policy, config.limits.max_jobs)
-        add_noise = ShareOfNoise(_cache(config))
+        noise = ShareOfNoise(_cache(config))
         secret_sum = GroupKeySum(group_key)
-        steps = RoundSteps(Tools(mesh, ledger, state, worker, secret_sum, add_noise, jobs, policy, clock))
+        steps = RoundSteps(Tools(mesh, ledger, state, worker, secret_sum, noise, jobs, policy, clock))
         agent = Agent(mesh, state, steps)
         if config.metrics_listen is not None:
             start_metrics(config.metrics_listen)

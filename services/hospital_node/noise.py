@@ -82,7 +82,12 @@ class ShareOfNoise:
         self._cache = cache
         self._plans: dict[Mechanism, NoisePlan] = {}
 
-    def __call__(self, values: Int64Vector, request: NoiseRequest) -> Int64Vector:
+    def prepare(self, request: NoiseRequest) -> None:
+        for _, mechanism in mechanisms(request):
+            # The first draw loads the sampler.
+            discrete_gaussian(self.plan(mechanism).share_sigma, 1)
+
+    def add(self, values: Int64Vector, request: NoiseRequest) -> Int64Vector:
         noised = values.copy()
         for part, mechanism in mechanisms(request):
             noised[part] += discrete_gaussian(self.plan(mechanism).share_sigma, mechanism.dimension)

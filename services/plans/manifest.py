@@ -97,7 +97,7 @@ class Privacy(Strict):
     epsilon: Epsilon
     delta: Delta
     clip_norm: Annotated[float, Field(gt=0, le=1e6)]
-    # Encounters of one patient that take part; with more, those with the smallest SHA-256 of their id are taken.
+    # Training encounters of one patient that take part; with more, those with the smallest SHA-256 of their id.
     max_encounters_per_patient: Annotated[int, Field(ge=1, le=1000)]
     extra_attempts: Annotated[int, Field(ge=0, le=1000)] = 0
 
@@ -131,19 +131,25 @@ class Encoding(Strict):
 
 class Metrics(Strict):
     """Validation metrics from secure-summed histograms of the score, in `score_bins` equal bins of the log-odds over
-    `logit_range`, one histogram for each outcome, and a sum of losses clipped at `loss_clip`.
+    `logit_range` (what lies outside counts in the outermost bins), one histogram for each outcome; without privacy
+    also the exact sum of losses clipped at `loss_clip`. With privacy the loss is estimated from the histograms.
 
     Every `every_rounds` rounds and in the last round. With privacy they are a mechanism of their own on the
     validation patients, who are disjoint from the training patients: parallel composition, so a patient's total is
-    the larger of the two epsilons, not their sum.
+    the larger of the two epsilons, not their sum. Noise is calibrated for `len(metrics_rounds) + extra_attempts`
+    releases; once they are used up, a repeated attempt goes without metrics. Noise is the same on every bin, so with
+    privacy few bins in a range where scores are expected say more than many.
     """
 
     every_rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
     score_bins: Annotated[int, Field(ge=2, le=1024)] = 64
     logit_range: tuple[Annotated[float, Field(ge=-50, le=50)], Annotated[float, Field(ge=-50, le=50)]] = (-6.0, 3.0)
     loss_clip: Annotated[float, Field(gt=0, le=50)] = 6.0
+    # With privacy: validation encounters of one patient that are counted. Each more costs as much noise again.
+    max_encounters_per_patient: Annotated[int, Field(ge=1, le=1000)] = 1
     epsilon: Epsilon | None = None
     delta: Delta | None = None
+    extra_attempts: Annotated[int, Field(ge=0, le=1000)] = 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -205,6 +211,11 @@ class PlanManifest(Strict):
             f"encoding.scale = {self.encoding.scale:g}: clip_norm * scale must be at least 32 integer units, "
             "or rounding would swallow the gradients",
         )
+        self.require(
+            self.train_sensitivity <= 1 << 30,
+            f"encoding.scale = {self.encoding.scale:g}: clip_norm * scale must be at most 2^30 integer units, "
+            "so that squared norms are exact in 64 bits",
+        )
 
     def _check_range(self) -> Self:
         """The sum over all patients must fit a lane; the factor 2 is room for noise and for more patients."""
@@ -242,8 +253,10 @@ class PlanManifest(Strict):
 
     @property
     def metrics_length(self) -> int:
-        """Coordinates of the metrics part: two histograms and the loss."""
-        return 0 if self.metrics is None else 2 * self.metrics.score_bins + 1
+        """Coordinates of the metrics part: two histograms, positives first, and without privacy the loss."""
+        if self.metrics is None:
+            return 0
+        return 2 * self.metrics.score_bins + (1 if self.privacy is None else 0)
 
     @property
     def vector_length(self) -> int:
@@ -272,22 +285,11 @@ class PlanManifest(Strict):
     def metrics_sensitivity(self) -> int:
         """Integer L2 bound of one validation patient's metrics contribution; 0 without privacy or metrics.
 
-        An encounter adds metrics_units to one bin and at most loss_units to the loss. In the worst case all
-        encounters fall in one bin: K * sqrt(metrics_units^2 + loss_units^2), rounded up.
+        An encounter adds metrics_units to one bin; in the worst case all of a patient's encounters fall in one bin.
         """
         if self.privacy is None or self.metrics is None:
             return 0
-        encounters = self.privacy.max_encounters_per_patient
-        square = encounters**2 * (self.encoding.metrics_units**2 + self.loss_units**2)
-        return math.isqrt(square - 1) + 1
-
-    @property
-    def loss_units(self) -> int:
-        """Integer units of a loss of `metrics.loss_clip`.
-
-        With privacy a quarter of a count, so that the loss costs the histograms 3 % of noise; without, 2^20.
-        """
-        return 1 << 20 if self.privacy is None else max(1, self.encoding.metrics_units // 4)
+        return self.metrics.max_encounters_per_patient * self.encoding.metrics_units
 
 
 def load_manifest(path: Path | str) -> PlanManifest:

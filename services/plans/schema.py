@@ -23,6 +23,8 @@ class Numeric(Strict):
 
     kind: Literal["numeric"]
     name: Identifier
+    # The source column that is read; null: the one called `name`.
+    column: Identifier | None = None
     minimum: Finite
     maximum: Finite
     transform: Literal["identity", "log1p"] = "identity"
@@ -54,11 +56,16 @@ class Numeric(Strict):
 
 
 class Level(Strict):
-    """A named group of cell values: exact texts, or half-open ranges [low, high) of their number."""
+    """A named group of cell values: exact texts, or half-open ranges [low, high) of their number.
+
+    Its indicator's coordinate is (1 or 0, less centre) / scale.
+    """
 
     name: Identifier
     values: tuple[CellText, ...] = ()
     ranges: tuple[tuple[Finite, Finite], ...] = ()
+    centre: Annotated[float, Field(ge=0, le=1)] = 0.0
+    scale: PositiveScale = 1.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -77,10 +84,11 @@ class Categorical(Strict):
 
     kind: Literal["categorical"]
     name: Identifier
+    # The source column that is read; null: the one called `name`.
+    column: Identifier | None = None
     levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=200)]
     reference: Identifier | None = None
     others: Literal["indicator", "reference", "refuse"] = "reference"
-    scale: PositiveScale = 1.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -96,13 +104,19 @@ class Categorical(Strict):
 
     @property
     def features(self) -> tuple[str, ...]:
-        names = [f"{self.name}={level.name}" for level in self.levels if level.name != self.reference]
+        names = [f"{self.name}={level.name}" for level in self.indicated]
         return (*names, f"{self.name}=others") if self.others == "indicator" else tuple(names)
+
+    @property
+    def indicated(self) -> tuple[Level, ...]:
+        """The levels that have an indicator."""
+        return tuple(level for level in self.levels if level.name != self.reference)
 
     @property
     def bounds(self) -> tuple[float, ...]:
         """Largest absolute value of each coordinate."""
-        return tuple(1.0 / self.scale for _ in self.features)
+        bounds = tuple(max(level.centre, 1.0 - level.centre) / level.scale for level in self.indicated)
+        return (*bounds, 1.0) if self.others == "indicator" else bounds
 
 
 class Flag(Strict):
@@ -110,6 +124,8 @@ class Flag(Strict):
 
     kind: Literal["flag"]
     name: Identifier
+    # The source column that is read; null: the one called `name`.
+    column: Identifier | None = None
     true: Annotated[tuple[CellText, ...], Field(min_length=1)]
     false: Annotated[tuple[CellText, ...], Field(min_length=1)]
     missing: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -129,6 +145,11 @@ class Flag(Strict):
     def bounds(self) -> tuple[float, ...]:
         """Largest absolute value of each coordinate."""
         return (max(self.centre, 1.0 - self.centre) / self.scale,)
+
+
+def source_column(column: "Column") -> str:
+    """The schema's name for the cells that a column reads."""
+    return column.column or column.name
 
 
 Column = Annotated[Numeric | Categorical | Flag, Field(discriminator="kind")]

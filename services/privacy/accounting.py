@@ -104,11 +104,11 @@ def epsilon_of(noise_multiplier: float, compositions: int, delta: float) -> floa
 
 
 @lru_cache(maxsize=1024)
-def calibrate(epsilon: float, delta: float, compositions: int) -> float:
-    """Least noise multiplier, rounded up, for which `epsilon_of(result, compositions, delta) <= epsilon`.
+def gaussian_multiplier(epsilon: float, delta: float, compositions: int) -> float:
+    """Least noise multiplier, rounded up, for which `gaussian_epsilon(result, compositions, delta) <= epsilon`.
 
-    Starts from the closed form and steps up by 1e-6 (relative), then by ever larger steps, until the PLD accountant
-    agrees.
+    Exact for Gaussian mechanisms (Balle and Wang 2018), and needs the standard library only: a hospital node calibrates
+    without importing dp-accounting and SciPy.
 
     Raises:
         FedmeshError: INVALID_ARGUMENT for numbers out of range; PRIVACY_REFUSED if no multiplier below 1e6 will do.
@@ -124,11 +124,24 @@ def calibrate(epsilon: float, delta: float, compositions: int) -> float:
     while high - low > _RELATIVE_ROUNDING / 10 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if gaussian_epsilon(middle, compositions, delta) > epsilon else (low, middle)
-    step = _RELATIVE_ROUNDING
-    while epsilon_of(high, compositions, delta) > epsilon:
-        high *= 1 + step
-        step *= 2
     return high
+
+
+@lru_cache(maxsize=1024)
+def calibrate(epsilon: float, delta: float, compositions: int) -> float:
+    """Least noise multiplier, rounded up, for which `epsilon_of(result, compositions, delta) <= epsilon`.
+
+    Starts from the closed form and steps up by 1e-6 (relative), then by ever larger steps, until the PLD accountant
+    agrees.
+
+    Raises:
+        FedmeshError: as `gaussian_multiplier`.
+    """
+    multiplier, step = gaussian_multiplier(epsilon, delta, compositions), _RELATIVE_ROUNDING
+    while epsilon_of(multiplier, compositions, delta) > epsilon:
+        multiplier *= 1 + step
+        step *= 2
+    return multiplier
 
 
 def discretisation_log_ratio(share_sigma: float, shares: int) -> float:

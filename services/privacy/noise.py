@@ -79,8 +79,7 @@ def plan_noise(
         sensitivity: integer L2 bound of one patient's contribution.
         dimension: values a release.
         hospitals: active hospitals n.
-        noise_multiplier: z if the plan states one; it is checked by the closed form, without importing dp-accounting.
-            Otherwise it is calibrated by the PLD accountant.
+        noise_multiplier: z if the plan states one. Otherwise it is calibrated; either way the closed form checks it.
 
     Raises:
         FedmeshError: PRIVACY_REFUSED if n < 4, a share's sigma is below 4 units, or the stated multiplier does not give
@@ -97,7 +96,7 @@ def plan_noise(
         raise FedmeshError(Code.PRIVACY_REFUSED, f"delta {delta:g} is below the reserve for discrete noise")
     multiplier = noise_multiplier
     if multiplier is None:
-        multiplier = accounting.calibrate(epsilon, accounted_delta, compositions)
+        multiplier = accounting.gaussian_multiplier(epsilon, accounted_delta, compositions)
     _require_guarantee(multiplier, epsilon, accounted_delta, compositions)
     sigma = math.hypot(multiplier * sensitivity, accounting.ROUNDING_SIGMA)
     share_sigma = sigma / math.sqrt(divisor)

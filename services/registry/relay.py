@@ -1,6 +1,7 @@
 """Carries events from the outbox to the audit log, at least once and in order; the log counts each event once."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -24,7 +25,7 @@ Append = Callable[[audit_pb2.AppendEventsRequest], Awaitable[audit_pb2.AppendEve
 _BATCH_BYTES: Final = 768 * 1024
 _FIRST_BACKOFF_S: Final = 0.1
 # Answers that speak of the events, not of the audit service or of our standing with it.
-_ABOUT_EVENTS: Final = frozenset({Code.INVALID_ARGUMENT, Code.TOO_LARGE})
+_ABOUT_EVENTS: Final = frozenset({Code.INVALID_ARGUMENT, Code.TOO_LARGE, Code.REQUEST_ID_REUSED})
 
 _WAITING = Gauge("fedmesh_registry_outbox_waiting", "Events that the audit log does not hold yet")
 _LAG = Gauge("fedmesh_registry_outbox_lag_seconds", "Age of the oldest event that the audit log does not hold yet")
@@ -72,10 +73,9 @@ class Relay:
                 await self._rest()
 
     async def _rest(self) -> None:
-        try:
-            await asyncio.wait_for(self._woken.wait(), self._interval_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._interval_s):
+                await self._woken.wait()
 
     async def send_once(self) -> bool:
         """Send one batch; True when there may be more.

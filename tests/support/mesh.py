@@ -55,6 +55,10 @@ class ServiceProcess:
     def target(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def started(self) -> bool:
+        return self._process is not None
+
     async def start(self) -> "ServiceProcess":
         self.config["server"]["listen"] = f"127.0.0.1:{self.port}"
         path = self.folder / f"{self.name}-{id(self)}.yaml"
@@ -175,8 +179,9 @@ async def running_mesh(
         yield Mesh(ca, registry, coordinating, aggregating, manifest, simulated, group_key)
     finally:
         await asyncio.gather(*(hospital.stop() for hospital in simulated.values()))
-        await asyncio.gather(*(process.stop() for process in processes if process._process is not None))
+        codes = await asyncio.gather(*(process.stop() for process in processes if process.started))
         await registry.stop()
+        assert set(codes) <= {0, -signal.SIGKILL}, [line for process in processes for line in process.log]
 
 
 def _config(ca: CertificateAuthority, name: str, redis_server: RedisServer, registry: str) -> dict[str, Any]:

@@ -70,6 +70,9 @@ class SimulatedHospital:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         for channel in (*self._channels.values(), self._aggregator):
             await channel.close()
 
@@ -90,6 +93,7 @@ class SimulatedHospital:
                 turn += 1
                 await asyncio.sleep(0.1)
             except Died:
+                await self._disconnect()
                 return
 
     async def _do(self, task: pb.Task) -> None:

@@ -98,10 +98,19 @@ class Worker(Protocol):
 
 
 class NoiseAdder(Protocol):
-    def __call__(self, values: Int64Vector, request: NoiseRequest) -> Int64Vector:
+    """Both methods are slow and run on the worker thread."""
+
+    def prepare(self, request: NoiseRequest) -> None:
+        """Do what can be done before there is something to add noise to.
+
+        Raises: FedmeshError(PRIVACY_REFUSED) when no noise gives the guarantee, or the cohort is too small.
+        """
+        ...
+
+    def add(self, values: Int64Vector, request: NoiseRequest) -> Int64Vector:
         """`values` plus fresh discrete Gaussian noise by the plan; unchanged for a plan without privacy.
 
-        Raises: FedmeshError(PRIVACY_REFUSED) for a cohort that is too small.
+        Raises: as `prepare`.
         """
         ...
 

@@ -140,8 +140,10 @@ def _categorical(column: Categorical, text: str | None) -> tuple[float, ...]:
             what = "is missing" if text is None else "belongs to none of the levels"
             raise CellProblem(f"{what}: {_listed(level.name for level in column.levels)}")
         level = "others"
-    name = f"{column.name}={level}"
-    return tuple(1.0 / column.scale if feature == name else 0.0 for feature in column.features)
+    coordinates = [(float(item.name == level) - item.centre) / item.scale for item in column.indicated]
+    if column.others == "indicator":
+        coordinates.append(float(level == "others"))
+    return tuple(coordinates)
 
 
 def _matches(level: Level, text: str) -> bool:

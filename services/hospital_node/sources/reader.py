@@ -23,7 +23,7 @@ from services.hospital_node.sources.table import (
     sandbox,
 )
 from services.plans.manifest import PlanManifest
-from services.plans.schema import FeatureSchema, Split
+from services.plans.schema import FeatureSchema, Split, source_column
 
 _SPLIT_TEXTS: Final = {
     "train": SplitName.TRAIN,
@@ -75,14 +75,15 @@ def _local_columns(manifest: PlanManifest, mapping: SourceMapping | None) -> dic
                 f"the mapping is for schema {mapping.feature_schema!r}, the plan uses {schema.name!r}",
             )
         known = {schema.patient_id, schema.encounter_id, schema.label.name}
-        known |= {column.name for column in schema.columns} | {rule.name for rule in schema.exclude}
+        known |= {source_column(column) for column in schema.columns} | {rule.name for rule in schema.exclude}
         unknown = sorted(set(mapped) - known)
         if unknown:
             raise FedmeshError(
                 Code.CONFIG_INVALID,
                 f"the mapping names columns that schema {schema.name!r} does not have: {', '.join(unknown)}",
             )
-    needed = [schema.patient_id, schema.encounter_id, schema.label.name, *manifest.features]
+    needed = [schema.patient_id, schema.encounter_id, schema.label.name]
+    needed += [source_column(column) for column in manifest.columns]
     needed += [rule.name for rule in schema.exclude]
     return {name: mapped.get(name, MappedColumn(column=name)) for name in dict.fromkeys(needed)}
 
@@ -192,7 +193,7 @@ def _encode_cohort(
         split = table[patients.index]
     return Dataset(
         feature_names=manifest.feature_names,
-        x=np.concatenate([encode(column, cells(column.name)) for column in manifest.columns], axis=1),
+        x=np.concatenate([encode(column, cells(source_column(column))) for column in manifest.columns], axis=1),
         y=encode_label(schema.label, cells(schema.label.name)),
         patient=_dense_within(split, patients.index),
         split=split,

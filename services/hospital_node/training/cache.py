@@ -18,7 +18,7 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.training.artifact import Artifact, read_artifact
 from services.plans.manifest import PlanManifest, canonical_bytes, plan_id
 
-_COMPILER_SOURCES: Final = ("process.py", "compile.py", "artifact.py")
+_COMPILER_SOURCES: Final = ("process.py", "compile.py", "artifact.py", "metrics.py")
 _COMPILE_TIMEOUT_S: Final = 300.0
 
 

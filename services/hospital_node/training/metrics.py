@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from services.plans.manifest import PlanManifest
 
+# Integer units of a loss of `loss_clip`, in plans without privacy.
+LOSS_UNITS: Final = 1 << 20
 # Below this many positives or negatives (noise can leave any number) a curve means nothing.
 _LEAST: Final = 1.0
 
@@ -22,20 +24,31 @@ def read_metrics(manifest: PlanManifest, total: NDArray[np.int64]) -> dict[str, 
     if metrics is None or not np.any(total[manifest.train_length :]):
         return nothing
     part = total[manifest.train_length :].astype(np.float64)
-    counts = np.maximum(part[:-1] / manifest.encoding.metrics_units, 0.0).reshape(2, metrics.score_bins)
-    positive, negative = counts
+    released = part[: 2 * metrics.score_bins].reshape(2, metrics.score_bins) / manifest.encoding.metrics_units
+    positive, negative = np.maximum(released, 0.0)
     positives, negatives = float(positive.sum()), float(negative.sum())
-    # The unclipped sums are unbiased: better denominators than sums of clipped bins.
-    rows = float(part[:-1].sum()) / manifest.encoding.metrics_units
-    loss = part[-1] / manifest.loss_units * metrics.loss_clip / rows if rows >= _LEAST else None
+    # The released counts are unbiased; clipped ones are not.
+    rows = float(released.sum())
+    if manifest.privacy is None:
+        losses = float(part[-1]) / LOSS_UNITS * metrics.loss_clip
+    else:
+        losses = _histogram_loss(released, metrics.logit_range)
     enough = positives >= _LEAST and negatives >= _LEAST
     return {
-        "loss": None if loss is None else max(0.0, float(loss)),
+        "loss": max(0.0, losses / rows) if rows >= _LEAST else None,
         "auroc": _auroc(positive, negative) if enough else None,
         "auprc": _auprc(positive, negative) if enough else None,
         "positives": positives,
         "negatives": negatives,
     }
+
+
+def _histogram_loss(released: NDArray[np.float64], logit_range: tuple[float, float]) -> float:
+    """Sum of log losses, each score taken at the middle of its bin."""
+    low, high = logit_range
+    bins = released.shape[1]
+    middle = low + (np.arange(bins) + 0.5) * (high - low) / bins
+    return float(released[0] @ np.logaddexp(0.0, -middle) + released[1] @ np.logaddexp(0.0, middle))
 
 
 def _auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:

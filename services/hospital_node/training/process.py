@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from services.hospital_node.training.metrics import LOSS_UNITS
 from services.plans.manifest import FedAvg, GradientDescent, PlanManifest
 
 
@@ -65,17 +66,17 @@ def map_reduce_form(manifest: PlanManifest) -> Any:
     shape = _shape(manifest)
     state, data = state_type(manifest), data_type(manifest)
 
-    @tff.tensorflow.computation(data, state)
+    @tff.tensorflow.computation(data, state)  # type: ignore[untyped-decorator]
     def work(data: Any, state: Any) -> tf.Tensor:
         return tf.concat([_train(manifest, data, state), *_measure(manifest, data, state)], axis=0)
 
-    @tff.tensorflow.computation(state, tff.TensorType(np.int64, [shape.vector]))
+    @tff.tensorflow.computation(state, tff.TensorType(np.int64, [shape.vector]))  # type: ignore[untyped-decorator]
     def update(state: Any, total: tf.Tensor) -> Any:
         half, modulus = tf.constant(shape.modulus // 2, tf.int64), tf.constant(shape.modulus, tf.int64)
         signed = tf.math.floormod(total + half, modulus) - half
         return _update(manifest, state, signed[: manifest.train_length])
 
-    @tff.federated_computation(tff.FederatedType(state, tff.SERVER), tff.FederatedType(data, tff.CLIENTS))
+    @tff.federated_computation(tff.FederatedType(state, tff.SERVER), tff.FederatedType(data, tff.CLIENTS))  # type: ignore[untyped-decorator]
     def one_round(state: Any, data: Any) -> Any:
         contribution = tff.federated_map(work, (data, tff.federated_broadcast(state)))
         total = tff.backends.mapreduce.federated_secure_modular_sum(contribution, shape.modulus)
@@ -155,7 +156,7 @@ def _averaging(manifest: PlanManifest, algorithm: FedAvg, data: Any, state: Any)
 
 
 def _measure(manifest: PlanManifest, data: Any, state: Any) -> list[tf.Tensor]:
-    """Histograms of the log-odds of positive and negative validation rows, and their loss, in integer units.
+    """Histograms of the log-odds of positive and negative validation rows in integer units; see PlanManifest.metrics.
 
     All zero when `measure` is 0: nothing is released then, and no noise is needed.
     """
@@ -164,18 +165,18 @@ def _measure(manifest: PlanManifest, data: Any, state: Any) -> list[tf.Tensor]:
         return []
     low, high = metrics.logit_range
     logits = _logits(data.validation_x, state.average)
-    position = tf.cast(tf.floor((logits - low) / (high - low) * metrics.score_bins), tf.int64)
-    position = tf.clip_by_value(position, 0, metrics.score_bins - 1)
-    outcome = tf.cast(data.validation_y > 0.5, tf.int64)
+    # Clipped before the cast: a huge float has no int64.
+    position = tf.clip_by_value(tf.floor((logits - low) / (high - low) * metrics.score_bins), 0, metrics.score_bins - 1)
+    negative = tf.cast(data.validation_y < 0.5, tf.int64)
     counts = tf.math.unsorted_segment_sum(
-        tf.ones_like(position), (1 - outcome) * metrics.score_bins + position, 2 * metrics.score_bins
+        tf.ones_like(negative), negative * metrics.score_bins + tf.cast(position, tf.int64), 2 * metrics.score_bins
     )
-    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=data.validation_y, logits=logits)
-    fraction = tf.minimum(tf.cast(losses, tf.float64) / metrics.loss_clip, 1.0)
-    # minimum(NaN, 1) is NaN: a diverged model counts as the worst loss.
-    fraction = tf.where(tf.math.is_finite(fraction), fraction, tf.ones_like(fraction))
-    loss = tf.reduce_sum(_integers(fraction * manifest.loss_units))
-    return [data.measure * tf.concat([counts * manifest.encoding.metrics_units, [loss]], axis=0)]
+    parts = [counts * manifest.encoding.metrics_units]
+    if manifest.privacy is None:
+        losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=data.validation_y, logits=logits)
+        fraction = tf.minimum(tf.cast(losses, tf.float64) / metrics.loss_clip, 1.0)
+        parts.append(tf.reduce_sum(_integers(fraction * LOSS_UNITS))[tf.newaxis])
+    return [data.measure * tf.concat(parts, axis=0)]
 
 
 def _update(manifest: PlanManifest, state: Any, total: tf.Tensor) -> Any:

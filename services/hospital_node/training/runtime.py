@@ -152,7 +152,7 @@ class GraphRunner:
             self._status,
         )
         self._check()
-        return [_take(pointer) for pointer in results]
+        return [_take(pointer or 0) for pointer in results]
 
     def _import(self, graph_def: bytes) -> None:
         library = _library()

@@ -50,7 +50,7 @@ class Tools:
     state: NodeState
     worker: Worker
     secret_sum: SecretSum
-    add_noise: NoiseAdder
+    noise: NoiseAdder
     jobs: Jobs
     policy: Policy
     clock: Clock
@@ -82,6 +82,8 @@ class RoundSteps:
         manifest = await self._plan(task)
         await self._contribution(task, manifest)
         await self._room(task, manifest)
+        # Now, when nobody waits yet, and not between the sealing of the group and the upload.
+        await self._train(self._t.noise.prepare, _noise_request(task, manifest))
         await self._t.mesh.report_ready(task.attempt, task.base_version, self._patience(task))
 
     async def upload(self, task: Task) -> None:
@@ -131,19 +133,17 @@ class RoundSteps:
             return
         manifest = await self._plan(task)
         own = await self._next_state(task, manifest)
-        reason = ""
-        if hashlib.sha256(own).hexdigest() != task.next_state_sha256:
-            proposed = await self._blob(task, task.next_state_sha256)
-            reason = await self._compare(task, own, proposed)
+        same = hashlib.sha256(own).hexdigest() == task.next_state_sha256
+        reason = "" if same else await self._compare(task, own, await self._blob(task, task.next_state_sha256))
         await self._t.mesh.attest(task.attempt, task.next_state_sha256, reason, self._patience(task))
+        if same:
+            # Likely to be committed; then it need not be downloaded.
+            await asyncio.to_thread(self._t.state.save_blob, task.attempt.job_id, own)
 
     async def committed(self, task: Task) -> None:
         """Adopt the committed state, byte for byte, and let go of what led to it."""
-        await self._blob(task, task.next_state_sha256)
-        job_id = task.attempt.job_id
-        await asyncio.to_thread(self._t.state.adopt, job_id, task.base_version, task.next_state_sha256)
         await asyncio.to_thread(self._t.state.finish_before, task.attempt, inclusive=True)
-        log.info("version_adopted", job_id=job_id, version=task.base_version, state=task.next_state_sha256)
+        await self._adopt(task, task.next_state_sha256)
 
     async def aborted(self, task: Task) -> None:
         """Delete the attempt's ciphertext. What was charged stays spent: the sum may have been opened."""
@@ -157,6 +157,15 @@ class RoundSteps:
         await asyncio.to_thread(self._t.state.finish_job, job_id)
         released = await asyncio.to_thread(self._t.ledger.release, job_id)
         log.info("job_ended", job_id=job_id, reason=task.reason, budget_released=released)
+        if task.base_state_sha256:
+            # The end may overtake the last version's own task.
+            await self._adopt(task, task.base_state_sha256)
+
+    async def _adopt(self, task: Task, sha256: str) -> None:
+        job_id = task.attempt.job_id
+        await self._blob(task, sha256)
+        await asyncio.to_thread(self._t.state.adopt, job_id, task.base_version, sha256)
+        log.info("version_adopted", job_id=job_id, version=task.base_version, state=sha256)
 
     def _patience(self, task: Task) -> float:
         if task.deadline is None:
@@ -187,14 +196,18 @@ class RoundSteps:
 
         async def make() -> Int64Vector:
             base = await self._base_state(task, trainer)
+            if task.base_state_sha256:
+                # A hospital that was away learns of the committed version by the next task.
+                await asyncio.to_thread(
+                    self._t.state.adopt, task.attempt.job_id, task.base_version, task.base_state_sha256
+                )
             return await self._train(trainer.contribution, base, task.attempt.round)
 
         return await self._t.jobs.session(task.attempt.job_id).contribution.get(key, make)
 
     async def _encrypt(self, task: Task, manifest: PlanManifest) -> bytes:
         values = await self._contribution(task, manifest)
-        request = NoiseRequest(manifest, task.attempt.round, len(task.cohort))
-        noised = await self._train(self._t.add_noise, values, request)
+        noised = await self._train(self._t.noise.add, values, _noise_request(task, manifest))
         ciphertext = await self._train(self._t.secret_sum.encrypt, noised, manifest)
         await asyncio.to_thread(self._t.state.save_ciphertext, task.attempt, ciphertext)
         return ciphertext
@@ -261,6 +274,10 @@ class RoundSteps:
         except FedmeshError:
             return "the proposed state is not a state of this plan"
         return "" if close else "the proposed state differs from the recomputed one by more than float tolerance"
+
+
+def _noise_request(task: Task, manifest: PlanManifest) -> NoiseRequest:
+    return NoiseRequest(manifest, task.attempt.round, len(task.cohort))
 
 
 def metrics_json(metrics: dict[str, float | None]) -> str:

@@ -145,7 +145,8 @@ async def _may_store(tx: Transaction, header: BlobHeader) -> bool:
 async def _timely(chunks: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[bytes]:
     while True:
         try:
-            chunk = await asyncio.wait_for(anext(chunks), idle_s)
+            async with asyncio.timeout(idle_s):
+                chunk = await anext(chunks)
         except StopAsyncIteration:
             return
         except TimeoutError:

@@ -125,7 +125,8 @@ class Registry:
         await self.register(*(set(hospitals) - {item.hospital_id for item in known.hospitals}))
         plan_id = await self.approved_plan(private, rounds)
         request = pb.CreateJobRequest(request_id=new_id(), plan_id=plan_id, hospital_ids=hospitals)
-        return (await call(self.operator().CreateJob, request)).job
+        created: pb.CreateJobResponse = await call(self.operator().CreateJob, request)
+        return created.job
 
     async def open_attempt(self, job_id: str, round_number: int) -> int:
         request = pb.OpenAttemptRequest(request_id=new_id(), job_id=job_id, round=round_number)
@@ -143,7 +144,8 @@ class Registry:
         attempt = await self.open_attempt(job.job_id, version)
         state = await self.upload(job.hospital_ids[0], job.job_id, content or f"state {version}".encode())
         request = pb.CommitRoundRequest(request_id=new_id(), round=a_round(job, version, attempt, state, **changes))
-        return (await call(self.service().CommitRound, request)).job
+        committed: pb.CommitRoundResponse = await call(self.service().CommitRound, request)
+        return committed.job
 
     async def settled(self, condition: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
         """Wait until a condition holds."""

@@ -21,6 +21,10 @@ def upload(registry: Registry, messages: Iterator[pb.UploadBlobRequest]) -> Any:
     return call(registry.hospital().UploadBlob, lambda: messages)
 
 
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
 def nothing_kept(registry: Registry) -> bool:
     found = registry.sql(
         "select 1 from registry.blobs union all select 1 from registry.blob_chunks"
@@ -78,7 +82,7 @@ async def test_a_stream_unlike_its_header_leaves_nothing(
     assert error.code is expected
     assert said in error.message
     assert nothing_kept(registry)
-    assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+    assert files(tmp_path) == []
     await registry.upload(HOSPITALS[0], job.job_id, CONTENT)
 
 
@@ -126,7 +130,7 @@ async def test_an_upload_that_stands_still_or_breaks_off_leaves_nothing(registry
     assert nothing_kept(registry)
 
     async def cleaned() -> bool:
-        return not [path for path in tmp_path.iterdir() if path.is_file()]
+        return not files(tmp_path)
 
     await registry.settled(cleaned)
     await registry.upload(HOSPITALS[0], job.job_id, CONTENT)

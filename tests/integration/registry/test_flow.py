@@ -106,7 +106,11 @@ async def test_lists_are_paged_newest_first(registry: Registry) -> None:
 
 @pytest.mark.parametrize(
     "request_message",
-    [pb.ListJobsRequest(page_size=501), pb.ListJobsRequest(page_token="?"), pb.ListJobsRequest(status=99)],
+    [
+        pb.ListJobsRequest(page_size=501),
+        pb.ListJobsRequest(page_token="?"),
+        pb.ListJobsRequest(status=99),  # type: ignore[arg-type]
+    ],
 )
 async def test_a_page_that_cannot_be_is_refused(registry: Registry, request_message: pb.ListJobsRequest) -> None:
     assert await code(call(registry.operator().ListJobs, request_message)) is Code.INVALID_ARGUMENT

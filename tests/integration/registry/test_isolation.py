@@ -78,7 +78,7 @@ async def test_every_table_with_hospitals_is_guarded(registry: Registry, two_job
 
 
 async def test_a_hospital_sees_nothing_of_others_jobs(registry: Registry, two_jobs: tuple[pb.Job, pb.Job]) -> None:
-    mine, theirs = two_jobs
+    mine, _ = two_jobs
     with context(registry, hospital_id=OF_A[0]) as connection:
 
         def column(table: str, name: str) -> set[str]:

@@ -152,7 +152,7 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(ledger: SqliteLedger, tmp
     jobs = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, factory=Full, **kwargs))
-        with pytest.raises(FedmeshError) as caught:
+        with pytest.raises(FedmeshError) as caught:  # noqa: PT012 - which one fails is the disk's choice
             for jobs in range(1000):
                 ledger.reserve(reservation(f"more-{jobs}", 1e-7, delta=0.0))
     assert caught.value.code is Code.STORE_FULL
@@ -236,7 +236,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job=st.sampled_from("abcdef"))
     def crash_in_charge(self, job: str) -> None:
         """A process that dies before its commit leaves nothing."""
-        with pytest.raises(KeyboardInterrupt), self.ledger._database.transaction() as connection:
+        with (  # noqa: PT012 - the body is the crash
+            pytest.raises(KeyboardInterrupt),
+            self.ledger._database.transaction() as connection,
+        ):
             connection.execute("INSERT OR IGNORE INTO charges SELECT job_id, 9, 9, 0, '' FROM reservations")
             raise KeyboardInterrupt
         self.reopen()

@@ -1,0 +1,218 @@
+"""The demonstration from outside, as a person runs it: small, but with every real process."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import psutil
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from services.embedded.stack import Stack
+
+FEDMESH = [sys.executable, "-c", "from services.cli.main import main; main()"]
+# One worker runs all of these, one after the other: each has some ten processes.
+pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.timeout(420)]
+
+
+def fedmesh(*arguments: object, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [*FEDMESH, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, **options)  # type: ignore[call-overload]
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done  # type: ignore[no-any-return]
+
+
+def left_running(folder: Path) -> list[str]:
+    """Command lines of processes that have to do with a folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if str(folder) in words or str(process.info["cwd"] or "").startswith(str(folder)):
+            found.append(words)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished demonstration with privacy: four hospitals, three rounds."""
+    folder = tmp_path_factory.mktemp("demo")
+    fedmesh(
+        *("demo", "--dir", folder, "--hospitals", 4, "--rounds", 3),
+        *("--report", folder / "r.json", "--predictions", folder / "p.csv"),
+    )
+    return folder
+
+
+def test_nothing_is_left_running(finished: Path) -> None:
+    assert left_running(finished) == []
+
+
+def test_the_report_has_every_field(finished: Path) -> None:
+    report = json.loads((finished / "r.json").read_text())
+    assert report["dataset"] == "synthetic"
+    assert (report["hospitals"], report["rounds"], report["model_version"]) == (4, 3, 3)
+    assert set(report["test"]) == {"auroc", "auprc", "brier", "recall_at_10pct", "n_encounters", "n_patients"}
+    assert set(report["local_only"]) == {"auroc_mean", "auroc_weighted", "auprc_mean", "auprc_weighted"}
+    assert report["privacy"]["unit"] == "patient"
+    assert (report["privacy"]["epsilon"], report["privacy"]["delta"], report["privacy"]["colluders"]) == (0.5, 1e-6, 1)
+    assert 0 < report["privacy"]["epsilon_spent"] <= 0.5
+    for field in ("wall_s", "startup_s", "peak_memory_mb", "upload_bytes_per_parameter"):
+        assert report[field] > 0
+    assert 0 < report["round_overhead_s"]["p50"] <= report["round_overhead_s"]["p99"]
+    assert report["processes"] == 4 + 4 + 2
+
+
+def test_the_predictions_give_the_reported_figures(finished: Path) -> None:
+    """By another way: labels from the raw file, joined by encounter."""
+    report = json.loads((finished / "r.json").read_text())
+    scores = {row["encounter_id"]: float(row["score"]) for row in csv.DictReader((finished / "p.csv").open())}
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            f"select encounter_id, readmitted = '<30' from '{finished}/data/diabetic_data.parquet' "
+            f"join read_csv('{finished}/data/partition15.csv', all_varchar = true) using (patient_nbr) "
+            "where split = 'test' and discharge_disposition_id not in ('11', '13', '14', '19', '20', '21')"
+        ).fetchall()
+    assert {encounter for encounter, _label in rows} == set(scores)
+    auroc = roc_auc_score([label for _e, label in rows], [scores[encounter] for encounter, _l in rows])
+    assert auroc == pytest.approx(report["test"]["auroc"], abs=1e-6)
+    assert report["test"]["n_encounters"] == len(rows)
+
+
+def test_the_stopped_stack_can_be_looked_at(finished: Path) -> None:
+    job = json.loads((finished / "r.json").read_text())["job_id"]
+    assert job in fedmesh("jobs", "--dir", finished, env={**os.environ, "COLUMNS": "200"}).stdout
+    assert "readmission-logistic" in fedmesh("models", "--dir", finished, env={**os.environ, "COLUMNS": "200"}).stdout
+    ledger = fedmesh("privacy", "ledger", "--dir", finished, env={**os.environ, "COLUMNS": "200"}).stdout
+    assert ledger.count(job) == 4
+    assert left_running(finished) == []
+
+
+def test_the_audit_log_has_every_step_and_verifies_offline(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    fedmesh("audit", "export", "--out", out, "--dir", finished)
+    assert "OK" in fedmesh("audit", "verify", out, "--key", finished / "stack/keys/audit.vkey").stdout
+    types = [json.loads(json.loads(line)["leaf"])["type"] for line in (out / "entries.jsonl").read_text().splitlines()]
+    counts = {name: types.count(name) for name in set(types)}
+    assert counts["hospital.registered"] == 4
+    assert counts["plan.proposed"] == counts["plan.approved"] == counts["job.created"] == 1
+    for step in ("attempt.opened", "round.sealed", "sum.closed", "round.agreed", "round.finalized", "round.committed"):
+        assert counts[step] == 3, step
+    assert counts["contribution.accepted"] == 12
+    entries = (out / "entries.jsonl").read_bytes()
+    (out / "entries.jsonl").write_bytes(entries.replace(b"round.sealed", b"round.sEaled", 1))
+    refused = fedmesh("audit", "verify", out, check=False)
+    assert refused.returncode == 1
+    assert "entries.jsonl" in refused.stderr
+
+
+def test_one_trace_joins_a_round_across_the_processes(finished: Path) -> None:
+    seen: dict[str, set[str]] = {}
+    for path in (finished / "stack" / "traces").glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            span = json.loads(line)
+            if span["attributes"].get("fedmesh.round") == 2:
+                seen.setdefault(span["context"]["trace_id"], set()).add(path.stem)
+    assert len(seen) == 1
+    assert {"coordinator", "aggregator", "hospital-00", "hospital-03"} <= next(iter(seen.values()))
+
+
+def test_no_patient_identifier_is_in_the_centre(finished: Path) -> None:
+    """Encounter and patient numbers of the cohort stand in no log and no audit entry."""
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            f"select encounter_id, patient_nbr from '{finished}/data/diabetic_data.parquet' limit 2000"
+        ).fetchall()
+    identifiers = {number for row in rows for number in row}
+    for path in (finished / "stack" / "run").glob("*.log"):
+        words = set(re.findall(r"\d{7,}", path.read_text(errors="replace")))
+        assert not words & identifiers, path.name
+
+
+class Running:
+    """A demonstration in the background."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.folder = folder
+        self.stack = Stack(folder / "stack")
+        self.report = folder / "r.json"
+        self._out = (folder / "out.txt").open("w")
+        self.process = subprocess.Popen(
+            [*FEDMESH, "demo", "--dir", str(folder), "--report", str(self.report), *map(str, arguments)],
+            stdout=self._out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def output(self) -> str:
+        return (self.folder / "out.txt").read_text()
+
+    def wait_for(self, text: str, timeout_s: float = 150.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while text not in self.output():
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.2)
+
+    def finish(self, timeout_s: float = 300.0) -> int:
+        code = self.process.wait(timeout_s)
+        self._out.close()
+        return code
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    made = tmp_path / "demo"
+    made.mkdir()
+    yield made
+    Stack(made / "stack").stop()
+
+
+def test_stores_and_a_hospital_fail_in_mid_run_and_the_run_recovers(folder: Path) -> None:
+    run = Running(folder, "--hospitals", 5, "--rounds", 8)
+    run.wait_for("round 1/8 committed")
+    run.stack.supervisor.kill("hospital-04")
+    run.wait_for("round 2/8 committed")
+    run.stack.postgres.stop()
+    time.sleep(10)
+    run.stack.postgres.start()
+    run.wait_for("round 4/8 committed")
+    run.stack.redis.stop()
+    time.sleep(10)
+    run.stack.redis.start()
+    assert run.finish() == 0, run.output()
+    report = json.loads(run.report.read_text())
+    assert report["rounds"] == 8
+    assert left_running(folder) == []
+
+
+@pytest.mark.parametrize("after", ["", "hospitals connected", "round 1/"])
+def test_ctrl_c_at_any_moment_stops_everything(folder: Path, after: str) -> None:
+    run = Running(folder, "--hospitals", 4, "--rounds", 6)
+    if after:
+        run.wait_for(after)
+    else:
+        time.sleep(2.5)
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish(60) == 130, run.output()
+    assert left_running(folder) == []
+    assert "Traceback" not in run.output()
+
+
+def test_kill_9_leaves_nothing_behind(folder: Path) -> None:
+    run = Running(folder, "--hospitals", 4, "--rounds", 6)
+    run.wait_for("hospitals connected")
+    run.process.kill()
+    run.finish(30)
+    deadline = time.monotonic() + 30
+    while left_running(folder) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    assert left_running(folder) == []

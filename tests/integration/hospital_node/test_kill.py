@@ -1,0 +1,82 @@
+"""Real processes that are killed or told to stop in mid-work."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import yaml
+from fedmesh.coordinator.v1 import coordinator_pb2 as pb
+
+from services.hospital_node.config import HospitalConfig
+from services.hospital_node.store.ledger import read_ledger
+from tests.integration.hospital_node.conftest import HOSPITALS, Consortium
+
+ROOT = Path(__file__).parents[3]
+
+
+@asynccontextmanager
+async def node_process(consortium: Consortium, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """h1 as a process; killed at the end."""
+    config: HospitalConfig = consortium.nodes["h1"].config
+    file = config.data_dir.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.support.hospital_process", "--config", str(file)),
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        await consortium.centre.connected(["h1"])
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        consortium.centre.watching.pop("h1", None)
+
+
+async def test_sigterm_while_training(consortium: Consortium) -> None:
+    consortium.create_job()
+    async with node_process(consortium, FEDMESH_TEST_STALL="1") as process:
+        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_TRAIN))
+        await asyncio.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_sigkill_in_mid_upload(consortium: Consortium) -> None:
+    consortium.create_job()
+    async with node_process(consortium):
+        await consortium.trained(["h1"])
+        consortium.centre.faults.held["Upload"] = asyncio.Event()
+        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+        await consortium.centre.reported("bytes", ["h1"])
+    consortium.centre.faults.held.clear()
+    async with node_process(consortium):
+        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+        await consortium.centre.reported("uploaded", ["h1"])
+    contents = [content for _, kind, content in consortium.centre.reports if kind == "bytes"]
+    assert len(contents) == 2
+    assert contents[0] == contents[1]
+    assert read_ledger(consortium.nodes["h1"].config.data_dir)[0].charged == 1
+
+
+async def test_sigkill_at_any_moment_never_sends_other_bytes(consortium: Consortium) -> None:
+    """Killed again and again at moments that differ: one attempt has one ciphertext and one charge."""
+    consortium.create_job()
+    for delay_s in (0.0, 0.01, 0.03, 0.1):
+        async with node_process(consortium):
+            consortium.tell(["h1"], consortium.task(pb.TASK_KIND_TRAIN))
+            consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+            await asyncio.sleep(delay_s)
+    async with node_process(consortium):
+        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+        await consortium.centre.reported("uploaded", ["h1"])
+    contents = {content for _, kind, content in consortium.centre.reports if kind == "bytes"}
+    assert len(contents) == 1
+    assert read_ledger(consortium.nodes["h1"].config.data_dir)[0].charged == 1

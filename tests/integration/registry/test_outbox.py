@@ -1,0 +1,122 @@
+"""Events reach the audit log once each, whatever fails on the way."""
+
+import asyncio
+from uuid import UUID
+
+from fedmesh.registry.v1 import registry_pb2 as pb
+from prometheus_client import REGISTRY
+
+from services.common.errors import Code
+from services.common.grpc.client import call
+from services.common.ids import new_id
+from services.registry.relay import Relay
+from tests.integration.registry.harness import CONSORTIUM, Registry, an_event, code
+
+
+async def record(registry: Registry, count: int, **changes: str) -> list[str]:
+    events = [an_event(**changes) for _ in range(count)]
+    await call(registry.service().RecordEvents, pb.RecordEventsRequest(request_id=new_id(), events=events))
+    return [event.event_id for event in events]
+
+
+async def test_events_arrive_in_order_with_their_place_kept(registry: Registry) -> None:
+    sent = [*await record(registry, 300), *await record(registry, 300)]
+    await registry.drained()
+    assert [event.event_id for event in registry.audit.events] == sent
+    places = registry.sql("select event_id, log_index from registry.outbox order by seq")
+    assert places == [(UUID(event_id), index) for index, event_id in enumerate(sent)]
+
+
+async def test_an_event_says_which_service_reported_it(registry: Registry) -> None:
+    hospital = f"spiffe://{CONSORTIUM}/hospital/north"
+    await record(registry, 1, event_type="hospital.declined", actor=hospital, body_json='{"b":1, "a":"ü"}')
+    await registry.drained()
+    assert registry.audit.events[0].actor == hospital
+    assert registry.audit.events[0].body_json == (
+        f'{{"a":"\\u00fc","b":1,"recorded_for":"spiffe://{CONSORTIUM}/service/coordinator"}}'
+    )
+
+
+async def test_nothing_is_lost_while_the_audit_log_is_away(registry: Registry) -> None:
+    registry.audit.away = True
+    first = await record(registry, 5)
+
+    async def tried() -> bool:
+        return registry.audit.calls >= 3
+
+    async def measured() -> bool:
+        return REGISTRY.get_sample_value("fedmesh_registry_outbox_failures_total", {"code": "store-unavailable"}) != 0
+
+    await registry.settled(tried)
+    await registry.settled(measured)
+    assert registry.audit.events == []
+    second = await record(registry, 5)
+    registry.audit.away = False
+    await registry.drained()
+    assert [event.event_id for event in registry.audit.events] == [*first, *second]
+
+    async def level() -> bool:
+        return REGISTRY.get_sample_value("fedmesh_registry_outbox_waiting") == 0
+
+    await registry.settled(level)
+
+
+async def test_a_lost_answer_does_not_double_an_event(registry: Registry) -> None:
+    registry.audit.lose_answers = 3
+    sent = await record(registry, 20)
+    await registry.drained()
+    assert [event.event_id for event in registry.audit.events] == sent
+    assert registry.sql("select array_agg(log_index order by seq) from registry.outbox") == [(list(range(20)),)]
+
+
+async def test_a_refused_event_is_set_aside_and_the_others_go_on(registry: Registry) -> None:
+    registry.audit.poison = "hospital.declined"
+    before = await record(registry, 3)
+    bad = await record(registry, 1, event_type="hospital.declined")
+    after = await record(registry, 3)
+    await registry.drained()
+    assert [event.event_id for event in registry.audit.events] == [*before, *after]
+    aside = registry.sql("select event_id, refusal from registry.outbox where refusal is not null")
+    assert aside == [(UUID(bad[0]), "an event of this type is not for this log")]
+
+
+async def test_large_events_travel_in_several_calls(registry: Registry) -> None:
+    body = '{"a":"' + "x" * 60_000 + '"}'
+    sent: list[str] = []
+    for _ in range(3):
+        sent += await record(registry, 15, body_json=body)
+    await registry.drained()
+    assert [event.event_id for event in registry.audit.events] == sent
+
+
+async def test_several_relays_share_the_work(registry: Registry) -> None:
+    registry.audit.away = True
+    sent = await record(registry, 400)
+    others = [
+        Relay(registry.store, registry.relay._append, interval_s=0.05, batch=20, claim_s=30, max_backoff_s=0.1)
+        for _ in range(4)
+    ]
+    tasks = [asyncio.create_task(relay.run()) for relay in others]
+    registry.audit.away = False
+    await registry.drained()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert sorted(event.event_id for event in registry.audit.events) == sorted(sent)
+
+
+async def test_events_of_a_relay_that_died_are_sent_by_another(registry: Registry) -> None:
+    registry.audit.away = True
+    sent = await record(registry, 3)
+    registry.sql("update registry.outbox set claimed_until = clock_timestamp() + interval '1 second'")
+    registry.audit.away = False
+    await registry.drained()
+    assert [event.event_id for event in registry.audit.events] == sent
+
+
+async def test_a_refused_change_leaves_no_event(registry: Registry) -> None:
+    await registry.register("north")
+    request = pb.RegisterHospitalRequest(request_id=new_id(), hospital_id="north")
+    assert await code(call(registry.operator().RegisterHospital, request)) is Code.ALREADY_EXISTS
+    await registry.drained()
+    assert registry.audit.types() == ["hospital.registered"]

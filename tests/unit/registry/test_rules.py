@@ -1,0 +1,112 @@
+"""The registry's rules, without store or wire."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from services.common.errors import Code, FedmeshError
+from services.common.identity import parse_identity
+from services.registry.domain.entities import (
+    Contribution,
+    Hospital,
+    HospitalStatus,
+    Job,
+    JobStatus,
+    Plan,
+    PlanStatus,
+    Round,
+)
+from services.registry.domain.events import reported_event
+from services.registry.domain.lineage import contribution_leaves, contributions_root
+from services.registry.domain.rules import parse_metrics, require_cohort, require_quorum
+from services.transparency.merkle import leaf_hash, node_hash
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+ID = UUID(int=1)
+COORDINATOR = parse_identity("spiffe://consortium.test/service/coordinator")
+
+
+def names(n: int) -> tuple[str, ...]:
+    return tuple(f"h{number:02d}" for number in range(n))
+
+
+def a_plan(private: bool) -> Plan:
+    return Plan("a" * 64, "plan", b"", 2, private, PlanStatus.APPROVED, "alice", "bob", AT)
+
+
+def a_job(n: int) -> Job:
+    return Job(ID, "a" * 64, "plan", False, names(n), JobStatus.RUNNING, "", 2, 0, "", AT, None)
+
+
+def a_round(n: int, agreeing: int, contributing: int) -> Round:
+    contributions = tuple(Contribution(name, "b" * 64) for name in names(contributing))
+    seen = names(agreeing)
+    finalizer = seen[0] if seen else "h00"
+    return Round(ID, 1, 1, contributions, "c" * 64, seen, (), finalizer, (), "d" * 64, "", 1, AT, b"\0" * 32)
+
+
+@pytest.mark.parametrize(("n", "needed"), [(2, 2), (3, 2), (4, 3), (5, 4), (9, 7), (15, 11), (16, 11)])
+def test_the_quorum_is_two_thirds_and_one_of_a_cohort_that_can_have_privacy(n: int, needed: int) -> None:
+    require_quorum(a_job(n), a_round(n, needed, needed))
+    for agreeing, contributing in ((needed - 1, needed), (needed, needed - 1)):
+        with pytest.raises(FedmeshError) as caught:
+            require_quorum(a_job(n), a_round(n, agreeing, contributing))
+        assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("n", "private", "expected"),
+    [
+        (1, False, Code.INVALID_ARGUMENT),
+        (17, False, Code.INVALID_ARGUMENT),
+        (3, True, Code.PRIVACY_REFUSED),
+        (2, False, None),
+        (4, True, None),
+        (16, True, None),
+    ],
+)
+def test_the_size_of_a_cohort(n: int, private: bool, expected: Code | None) -> None:
+    known = {name: Hospital(name, "", HospitalStatus.ACTIVE, AT) for name in names(n)}
+    if expected is None:
+        assert require_cohort(a_plan(private), names(n)[::-1], known) == names(n)
+        return
+    with pytest.raises(FedmeshError) as caught:
+        require_cohort(a_plan(private), names(n), known)
+    assert caught.value.code is expected
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a":1,"a":2}', "[1]", "1", "{", '{"A":1}', '{"a":"1"}', '{"a":1e999}', '{"a":null}']
+)
+def test_metrics_that_are_not_flat_finite_numbers_are_refused(text: str) -> None:
+    with pytest.raises(FedmeshError):
+        parse_metrics(text)
+
+
+def test_metrics_are_numbers_by_name() -> None:
+    assert parse_metrics("") == {}
+    assert parse_metrics('{"validation_auroc": 0.5, "n": 3}') == {"validation_auroc": 0.5, "n": 3.0}
+    with pytest.raises(FedmeshError):
+        parse_metrics("{" + ",".join(f'"m{number}":1' for number in range(201)) + "}")
+
+
+def test_the_root_of_a_round_does_not_depend_on_the_order_told() -> None:
+    told = a_round(2, 2, 2)
+    turned = replace(told, contributions=told.contributions[::-1])
+    assert contributions_root(told) == contributions_root(turned)
+    first, second = map(leaf_hash, contribution_leaves(told))
+    assert contributions_root(told) == node_hash(first, second).hex()
+    assert contributions_root(replace(told, attempt=2)) != contributions_root(told)
+
+
+def test_a_reported_event_is_spelled_canonically_and_names_its_reporter() -> None:
+    event = reported_event(ID, "round.sealed", AT, str(COORDINATOR), f"job/{ID}", '{ "b": 1, "a": [1.0] }', COORDINATOR)
+    assert event.body_json == '{"a":[1.0],"b":1,"recorded_for":"spiffe://consortium.test/service/coordinator"}'
+
+
+@pytest.mark.parametrize("event_type", ["round.sealed\n", "round", "Round.sealed", "round..sealed", "a." + "b" * 63])
+def test_the_type_of_an_event_is_a_dotted_name(event_type: str) -> None:
+    with pytest.raises(FedmeshError):
+        reported_event(ID, event_type, AT, str(COORDINATOR), f"job/{ID}", "{}", COORDINATOR)

@@ -1,0 +1,37 @@
+"""Page tokens and response sizes."""
+
+import pytest
+from fedmesh.registry.v1 import registry_pb2 as pb
+
+from services.common.errors import Code, FedmeshError
+from services.registry import wire
+
+
+@pytest.mark.parametrize("key", [1, 255, 2**63 - 1])
+def test_a_page_token_comes_back(key: int) -> None:
+    assert wire.read_page_token(wire.page_token(key)) == key
+
+
+def test_the_first_page_has_no_token() -> None:
+    assert wire.read_page_token("") is None
+    assert wire.page_token(None) == ""
+
+
+@pytest.mark.parametrize("token", ["1", "AAAA", "é", "_" * 11 + "=", "A" * 13, "' or 1=1"])
+def test_a_foreign_page_token_is_refused(token: str) -> None:
+    with pytest.raises(FedmeshError) as caught:
+        wire.read_page_token(token)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 100), (1, 1), (500, 500)])
+def test_page_sizes(asked: int, given: int) -> None:
+    assert wire.page_size(asked) == given
+
+
+def test_a_response_takes_what_fits_and_at_least_one() -> None:
+    large = pb.Plan(manifest=b"x" * 500_000)
+    assert len(wire.fitting([large] * 3)) == 1
+    assert len(wire.fitting([pb.Plan(manifest=b"x" * 2_000_000)])) == 1
+    assert len(wire.fitting([pb.Plan()] * 500)) == 500
+    assert wire.fitting([]) == []
