@@ -37,3 +37,17 @@ def check(file: Annotated[Path, typer.Argument(help="Plan in YAML")]) -> None:
         f"{len(manifest.feature_names)} features, {manifest.vector_length} integers a contribution, "
         f"{manifest.rounds.count} rounds, privacy: {guarantee}, {len(canonical_bytes(manifest)):,} bytes on the wire"
     )
+
+
+@app.command("compile")
+def compile_command(
+    file: Annotated[Path, typer.Argument(help="Plan in YAML or JSON")],
+    cache: Annotated[Path, typer.Option(help="The hospital node's `compile_cache` folder")],
+) -> None:
+    """Compile a plan with TensorFlow Federated ahead of its first round (some 15 s, once for each plan)."""
+    from services.hospital_node.training.cache import compiled_plan
+
+    manifest = load_manifest(file)
+    with Console().status(f"Compiling {manifest.name} with TensorFlow Federated ..."):
+        compiled_plan(manifest, cache)
+    Console().print(f"[green]OK[/green] {plan_id(manifest)} is in {cache}", soft_wrap=True)

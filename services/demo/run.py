@@ -95,6 +95,8 @@ def run_demo(options: DemoOptions, console: Console) -> Report:
     stack = Stack(folder / "stack", guard=guard)
     try:
         with console.status("Preparing the data, PostgreSQL, Redis and the four services ..."):
+            # The compiler needs a core for some 15 s, the stores mostly wait: they go side by side.
+            stack.precompile(canonical_bytes(plan))
             data = choose_data(options, lambda text: console.print(text))
             stack.start()
         console.print(f"Data: {data.description}; {len(data.hospitals)} hospitals. Plan: {plan.name}.")

@@ -180,6 +180,22 @@ class Stack:
             self._write_config(hospital_id, self._hospital_config(hospital_id, settings))
             self.supervisor.start(self._spec(hospital_id, module="hospital_node", rank=2))
 
+    def precompile(self, manifest: bytes) -> None:
+        """Begin to compile a plan (canonical JSON) into the cache that the hospitals of this stack share.
+
+        A hospital that needs it before it is done waits for it; nobody depends on its success.
+        """
+        private_folder(self.folder)
+        plan = self.folder / "plan.json"
+        processes.write_private(plan, manifest.decode())
+        command = "from services.cli.main import main; main()"
+        argv = [sys.executable, "-c", command, "plan", "compile", str(plan), "--cache", str(self._compile_cache)]
+        self.supervisor.start(ChildSpec(name="plan-compiler", argv=argv, env=SINGLE_THREADED, rank=2))
+
+    @property
+    def _compile_cache(self) -> Path:
+        return self.folder / "compiled"
+
     def _hospital_config(self, hospital_id: str, settings: dict[str, Any]) -> dict[str, Any]:
         home = self.folder / "hospitals" / hospital_id
         private_folder(home)
@@ -188,7 +204,7 @@ class Stack:
             "tls": _tls_section(self.hospital_tls(hospital_id)),
             "data_dir": str(home),
             "group_key_file": str(self.group_key),
-            "compile_cache": str(self.folder / "compiled"),
+            "compile_cache": str(self._compile_cache),
             "telemetry": self._telemetry(hospital_id),
             **{name: {"target": self.target(name)} for name in ("registry", "coordinator", "aggregator")},
             **settings,

@@ -1,6 +1,7 @@
 """The hospital node's composition root."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -46,8 +47,21 @@ async def main(config: HospitalConfig) -> None:
     if worker.busy:
         # TensorFlow or SEAL runs on the worker thread and cannot be interrupted; ending the interpreter under a thread
         # inside native code crashes. Everything that must last is on the disk already.
+        _kill_children()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _kill_children() -> None:
+    """End what the abandoned thread has started: a compiler, which leads a process group with TFF's executor in it."""
+    for listing in Path("/proc/self/task").glob("*/children"):
+        for child in listing.read_text().split():
+            pid = int(child)
+            with contextlib.suppress(ProcessLookupError):
+                if os.getpgid(pid) == pid:
+                    os.killpg(pid, signal.SIGKILL)
+                else:
+                    os.kill(pid, signal.SIGKILL)
 
 
 async def run_node(config: HospitalConfig, trainers: TrainerFactory, worker: WorkerThread, stop: asyncio.Event) -> None:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -42,6 +43,7 @@ _PLAN_STATUS_OUT: Final = {
 }
 # Room for names and digests of the largest cohort; responses stay below gRPC's message limit of 1 MiB.
 _PAGE_BYTES: Final = 900_000
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MAX_BIGINT: Final = 2**63 - 1
 
 # --- requests
@@ -63,9 +65,11 @@ def command(request: Any, caller: Identity, method: str, encode: Callable[[T], M
 
 
 def require_text(value: str, field: str, limit: int) -> str:
-    """Raises: FedmeshError(INVALID_ARGUMENT) for text that is too long or not printable."""
-    if len(value) > limit or not value.isprintable():
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"{field} is at most {limit} printable characters", field=field)
+    """Raises: FedmeshError(INVALID_ARGUMENT) for text that is too long or has control characters besides newlines."""
+    if len(value) > limit or _CONTROL.search(value):
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT, f"{field} is at most {limit} characters without control characters", field=field
+        )
     return value
 
 

@@ -128,8 +128,12 @@ class Mesh:
 
     async def ended(self, names: Sequence[str] | None = None, within_s: float = 60.0) -> None:
         """Wait until hospitals have heard that the job ended."""
-        waiting = [self.hospitals[name].ended.wait() for name in (self.hospitals if names is None else names)]
-        await asyncio.wait_for(asyncio.gather(*waiting), within_s)
+        waiting = [self.hospitals[name].finish() for name in (self.hospitals if names is None else names)]
+        try:
+            await asyncio.wait_for(asyncio.gather(*waiting), within_s)
+        except TimeoutError:
+            log = "".join(line for process in (*self.coordinators, *self.aggregators) for line in process.log[-30:])
+            raise AssertionError(f"hospitals still wait after {within_s} s:\n{log}") from None
 
     def expected_sum(self, committed: Any) -> Any:
         """The plaintext that a committed round's sum must have."""

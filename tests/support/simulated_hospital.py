@@ -65,6 +65,15 @@ class SimulatedHospital:
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
 
+    async def finish(self) -> None:
+        """Wait for the end of the job; raises what made the hospital fail."""
+        assert self._task is not None
+        ended = asyncio.create_task(self.ended.wait())
+        await asyncio.wait([ended, self._task], return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if self._task.done():
+            self._task.result()
+
     async def stop(self) -> None:
         """Disappear as a killed process does: streams and channels break."""
         if self._task is not None:

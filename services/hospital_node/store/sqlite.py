@@ -29,8 +29,11 @@ class Database:
             path.touch(mode=0o600)
         except OSError as error:
             raise FedmeshError(Code.CONFIG_INVALID, f"cannot write {path}: {error.strerror}") from error
-        with self.connection() as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
+        with sqlite_errors(path):
+            # Never used again: while one connection is open, closing the others does not checkpoint and delete the WAL.
+            self._keeper = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self._keeper.execute("PRAGMA journal_mode = WAL")
+            self._keeper.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         with self.transaction() as connection:
             found = connection.execute("PRAGMA user_version").fetchone()[0]
             if found == 0:

@@ -59,10 +59,19 @@ def reported_event(
     body = _parse_body(body_json)
     if body.setdefault(RECORDED_FOR, str(source)) != str(source):
         raise FedmeshError(Code.PERMISSION_DENIED, f"the event's {RECORDED_FOR} names another service")
-    text = canonical_json(body).decode()
-    if len(text) > MAX_BODY_BYTES:
-        raise FedmeshError(Code.TOO_LARGE, f"an event's body is {MAX_BODY_BYTES} bytes at most")
+    text = _write_body(body)
     return Event(event_id, event_type, at, actor, subject, text)
+
+
+def _write_body(body: dict[str, Any]) -> str:
+    try:
+        # One level of nesting is the log's own.
+        text = canonical_json({"": body}).decode()[len('{"":') : -1]
+    except ValueError as error:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"the event's body is not usable: {error}") from error
+    if len(text) + len('{"":}') > MAX_BODY_BYTES:
+        raise FedmeshError(Code.TOO_LARGE, f"an event's body is {MAX_BODY_BYTES} bytes at most")
+    return text
 
 
 def _require_honest_actor(actor: str, source: Identity) -> None:

@@ -39,7 +39,10 @@ def committed_facts(job: Job, committed: CommittedRound) -> dict[str, Any]:
         "plan_id": job.plan_id,
         "private": job.private,
         "hospitals": len(job.hospital_ids),
-        "contributions": {item.hospital_id: item.ciphertext_sha256 for item in told.contributions},
+        "contributions": [
+            {"hospital_id": item.hospital_id, "ciphertext_sha256": item.ciphertext_sha256}
+            for item in sorted(told.contributions, key=lambda item: item.hospital_id)
+        ],
         "contributions_root": committed.contributions_root,
         "sum_sha256": told.sum_sha256,
         "state_sha256": told.state_sha256,

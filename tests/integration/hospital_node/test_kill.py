@@ -40,13 +40,18 @@ async def node_process(consortium: Consortium, **environment: str) -> AsyncItera
         consortium.centre.watching.pop("h1", None)
 
 
-async def test_sigterm_while_training(consortium: Consortium) -> None:
+async def test_sigterm_while_training(consortium: Consortium, tmp_path: Path) -> None:
     consortium.create_job()
-    async with node_process(consortium, FEDMESH_TEST_STALL="1") as process:
+    started = tmp_path / "child"
+    async with node_process(consortium, FEDMESH_TEST_STALL=str(started)) as process:
         consortium.tell(["h1"], consortium.task(pb.TASK_KIND_TRAIN))
-        await asyncio.sleep(0.5)
+        async with asyncio.timeout(20):
+            while not (started.exists() and started.read_text()):  # noqa: ASYNC110 - what is awaited is a file
+                await asyncio.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 20) == 0
+    child = Path("/proc") / started.read_text()
+    assert not child.exists() or "(sleep) Z" in (child / "stat").read_text()
 
 
 async def test_sigkill_in_mid_upload(consortium: Consortium) -> None:

@@ -220,15 +220,18 @@ async def code(awaitable: Awaitable[Any]) -> Code:
 
 
 @contextlib.asynccontextmanager
-async def running_registry(database: PostgresDatabase, folder: Path) -> AsyncIterator[Registry]:
-    """A registry with its relay and an audit log, on free ports."""
+async def running_registry(
+    database: PostgresDatabase, folder: Path, audit_endpoint: Endpoint | None = None
+) -> AsyncIterator[Registry]:
+    """A registry with its relay and an audit log (in memory unless another is given), on free ports."""
     await asyncio.to_thread(migrate, database.config("registry_migrator"), SCHEMA, MIGRATIONS)
     ca = create_ca(folder / "ca", CONSORTIUM)
     audit_log = ListAuditLog()
     audit_server = MeshServer(
         ServerConfig(listen="127.0.0.1:0", tls=ca.issue_service("audit"), drain_s=0),
         [
-            Endpoint(
+            audit_endpoint
+            or Endpoint(
                 audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
                 audit_pb2_grpc.add_AuditServiceServicer_to_server,
                 audit_log,

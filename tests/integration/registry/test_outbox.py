@@ -1,16 +1,27 @@
 """Events reach the audit log once each, whatever fails on the way."""
 
 import asyncio
+from pathlib import Path
 from uuid import UUID
 
 from fedmesh.registry.v1 import registry_pb2 as pb
 from prometheus_client import REGISTRY
 
+from services.audit.main import endpoint
+from services.audit.sequencer import Sequencer
+from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
+from services.audit.store.postgres import PostgresStore as AuditStore
+from services.audit.usecases import LogUseCases
+from services.common.clock import SystemClock
 from services.common.errors import Code
 from services.common.grpc.client import call
 from services.common.ids import new_id
+from services.common.postgres import Database, migrate
+from services.registry.domain.events import OWN_TYPES
 from services.registry.relay import Relay
-from tests.integration.registry.harness import CONSORTIUM, Registry, an_event, code
+from services.transparency.checkpoint import generate_key, load_signing_key
+from tests.integration.registry.harness import CONSORTIUM, Registry, an_event, code, parts, refused, running_registry
+from tests.support.stores import PostgresDatabase
 
 
 async def record(registry: Registry, count: int, **changes: str) -> list[str]:
@@ -112,6 +123,41 @@ async def test_events_of_a_relay_that_died_are_sent_by_another(registry: Registr
     registry.audit.away = False
     await registry.drained()
     assert [event.event_id for event in registry.audit.events] == sent
+
+
+async def test_the_real_audit_log_takes_every_kind_of_event(postgres: PostgresDatabase, tmp_path: Path) -> None:
+    await asyncio.to_thread(migrate, postgres.config("audit_migrator"), "audit", AUDIT_MIGRATIONS)
+    generate_key(tmp_path / "log.key", f"{CONSORTIUM}/audit")
+    key = load_signing_key(tmp_path / "log.key")
+    database = Database(postgres.config("audit_service"))
+    await database.open()
+    store = AuditStore(database)
+    sequencer = Sequencer(store, key, SystemClock())
+    sequencing = asyncio.create_task(sequencer.run())
+    try:
+        async with running_registry(postgres, tmp_path, endpoint(LogUseCases(store, sequencer, key))) as registry:
+            # Names that the log would not take as keys.
+            job = await registry.job("name", "phone", "patient", "email", rounds=1)
+            await registry.commit(job, 1)
+            request = pb.SetHospitalStatusRequest(
+                request_id=new_id(), hospital_id="name", status=pb.HOSPITAL_STATUS_SUSPENDED, reason="why"
+            )
+            await call(registry.operator().SetHospitalStatus, request)
+            other = await registry.job("phone", "patient", rounds=1)
+            broken = call(registry.hospital("phone").UploadBlob, lambda: parts(other.job_id, b"x", sha256="a" * 64))
+            assert (await refused(broken)).code is Code.CHUNK_STREAM_INVALID
+            ending = pb.EndJobRequest(request_id=new_id(), job_id=other.job_id, status=pb.JOB_STATUS_FAILED)
+            await call(registry.service().EndJob, ending)
+            await record(registry, 1, body_json='{"a":' * 29 + "1" + "}" * 29)
+            await registry.drained()
+            kept = registry.sql("select type, refusal, log_index from registry.outbox order by seq")
+    finally:
+        sequencing.cancel()
+        await asyncio.gather(sequencing, return_exceptions=True)
+        await database.close()
+    assert {kind for kind, _, _ in kept} == OWN_TYPES | {"round.sealed", "call.refused"}
+    assert [refusal for _, refusal, _ in kept if refusal] == []
+    assert [index for _, _, index in kept] == list(range(len(kept)))
 
 
 async def test_a_refused_change_leaves_no_event(registry: Registry) -> None:

@@ -168,8 +168,10 @@ def test_damaged_or_newer_ledger_is_refused(tmp_path: Path, clock: FakeClock) ->
         connection.execute("PRAGMA user_version = 99")
     assert "99" in refused(Code.CONFIG_INVALID, SqliteLedger, tmp_path, clock, LIMIT).message
     connection.close()
-    (tmp_path / LEDGER_FILE).write_bytes(b"not a database" * 1000)
-    assert "backup" in refused(Code.CONFIG_INVALID, SqliteLedger, tmp_path, clock, LIMIT).message
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / LEDGER_FILE).write_bytes(b"not a database" * 1000)
+    assert "backup" in refused(Code.CONFIG_INVALID, SqliteLedger, damaged, clock, LIMIT).message
 
 
 def test_reading_a_missing_ledger(tmp_path: Path) -> None:
