@@ -87,7 +87,7 @@ async def run_node(config: HospitalConfig, trainers: TrainerFactory, worker: Wor
         )
         policy = _policy(config)
         jobs = Jobs(mesh, ledger, worker, trainers, policy, config.limits.max_jobs)
-        noise = ShareOfNoise(_cache(config))
+        noise = ShareOfNoise()
         secret_sum = GroupKeySum(group_key)
         steps = RoundSteps(Tools(mesh, ledger, state, worker, secret_sum, noise, jobs, policy, clock))
         agent = Agent(mesh, state, steps)

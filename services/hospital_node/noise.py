@@ -1,27 +1,11 @@
-"""The hospital's share of noise, by the plan and by its own calibration.
+"""The hospital's share of noise, by the plan and by its own calibration."""
 
-Calibrating imports dp-accounting and SciPy: a second and 45 MB that a hospital would keep for good. A child process
-(`python -m services.hospital_node.noise`) does it, once for all nodes that share the cache. What it leaves there is a
-hint: `plan_noise` checks by the closed form that it gives the guarantee.
-"""
-
-import fcntl
-import hashlib
-import json
-import math
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Final
+from dataclasses import dataclass
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.policy import compositions
 from services.hospital_node.domain.ports import Int64Vector, NoiseRequest
-from services.hospital_node.store.files import write_durably
 from services.privacy.noise import NoisePlan, discrete_gaussian, plan_noise
-
-_CALIBRATION_TIMEOUT_S: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +19,8 @@ class Mechanism:
     dimension: int
     hospitals: int
 
-    def noise(self, multiplier: float | None) -> NoisePlan:
-        """Raises: FedmeshError(PRIVACY_REFUSED) when a stated multiplier does not give the guarantee."""
+    def noise(self) -> NoisePlan:
+        """Raises: FedmeshError(PRIVACY_REFUSED) when no noise gives the guarantee."""
         return plan_noise(
             epsilon=self.epsilon,
             delta=self.delta,
@@ -44,7 +28,6 @@ class Mechanism:
             sensitivity=self.sensitivity,
             dimension=self.dimension,
             hospitals=self.hospitals,
-            noise_multiplier=multiplier,
         )
 
 
@@ -77,9 +60,7 @@ def mechanisms(request: NoiseRequest) -> list[tuple[slice, Mechanism]]:
 class ShareOfNoise:
     """See `domain.ports.NoiseAdder` for the contract."""
 
-    def __init__(self, cache: Path) -> None:
-        """cache: folder for calibrated multipliers, which are no secret; made when missing."""
-        self._cache = cache
+    def __init__(self) -> None:
         self._plans: dict[Mechanism, NoisePlan] = {}
 
     def prepare(self, request: NoiseRequest) -> None:
@@ -96,52 +77,8 @@ class ShareOfNoise:
     def plan(self, mechanism: Mechanism) -> NoisePlan:
         """The noise of a mechanism, calibrated once.
 
-        Raises: FedmeshError(PRIVACY_REFUSED) when no noise gives the guarantee; INTERNAL when calibrating fails.
+        Raises: FedmeshError(PRIVACY_REFUSED) when no noise gives the guarantee.
         """
         if mechanism not in self._plans:
-            self._plans[mechanism] = self._calibrated(mechanism)
+            self._plans[mechanism] = mechanism.noise()
         return self._plans[mechanism]
-
-    def _calibrated(self, mechanism: Mechanism) -> NoisePlan:
-        question = json.dumps(asdict(mechanism), sort_keys=True)
-        self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._cache / f"noise-{hashlib.sha256(question.encode()).hexdigest()}"
-        with (self._cache / "noise.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                write_durably(path, _ask(question).hex().encode())
-        try:
-            multiplier = float.fromhex(path.read_text())
-            if not (math.isfinite(multiplier) and multiplier > 0):
-                raise ValueError(multiplier)
-            return mechanism.noise(multiplier)
-        except ValueError as error:
-            path.unlink(missing_ok=True)
-            raise FedmeshError(Code.INTERNAL, "the cached noise calibration was damaged; it is made anew") from error
-
-
-def _ask(question: str) -> float:
-    """Let a child process calibrate."""
-    command = [sys.executable, "-m", "services.hospital_node.noise", question]
-    try:
-        done = subprocess.run(  # noqa: S603 - our own module, no shell
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_CALIBRATION_TIMEOUT_S, check=False
-        )
-        answer = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError) as error:
-        raise FedmeshError(Code.INTERNAL, "calibrating the noise failed") from error
-    if "code" in answer:
-        raise FedmeshError(Code(answer["code"]), answer["message"])
-    return float(answer["multiplier"])
-
-
-def main(question: str) -> None:
-    """Answer one question on standard output."""
-    try:
-        print(json.dumps({"multiplier": Mechanism(**json.loads(question)).noise(None).noise_multiplier}))
-    except FedmeshError as error:
-        print(json.dumps({"code": error.code.value, "message": error.message}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

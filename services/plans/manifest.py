@@ -136,9 +136,9 @@ class Metrics(Strict):
 
     Every `every_rounds` rounds and in the last round. With privacy they are a mechanism of their own on the
     validation patients, who are disjoint from the training patients: parallel composition, so a patient's total is
-    the larger of the two epsilons, not their sum. Noise is calibrated for `len(metrics_rounds) + extra_attempts`
-    releases; once they are used up, a repeated attempt goes without metrics. Noise is the same on every bin, so with
-    privacy few bins in a range where scores are expected say more than many.
+    the larger of the two epsilons, not their sum. Noise is calibrated for `len(metrics_rounds)` plus the plan's
+    `privacy.extra_attempts` releases. It is the same on every bin, so with privacy few bins in a range where scores are
+    expected say more than many.
     """
 
     every_rounds: Annotated[int, Field(ge=1, le=10_000)] = 1
@@ -149,7 +149,6 @@ class Metrics(Strict):
     max_encounters_per_patient: Annotated[int, Field(ge=1, le=1000)] = 1
     epsilon: Epsilon | None = None
     delta: Delta | None = None
-    extra_attempts: Annotated[int, Field(ge=0, le=1000)] = 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

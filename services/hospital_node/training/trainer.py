@@ -34,14 +34,13 @@ class Segment:
         return slice(self.start, self.stop)
 
 
-def segments(manifest: PlanManifest, round_number: int, with_metrics: bool = True) -> tuple[Segment, ...]:
+def segments(manifest: PlanManifest, round_number: int) -> tuple[Segment, ...]:
     """The parts that a round releases: `train` always, `metrics` in metrics rounds.
 
-    In the other rounds, and when `with_metrics` is false, the metrics part is all zero, whatever the data: it needs no
-    noise and is not charged.
+    In the other rounds the metrics part is all zero, whatever the data: it needs no noise and is not charged.
     """
     train = Segment("train", 0, manifest.train_length, manifest.train_sensitivity)
-    if not with_metrics or round_number not in manifest.metrics_rounds:
+    if round_number not in manifest.metrics_rounds:
         return (train,)
     return train, Segment("metrics", manifest.train_length, manifest.vector_length, manifest.metrics_sensitivity)
 
@@ -73,11 +72,8 @@ class Trainer:
         """The state before the first round; the same at every hospital."""
         return initial_state(self._manifest)
 
-    def contribution(self, state: bytes, round_number: int, with_metrics: bool = True) -> NDArray[np.int64]:
+    def contribution(self, state: bytes, round_number: int) -> NDArray[np.int64]:
         """This hospital's exact integers for round `round_number` (from 1): int64 [vector_length], before noise.
-
-        With privacy a repeated attempt passes `with_metrics` false once `metrics.extra_attempts` are used up: its
-        metrics part is then zero, as in rounds that carry none.
 
         The train part's coordinates lie within +-2^(bits - 1) / 16, so that 16 hospitals cannot wrap a lane.
 
@@ -86,7 +82,7 @@ class Trainer:
         """
         if self._data is None:
             raise FedmeshError(Code.WRONG_STATE, "this trainer has no data set: it cannot contribute")
-        measure = Tensor(np.array(int(with_metrics and round_number in self._metrics_rounds), dtype=np.int64))
+        measure = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
         inputs = [*self._data, measure, *_state_tensors(read_state(state, self._manifest)), self._modulus]
         (vector,) = self._work(inputs)
         # MapReduceForm's modular sum works on residues; back to signed integers.

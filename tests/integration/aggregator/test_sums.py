@@ -174,7 +174,10 @@ async def test_bad_uploads_are_refused_and_change_nothing(mesh: Mesh) -> None:
 async def test_a_sum_is_opened_with_one_content(mesh: Mesh) -> None:
     sums = Sums(mesh)
     await sums.open()
-    for changes in ({"group": ["h01", "h02"]}, {"form": round_pb2.SumForm(**_fields(sums.form) | {"vector_length": 5})}):
+    for changes in (
+        {"group": ["h01", "h02"]},
+        {"form": round_pb2.SumForm(**_fields(sums.form) | {"vector_length": 5})},
+    ):
         with pytest.raises(FedmeshError) as differs:
             await sums.open(**changes)
         assert differs.value.code is Code.ALREADY_EXISTS

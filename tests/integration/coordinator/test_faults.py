@@ -41,7 +41,9 @@ def check_committed(mesh: Mesh, job_id: str, rounds: int) -> list[registry_pb2.C
             seen = mesh.hospitals[name].plaintexts[item.attempt.round, item.attempt.attempt]
             assert np.array_equal(seen, expected)
     types = mesh.registry.event_types()
-    assert all(types.count(name) >= rounds for name in ("round.sealed", "sum.closed", "round.agreed", "round.finalized"))
+    assert all(
+        types.count(name) >= rounds for name in ("round.sealed", "sum.closed", "round.agreed", "round.finalized")
+    )
     return committed
 
 

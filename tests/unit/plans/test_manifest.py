@@ -1,0 +1,194 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.common.errors import Code, FedmeshError
+from services.plans.manifest import canonical_bytes, load_manifest, parse_manifest, plan_id
+from tests.support.tiny_plan import FEDAVG, PRIVATE, changed, manifest, wire
+
+PLANS = Path(__file__).parents[3] / "plans"
+PLAN_YAML = """
+format: fedmesh.plan/v1
+name: tiny
+model: {family: logistic}
+algorithm: {kind: fedavg, local_steps: 1, learning_rate: 1e-1}
+privacy: null
+rounds: {count: 1}
+encoding: {scale: 1024}
+metrics: null
+feature_schema: schema.yaml
+features: [change]
+"""
+SCHEMA_YAML = """
+name: tiny
+patient_id: patient
+encounter_id: encounter
+label: {name: outcome, positive: [yes], negative: [no]}
+split: {train: 1, validation: 0, test: 0, salt: s}
+columns:
+  - {kind: flag, name: change, "true": [Yes], "false": [No]}
+"""
+
+
+def refused(document: dict[str, Any]) -> str:
+    with pytest.raises(FedmeshError) as caught:
+        parse_manifest(wire(document))
+    assert caught.value.code is Code.PLAN_INVALID
+    return caught.value.message
+
+
+@pytest.mark.parametrize("name", ["readmission-logistic", "readmission-logistic-private"])
+def test_shipped_plans_survive_the_wire(name: str) -> None:
+    plan = load_manifest(PLANS / f"{name}.yaml")
+    data = canonical_bytes(plan)
+    assert parse_manifest(data) == plan
+    assert plan_id(parse_manifest(data)) == plan_id(plan)
+    assert len(plan_id(plan)) == 64
+
+
+def test_id_depends_on_every_field_and_on_nothing_else() -> None:
+    plan = manifest(PRIVATE)
+    reordered = dict(reversed(list(PRIVATE.items())))
+    assert plan_id(manifest(reordered)) == plan_id(plan)
+    assert plan_id(manifest(changed(PRIVATE, "privacy.clip_norm", 1))) == plan_id(plan)
+    assert plan_id(manifest(changed(PRIVATE, "privacy.clip_norm", 1.5))) != plan_id(plan)
+    assert plan_id(manifest(changed(PRIVATE, "feature_schema.columns.0.centre", 51))) != plan_id(plan)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("surprise", 1, ["unknown field surprise", "allowed:", "algorithm"]),
+        ("algorithm.speed", 1, ["algorithm.gradient_descent.speed", "learning_rate"]),
+        ("feature_schema.columns.0.mean", 1, ["unknown field", "mean", "centre"]),
+        ("privacy.epsilon", -1, ["privacy.epsilon = -1", "greater than 0"]),
+        ("privacy.epsilon", 0, ["privacy.epsilon = 0", "greater than 0"]),
+        ("privacy.epsilon", 10.5, ["privacy.epsilon = 10.5", "less than or equal to 10"]),
+        ("privacy.epsilon", float("nan"), ["privacy.epsilon", "finite"]),
+        ("privacy.delta", 0.5, ["privacy.delta = 0.5", "0.001"]),
+        ("privacy.clip_norm", float("inf"), ["privacy.clip_norm", "finite"]),
+        ("privacy.unit", "encounter", ["privacy.unit", "patient"]),
+        ("algorithm.learning_rate", True, ["algorithm.gradient_descent.learning_rate = true"]),
+        ("algorithm.learning_rate", "0.5", ["learning_rate", "valid number"]),
+        ("algorithm.momentum", 1, ["momentum = 1", "less than 1"]),
+        ("algorithm.kind", "adam", ["adam", "fedavg", "gradient_descent"]),
+        ("rounds.count", 10001, ["rounds.count = 10001", "10000"]),
+        ("rounds.count", 2.5, ["rounds.count = 2.5"]),
+        ("encoding.lanes", 3, ["encoding.lanes = 3"]),
+        ("encoding.scale", 1, ["encoding.scale = 1", "at least 32"]),
+        ("encoding.scale", 2**31, ["encoding.scale", "at most 2^30"]),
+        ("encoding.parameter_set", "ckks", ["parameter_set", "bfv-n4096-q60-t48-v1"]),
+        ("features", ["age", "height"], ["unknown feature height", "age, visits, ward, urgent"]),
+        ("features", ["age", "age"], ["age appear twice"]),
+        ("features", [], ["features = []"]),
+        ("metrics.epsilon", None, ["metrics.epsilon", "required with privacy"]),
+        ("metrics.logit_range", [1, 1], ["logit_range"]),
+        ("feature_schema.split.train", 0.9, ["must be 1"]),
+        ("feature_schema.columns.0.maximum", -1, ["minimum", "below maximum"]),
+        ("feature_schema.columns.2.reference", "z", ["reference 'z'"]),
+        ("feature_schema.columns.3.true", ["No"], ["both true and false"]),
+        ("feature_schema.columns.3.name", "patient", ["patient"]),
+        ("feature_schema.label.negative", ["yes"], ["both positive and negative"]),
+        ("model", ..., ["model: field required"]),
+    ],
+)
+def test_wrong_fields_are_named(path: str, value: object, expected: list[str]) -> None:
+    message = refused(changed(PRIVATE, path, value))
+    for text in expected:
+        assert text in message
+
+
+def test_several_local_steps_are_refused_with_privacy() -> None:
+    assert "fedavg" in refused(changed(PRIVATE, "algorithm", FEDAVG["algorithm"]))
+
+
+def test_metrics_budget_without_privacy_is_refused() -> None:
+    assert "must be null when privacy is null" in refused(changed(FEDAVG, "metrics.epsilon", 0.5))
+
+
+def test_sums_that_cannot_fit_a_lane_are_refused() -> None:
+    document = changed(PRIVATE, "encoding", {"lanes": 2, "scale": 2**17})
+    assert "24-bit lanes" in refused(document)
+
+
+def test_wire_form_is_canonical_and_bounded() -> None:
+    data = canonical_bytes(manifest(PRIVATE))
+    with pytest.raises(FedmeshError, match="canonical"):
+        parse_manifest(json.dumps(json.loads(data), indent=1).encode())
+    with pytest.raises(FedmeshError, match="canonical"):
+        parse_manifest(data.replace(b'{"algorithm"', b'{"name":"other","algorithm"', 1))
+    with pytest.raises(FedmeshError, match="larger than"):
+        parse_manifest(b" " * (1 << 21))
+    for garbage in (b"", b"\xff\xfe", b"[]", b"null", b"[" * 100_000):
+        with pytest.raises(FedmeshError) as caught:
+            parse_manifest(garbage)
+        assert caught.value.code is Code.PLAN_INVALID
+
+
+def test_yaml_means_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text(SCHEMA_YAML)
+    (tmp_path / "plan.yaml").write_text(PLAN_YAML)
+    plan = load_manifest(tmp_path / "plan.yaml")
+    # YAML 1.1 would read 1e-1 as text and yes, no, Yes, No as booleans.
+    assert plan.algorithm.learning_rate == 0.1
+    assert plan.feature_schema.label.positive == ("yes",)
+    assert plan.feature_schema.columns[0].name == "change"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (PLAN_YAML.replace("schema.yaml", "nowhere.yaml"), "no such file"),
+        (PLAN_YAML + "name: again\n", "'name' appears twice"),
+        (PLAN_YAML + "x: &a [1]\ny: *a\n", "aliases"),
+        (PLAN_YAML + "x: !!python/object:os.system {}\n", "not valid YAML"),
+        (PLAN_YAML + "x: {\n", "not valid YAML at line"),
+        ("- a list\n", "mapping"),
+        ("[" * 5000, "not valid YAML"),
+    ],
+)
+def test_bad_yaml(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "schema.yaml").write_text(SCHEMA_YAML)
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(FedmeshError, match=expected) as caught:
+        load_manifest(tmp_path / "plan.yaml")
+    assert caught.value.code is Code.PLAN_INVALID
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_plan_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(FedmeshError, match="cannot read"):
+        load_manifest(tmp_path / "none.yaml")
+    (tmp_path / "plan.yaml").write_bytes(b"\xff\x00")
+    with pytest.raises(FedmeshError, match="UTF-8"):
+        load_manifest(tmp_path / "plan.yaml")
+
+
+def test_lengths_and_sensitivities() -> None:
+    private, plain = manifest(PRIVATE), manifest(FEDAVG)
+    assert private.feature_names == ("age", "visits", "ward=heart", "ward=others", "urgent")
+    assert private.weights_length == 6
+    assert private.vector_length == 6 + 2 * 8
+    assert plain.vector_length == 6 + 1 + 2 * 32 + 1
+    assert (private.train_sensitivity, private.metrics_sensitivity) == (4096, 16)
+    assert (plain.train_sensitivity, plain.metrics_sensitivity) == (0, 0)
+    assert private.metrics_rounds == (2, 4)
+    assert manifest(changed(PRIVATE, "rounds.count", 3)).metrics_rounds == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("services.plans.manifest", ["numpy", "tensorflow", "tensorflow_federated"]),
+        ("services.hospital_node.sources.reader", ["tensorflow", "tensorflow_federated"]),
+        ("services.hospital_node.training.trainer", ["tensorflow", "tensorflow_federated"]),
+    ],
+)
+def test_imports_stay_light(module: str, unwanted: list[str]) -> None:
+    code = f"import sys, {module}; print([name for name in {unwanted!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
