@@ -13,8 +13,6 @@ from services.common.grpc.client import MeshChannel, call
 from services.common.ids import new_id
 
 _TIMEOUT_S = 5.0
-
-
 # The registry takes 500 events a call; one upload makes one.
 _MOST_CALLERS = 100
 

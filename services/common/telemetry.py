@@ -5,7 +5,6 @@ whoever looks for round 3 of a job finds it without asking which service began i
 """
 
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,7 +45,7 @@ class _FileExporter(SpanExporter):
         self._path = path
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        lines = "".join(json.dumps(json.loads(span.to_json()), separators=(",", ":")) + "\n" for span in spans)
+        lines = "".join(span.to_json(indent=None) + "\n" for span in spans)
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(lines)
@@ -83,7 +82,7 @@ def setup_telemetry(process: str, config: TelemetryConfig) -> None:
     if exporters:
         provider = TracerProvider(resource=Resource.create({"service.name": f"fedmesh-{process}"}))
         for exporter in exporters:
-            provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+            provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=2000))
         trace.set_tracer_provider(provider)
 
 

@@ -11,7 +11,7 @@ from fedmesh.registry.v1 import registry_pb2
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
 
-POLL_S: Final = 0.25
+POLL_S: Final = 0.5
 
 
 @dataclass

@@ -63,11 +63,6 @@ class ShareOfNoise:
     def __init__(self) -> None:
         self._plans: dict[Mechanism, NoisePlan] = {}
 
-    def prepare(self, request: NoiseRequest) -> None:
-        for _, mechanism in mechanisms(request):
-            # The first draw loads the sampler.
-            discrete_gaussian(self.plan(mechanism).share_sigma, 1)
-
     def add(self, values: Int64Vector, request: NoiseRequest) -> Int64Vector:
         noised = values.copy()
         for part, mechanism in mechanisms(request):

@@ -25,6 +25,7 @@ Append = Callable[[audit_pb2.AppendEventsRequest], Awaitable[audit_pb2.AppendEve
 _BATCH_BYTES: Final = 768 * 1024
 _FIRST_BACKOFF_S: Final = 0.1
 # Answers that speak of the events, not of the audit service or of our standing with it.
+_GATHER_S: Final = 0.25
 _ABOUT_EVENTS: Final = frozenset({Code.INVALID_ARGUMENT, Code.TOO_LARGE, Code.REQUEST_ID_REUSED})
 
 _WAITING = Gauge("fedmesh_registry_outbox_waiting", "Events that the audit log does not hold yet")
@@ -76,6 +77,9 @@ class Relay:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._interval_s):
                 await self._woken.wait()
+        # A round writes some thirty events within a second: a moment's wait makes few batches of them, and keeps the
+        # relay out of the way of whoever waits for the round.
+        await asyncio.sleep(_GATHER_S)
 
     async def send_once(self) -> bool:
         """Send one batch; True when there may be more.

@@ -1,20 +1,23 @@
 """A small registry in memory behind the real gRPC server: what coordinator and aggregator use of it, with its rules."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.common.v1 import round_pb2
 from fedmesh.registry.v1 import registry_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2_grpc as rpc
+from google.protobuf.message import Message
 
 from services.common.config import ServerConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.server import Endpoint, MeshServer
 from services.plans.manifest import PlanManifest, canonical_bytes, plan_id
 from services.secure_sum.cohort import threshold
+
+AnswerT = TypeVar("AnswerT", bound=Message)
 
 
 class FakeRegistry(rpc.RegistryServiceServicer):
@@ -128,17 +131,19 @@ class FakeRegistry(rpc.RegistryServiceServicer):
 
         return self._once(request, answer)
 
-    def _once(self, request: Any, answer: Any) -> Any:
+    def _once(self, request: Any, answer: Callable[[], AnswerT]) -> AnswerT:
         self._require_up()
         content = request.SerializeToString(deterministic=True)
         before = self._answers.get(request.request_id)
         if before is not None:
             if before[0] != content:
                 raise FedmeshError(Code.REQUEST_ID_REUSED, "another request had this id")
-            return before[1]
-        made = type(answer_message := answer()).FromString(answer_message.SerializeToString())
-        self._answers[request.request_id] = (content, made)
-        return made
+            return cast(AnswerT, before[1])
+        made = answer()
+        kept = type(made)()
+        kept.CopyFrom(made)
+        self._answers[request.request_id] = (content, kept)
+        return kept
 
     def _require_up(self) -> None:
         if self.away:

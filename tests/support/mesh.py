@@ -16,8 +16,8 @@ from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 from services.common.config import RedisConfig
 from services.common.grpc.client import MeshChannel, call
 from services.embedded.ca import CertificateAuthority, create_ca
-from services.plans.manifest import PlanManifest, load_manifest, parse_manifest
 from services.plans.document import canonical_json
+from services.plans.manifest import PlanManifest, load_manifest, parse_manifest
 from services.secure_sum import secret
 from tests.support.fake_registry import FakeRegistry
 from tests.support.simulated_hospital import SimulatedHospital
@@ -109,17 +109,23 @@ class Mesh:
         started = list(self.hospitals if names is None else names)
         for name in started:
             self.hospitals[name].start()
-        while not set(started) <= {item.hospital_id for item in (await self.participants()).participants}:
+        connected: set[str] = set()
+        while not set(started) <= connected:
+            connected = {item.hospital_id for item in (await self.participants()).participants}
             await asyncio.sleep(0.05)
 
     def create_job(self) -> str:
         return self.registry.create_job(self.manifest, list(self.hospitals))
 
     async def participants(self) -> coordinator_pb2.ListParticipantsResponse:
-        return await self._ask("ListParticipants", coordinator_pb2.ListParticipantsRequest())
+        request = coordinator_pb2.ListParticipantsRequest()
+        answer: coordinator_pb2.ListParticipantsResponse = await self._ask("ListParticipants", request)
+        return answer
 
     async def round(self, job_id: str) -> coordinator_pb2.GetRoundResponse:
-        return await self._ask("GetRound", coordinator_pb2.GetRoundRequest(job_id=job_id))
+        request = coordinator_pb2.GetRoundRequest(job_id=job_id)
+        answer: coordinator_pb2.GetRoundResponse = await self._ask("GetRound", request)
+        return answer
 
     async def _ask(self, name: str, request: Any) -> Any:
         async with MeshChannel(self.coordinators[0].target, self.ca.issue_operator("olga")) as channel:

@@ -98,14 +98,7 @@ class Worker(Protocol):
 
 
 class NoiseAdder(Protocol):
-    """Both methods are slow and run on the worker thread."""
-
-    def prepare(self, request: NoiseRequest) -> None:
-        """Do what can be done before there is something to add noise to.
-
-        Raises: FedmeshError(PRIVACY_REFUSED) when no noise gives the guarantee, or the cohort is too small.
-        """
-        ...
+    """Slow: runs on the worker thread."""
 
     def add(self, values: Int64Vector, request: NoiseRequest) -> Int64Vector:
         """`values` plus fresh discrete Gaussian noise by the plan; unchanged for a plan without privacy.

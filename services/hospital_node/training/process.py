@@ -206,7 +206,9 @@ def _average(manifest: PlanManifest, updates: tf.Tensor, weights: tf.Tensor, ave
     """Mean of the iterates since the averaging window opened; the iterate itself before and at its first one."""
     window = manifest.algorithm.average_last if isinstance(manifest.algorithm, GradientDescent) else 1
     inside = tf.maximum(updates - (manifest.rounds.count - window), 1)
-    return average + (weights - average) / tf.cast(inside, tf.float32)
+    # In this form a window of one gives the iterate exactly.
+    share = 1.0 / tf.cast(inside, tf.float32)
+    return weights * share + average * (1.0 - share)
 
 
 def _penalty(manifest: PlanManifest) -> tf.Tensor:

@@ -78,12 +78,15 @@ class RoundSteps:
         await self._steps[task.kind](task)
 
     async def train(self, task: Task) -> None:
-        """Take the job if it is new, train on the base version, report ready."""
+        """Take the job if it is new, train on the base version, keep the ciphertext ready, report ready.
+
+        The ciphertext is made now, when nobody waits yet, and not between the sealing of the group and the upload. If
+        the group is sealed without this hospital, nobody ever sees it, and nothing is charged.
+        """
         manifest = await self._plan(task)
         await self._contribution(task, manifest)
         await self._room(task, manifest)
-        # Now, when nobody waits yet, and not between the sealing of the group and the upload.
-        await self._train(self._t.noise.prepare, _noise_request(task, manifest))
+        await self._ciphertext(task, manifest)
         await self._t.mesh.report_ready(task.attempt, task.base_version, self._patience(task))
 
     async def upload(self, task: Task) -> None:
@@ -94,14 +97,7 @@ class RoundSteps:
         """
         rules.require_group(self._t.policy, task)
         manifest = await self._plan(task)
-        ciphertext = await asyncio.to_thread(self._t.state.ciphertext, task.attempt)
-        if ciphertext is None:
-            if await asyncio.to_thread(self._t.ledger.charged, task.attempt):
-                raise FedmeshError(
-                    Code.WRONG_STATE,
-                    "the ciphertext of this attempt was sent before and is lost: nothing is sent again",
-                )
-            ciphertext = await self._encrypt(task, manifest)
+        ciphertext = await self._ciphertext(task, manifest)
         await self._charge(task, manifest)
         sha256 = hashlib.sha256(ciphertext).hexdigest()
         await self._t.mesh.upload(task.attempt, manifest, sha256, ciphertext, self._patience(task))
@@ -205,7 +201,16 @@ class RoundSteps:
 
         return await self._t.jobs.session(task.attempt.job_id).contribution.get(key, make)
 
-    async def _encrypt(self, task: Task, manifest: PlanManifest) -> bytes:
+    async def _ciphertext(self, task: Task, manifest: PlanManifest) -> bytes:
+        """The attempt's one ciphertext: the kept one, or a new one, which is durable before this returns."""
+        kept = await asyncio.to_thread(self._t.state.ciphertext, task.attempt)
+        if kept is not None:
+            return kept
+        if await asyncio.to_thread(self._t.ledger.charged, task.attempt):
+            raise FedmeshError(
+                Code.WRONG_STATE,
+                "the ciphertext of this attempt was sent before and is lost: nothing is sent again",
+            )
         values = await self._contribution(task, manifest)
         noised = await self._train(self._t.noise.add, values, _noise_request(task, manifest))
         ciphertext = await self._train(self._t.secret_sum.encrypt, noised, manifest)

@@ -72,7 +72,7 @@ async def test_a_hospital_dies_in_a_phase(
             hospital.before = die
         await mesh.start_hospitals()
         job_id = mesh.create_job()
-        while not dead:
+        while not dead:  # noqa: ASYNC110 - any of the hospitals
             await asyncio.sleep(0.02)
         await mesh.ended([name for name in mesh.hospitals if name not in dead])
         committed = check_committed(mesh, job_id, 2)

@@ -167,7 +167,7 @@ async def test_presence_follows_the_stream(mesh: Mesh) -> None:
     assert present[0].group_key_fingerprint == "0123456789abcdef"
     assert present[0].connected_at.seconds > 0
     await mesh.hospitals["h01"].stop()
-    while [item.hospital_id for item in (await mesh.participants()).participants] != ["h02"]:
+    while [item.hospital_id for item in (await mesh.participants()).participants] != ["h02"]:  # noqa: ASYNC110 - another process
         await asyncio.sleep(0.05)
 
 
@@ -188,7 +188,7 @@ async def test_declined_jobs_go_on_until_too_few_are_left(mesh: Mesh) -> None:
         assert progress[0].decline_reason == "not with our data"
         assert mesh.registry.jobs[job_id].status == registry_pb2.JOB_STATUS_RUNNING
         await h02.say("DeclineJob", decline("data-invalid"))
-        while mesh.registry.jobs[job_id].status == registry_pb2.JOB_STATUS_RUNNING:
+        while mesh.registry.jobs[job_id].status == registry_pb2.JOB_STATUS_RUNNING:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
     reason = mesh.registry.jobs[job_id].reason
     assert "h01: not with our data [budget-exhausted]" in reason
