@@ -1,9 +1,6 @@
-"""The `fedmesh` command: one line a subcommand, the work is elsewhere."""
+"""The subcommands of `fedmesh`: one line each, the work is elsewhere."""
 
-import signal
-import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -59,21 +56,3 @@ def _epsilon(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise FedmeshError(Code.INVALID_ARGUMENT, f"--privacy {text}: use a number such as 0.5, or none") from None
-
-
-def _as_interrupt(_signum: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted."""
-    # A supervisor's SIGTERM ends a run as cleanly as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _as_interrupt)
-    try:
-        app(standalone_mode=True)
-    except FedmeshError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; everything was stopped")
-        sys.exit(130)

@@ -45,7 +45,8 @@ class _FileExporter(SpanExporter):
         self._path = path
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        lines = "".join(span.to_json(indent=None) + "\n" for span in spans)
+        # None means one line; the stubs know only a number.
+        lines = "".join(span.to_json(indent=None) + "\n" for span in spans)  # type: ignore[arg-type]
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(lines)
@@ -82,7 +83,7 @@ def setup_telemetry(process: str, config: TelemetryConfig) -> None:
     if exporters:
         provider = TracerProvider(resource=Resource.create({"service.name": f"fedmesh-{process}"}))
         for exporter in exporters:
-            provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=2000))
+            provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=5000))
         trace.set_tracer_provider(provider)
 
 

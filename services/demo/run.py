@@ -27,7 +27,7 @@ from services.demo.report import PrivacyFacts, Report, print_summary, write_pred
 from services.demo.view import View
 from services.embedded.guard import Guard
 from services.embedded.memory import PeakMemory
-from services.embedded.stack import Stack
+from services.embedded.stack import COMPILER, Stack
 from services.hospital_node.sources.dataset import Dataset
 from services.hospital_node.sources.mapping import PartitionFile
 from services.hospital_node.sources.reader import read_dataset
@@ -100,7 +100,8 @@ def run_demo(options: DemoOptions, console: Console) -> Report:
             data = choose_data(options, lambda text: console.print(text))
             stack.start()
         console.print(f"Data: {data.description}; {len(data.hospitals)} hospitals. Plan: {plan.name}.")
-        with PeakMemory(lambda: [os.getpid(), *stack.pids()]) as memory:
+        # Walking the page tables of all processes costs the kernel some 0.2 s of a core: not too often.
+        with PeakMemory(lambda: [os.getpid(), *stack.pids()], interval_s=4.0) as memory:
             return _train_and_compare(options, console, stack, data, plan, started, memory)
     finally:
         with console.status("Stopping everything ..."):
@@ -127,7 +128,6 @@ def _train_and_compare(
     ids = _hospital_ids(data)
     stack.start_hospitals((name, _hospital_settings(data, value, plan)) for name, value in ids.items())
     progress = Progress(tuple(ids), plan.rounds.count)
-    processes = len(stack.supervisor.pids())
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
         # The harness reads the hospitals' files for the comparison while they train.
         reading = reader.submit(_read_all, data, plan)
@@ -155,7 +155,7 @@ def _train_and_compare(
                 peak_memory_mb=memory.peak_mb,
                 upload_bytes=max(done.upload_bytes for done in progress.rounds),
                 parameters=plan.vector_length,
-                processes=processes + 2,
+                processes=sum(part.running for part in stack.status() if part.name != COMPILER),
                 audit_entries=trained.audit_entries,
             )
     if options.report is not None:

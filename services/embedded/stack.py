@@ -33,6 +33,7 @@ from services.embedded.supervisor import ChildSpec, Supervisor
 # Started in this order, stopped together: each only waits for what it calls.
 SERVICES: Final = ("audit", "registry", "aggregator", "coordinator")
 CONSORTIUM: Final = "consortium.local"
+COMPILER: Final = "plan-compiler"
 # Fifteen hospital processes share a few cores: libraries that start a thread a core would only get in each other's way.
 SINGLE_THREADED: Final = {
     "OMP_NUM_THREADS": "1",
@@ -188,9 +189,9 @@ class Stack:
         private_folder(self.folder)
         plan = self.folder / "plan.json"
         processes.write_private(plan, manifest.decode())
-        command = "from services.cli.main import main; main()"
+        command = "from services.cli.entry import main; main()"
         argv = [sys.executable, "-c", command, "plan", "compile", str(plan), "--cache", str(self._compile_cache)]
-        self.supervisor.start(ChildSpec(name="plan-compiler", argv=argv, env=SINGLE_THREADED, rank=2))
+        self.supervisor.start(ChildSpec(name=COMPILER, argv=argv, env=SINGLE_THREADED, rank=2))
 
     @property
     def _compile_cache(self) -> Path:

@@ -92,7 +92,7 @@ class Agent:
             except Exception as error:
                 log.error("task_failed", task=task.kind.name, attempt=str(task.attempt), exc_info=error)
                 return "failed"
-            log.info("task_done", task=task.kind.name, attempt=str(task.attempt))
+            log.debug("task_done", task=task.kind.name, attempt=str(task.attempt))
             return "done"
 
     async def _decline(self, task: Task, error: FedmeshError) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.main import main
+from services.cli.entry import main
 
 
 @dataclass(frozen=True)

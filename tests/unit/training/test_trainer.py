@@ -34,7 +34,7 @@ def capped(rows: Rows, cap: int) -> NDArray[np.bool_]:
     keep = np.zeros(len(rows.y), dtype=bool)
     for patient in range(rows.patients):
         own = np.flatnonzero(rows.patient == patient)
-        keep[sorted(own, key=lambda row: hashlib.sha256(rows.encounter_ids[row].encode()).digest())[:cap]] = True
+        keep[sorted(own, key=lambda row: hashlib.sha256(str(rows.encounter_ids[row]).encode()).digest())[:cap]] = True
     return keep
 
 
