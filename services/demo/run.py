@@ -34,11 +34,13 @@ from services.hospital_node.sources.reader import read_dataset
 from services.plans.document import validate
 from services.plans.library import shipped_plan
 from services.plans.manifest import PlanManifest, canonical_bytes
-from services.transparency.checkpoint import open_checkpoint, parse_verifier_key
+from services.transparency.checkpoint import VerifierKey, open_checkpoint, parse_verifier_key
 
 PROPOSER: Final = "operator"
 APPROVER: Final = "second-operator"
 STARTUP_PATIENCE_S: Final = 120.0
+AUDIT_LOOK_S: Final = 1.0
+AUDIT_MOST_LOOKS: Final = 20
 
 
 @dataclass(frozen=True)
@@ -266,8 +268,17 @@ async def _collect(stack: Stack, job_id: str) -> _Trained:
         request = registry_pb2.DownloadBlobRequest(sha256=version.state_sha256)
         state = b"".join([part.chunk async for part in stream(registry.DownloadBlob, request, timeout_s=60)])
         verifier = parse_verifier_key(stack.audit_verifier.read_text(encoding="utf-8").strip())
+        return _Trained(version.version, state, await _settled_size(audit, verifier))
+
+
+async def _settled_size(audit: Any, verifier: VerifierKey) -> int:
+    """Entries of the audit log once the registry's outbox has run dry: the size that stays the same for a while."""
+    sizes: list[int] = []
+    while len(sizes) < AUDIT_MOST_LOOKS and (len(sizes) < 3 or sizes[-1] != sizes[-3]):
         note = (await call(audit.GetCheckpoint, audit_pb2.GetCheckpointRequest(), patience_s=30)).checkpoint
-        return _Trained(version.version, state, open_checkpoint(note, verifier).size)
+        sizes.append(open_checkpoint(note, verifier).size)
+        await asyncio.sleep(AUDIT_LOOK_S)
+    return sizes[-1]
 
 
 def _read_all(data: DemoData, plan: PlanManifest) -> list[Dataset]:

@@ -25,7 +25,7 @@ Append = Callable[[audit_pb2.AppendEventsRequest], Awaitable[audit_pb2.AppendEve
 _BATCH_BYTES: Final = 768 * 1024
 _FIRST_BACKOFF_S: Final = 0.1
 # Answers that speak of the events, not of the audit service or of our standing with it.
-_GATHER_S: Final = 1.0
+_GATHER_S: Final = 0.5
 _ABOUT_EVENTS: Final = frozenset({Code.INVALID_ARGUMENT, Code.TOO_LARGE, Code.REQUEST_ID_REUSED})
 
 _WAITING = Gauge("fedmesh_registry_outbox_waiting", "Events that the audit log does not hold yet")
