@@ -22,7 +22,6 @@ from services.secure_sum.parameters import DEFAULT, ParameterSet, parameter_set
 _KEY_HEADER: Final = struct.Struct("<4sHH32s")
 _KEY_MAGIC: Final = b"FMGK"
 _KEY_VERSION: Final = 1
-_MOST_TRIES: Final = 8
 
 
 def generate_group_key(params: ParameterSet = DEFAULT) -> bytes:
@@ -80,12 +79,8 @@ def _encrypt_one(
     params: ParameterSet, encryptor: Any, coefficients: Coefficients, file: seal.MemoryFile
 ) -> tuple[Coefficients, bytes]:
     plaintext = _plaintext(params, coefficients, file)
-    for _ in range(_MOST_TRIES):
-        # Only the one-argument overload makes a seeded ciphertext.
-        saved = seal.save_seeded(params, file, encryptor.encrypt_symmetric(plaintext))
-        if saved is not None:
-            return saved
-    raise FedmeshError(Code.INTERNAL, "fresh ciphertexts keep compressing: the random generator is broken")
+    # Only the one-argument overload makes a seeded ciphertext.
+    return seal.save_seeded(params, file, encryptor.encrypt_symmetric(plaintext))
 
 
 def decrypt(sum_blob: bytes, group_key: bytes, vector_length: int, lanes: int = 2) -> Int64Vector:

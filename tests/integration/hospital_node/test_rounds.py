@@ -12,7 +12,7 @@ from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.tasks import AttemptId
-from services.hospital_node.store.ledger import read_ledger
+from services.hospital_node.store.ledger import SqliteLedger, read_ledger
 from services.hospital_node.store.state import SqliteNodeState
 from services.secure_sum.secret import generate_group_key
 from tests.integration.hospital_node.conftest import HOSPITALS, Consortium
@@ -108,15 +108,13 @@ async def test_killed_between_keeping_and_charging(consortium: Consortium, monke
     kept = asyncio.Event()
     loop = asyncio.get_running_loop()
     stuck = threading.Event()
-    save = SqliteNodeState.save_ciphertext
 
-    def save_and_stop(self: SqliteNodeState, *args: Any) -> None:
-        save(self, *args)
+    def die_before_charging(_self: SqliteLedger, *_args: Any, **_options: Any) -> None:
         loop.call_soon_threadsafe(kept.set)
         stuck.wait(20)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SqliteNodeState, "save_ciphertext", save_and_stop)
+        patch.setattr(SqliteLedger, "charge", die_before_charging)
         consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
         await asyncio.wait_for(kept.wait(), 20)
         await consortium.nodes["h1"].kill()
