@@ -113,7 +113,8 @@ class AggregatorUseCases:
         digest = hashlib.sha256()
         try:
             while True:
-                chunk = await asyncio.wait_for(anext(chunks), self._idle_s)
+                async with asyncio.timeout(self._idle_s):
+                    chunk = await anext(chunks)
                 if len(content) + len(chunk) > header.size_bytes:
                     raise _broken(f"it has more than the {header.size_bytes} bytes that its header announced")
                 digest.update(chunk)

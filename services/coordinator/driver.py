@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from services.common.errors import FedmeshError
+from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger
 from services.coordinator.outward import Registry
 from services.coordinator.runner import JobRunner
@@ -43,10 +44,7 @@ class Driver:
                     log.warning("jobs_not_listed", reason=error.message, code=error.code.value)
                 await asyncio.sleep(self._poll_s)
         finally:
-            tasks = [task for _, task in self._runners.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks([task for _, task in self._runners.values()])
 
     async def _poll(self) -> None:
         self._runners = {job_id: held for job_id, held in self._runners.items() if not held[1].done()}

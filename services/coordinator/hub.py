@@ -19,6 +19,7 @@ from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.ids import new_id
 from services.common.redis import redis_errors
+from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger
 from services.coordinator import metrics
 from services.coordinator.store.redis import CHANNEL, RedisRounds
@@ -83,10 +84,15 @@ class Hub:
             while True:
                 if watcher.lost:
                     raise FedmeshError(Code.RATE_LIMITED, "tasks were not read for too long: connect again")
-                try:
-                    yield await asyncio.wait_for(watcher.queue.get(), self._heartbeat_s)
-                except TimeoutError:
-                    yield Delivery(watcher.cursor, None)
+                yield await self._next(watcher)
+
+    async def _next(self, watcher: _Watcher) -> Delivery:
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the task.
+        try:
+            async with asyncio.timeout(self._heartbeat_s):
+                return await watcher.queue.get()
+        except TimeoutError:
+            return Delivery(watcher.cursor, None)
 
     @asynccontextmanager
     async def _joined(self, hospital_id: str, cursor: str, fingerprint: str) -> AsyncIterator[_Watcher]:
@@ -117,10 +123,12 @@ class Hub:
 
     async def run(self) -> None:
         """Serve all streams until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_forever("listen", self._listen))
-            group.create_task(_forever("deliver", self._deliver))
-            group.create_task(_forever("heartbeat", self._beat))
+        steps = {"listen": self._listen, "deliver": self._deliver, "heartbeat": self._beat}
+        loops = [asyncio.create_task(_forever(name, step)) for name, step in steps.items()]
+        try:
+            await asyncio.gather(*loops)
+        finally:
+            await end_tasks(loops)
 
     def _look(self, hospital_ids: list[str]) -> None:
         self._due.update(hospital_ids)
@@ -145,7 +153,8 @@ class Hub:
     async def _deliver(self) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._work.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):
+                    await self._work.wait()
                 due = self._due
             except TimeoutError:
                 due = {watcher.hospital_id for watcher in self._watchers}

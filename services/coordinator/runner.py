@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
+from services.common.tasks import end_tasks
 from services.common.telemetry import attempt_span, get_logger
 from services.coordinator import metrics
 from services.coordinator.domain import machine
@@ -150,10 +151,9 @@ class JobRunner:
             yield
         finally:
             metrics.LEASES.dec()
-            renewing.cancel()
-            for task in self._side if not self._over else ():
-                task.cancel()
-            await asyncio.gather(renewing, *self._side, return_exceptions=True)
+            if self._over:
+                await asyncio.gather(*self._side, return_exceptions=True)
+            await end_tasks([renewing, *self._side])
 
     async def _renew(self) -> None:
         # Steps prolong the lease too; this covers the calls in between that take long.
@@ -165,10 +165,10 @@ class JobRunner:
                 continue
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
-        except TimeoutError:
-            return
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     # ---- one step
 

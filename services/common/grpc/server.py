@@ -1,7 +1,6 @@
 """Builds and runs the mTLS server of a service, and drains it when the process is told to stop."""
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from services.common.config import ServerConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import load_policy
 from services.common.grpc.gate import Gate
+from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger
 from services.common.tls import load_tls, server_credentials
 
@@ -167,10 +167,8 @@ async def run_server(
 
 async def _finish(tasks: Sequence["asyncio.Future[Any]"]) -> None:
     failed = [task.exception() for task in tasks if task.done() and not task.cancelled() and task.exception()]
-    for task in tasks:
-        task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.gather(*tasks, return_exceptions=True)
+    # Loops end their own tasks within a second or two; their clean-up is not to be cut short.
+    await end_tasks(tasks, again_s=5.0)
     for error in failed:
         if error is not None:
             raise error
