@@ -32,7 +32,9 @@ class _SumStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     SUM_STATE_OPEN: _SumState.ValueType  # 1
     """Uploads are being taken."""
     SUM_STATE_CLOSED: _SumState.ValueType  # 2
-    """No more uploads; the sum can be downloaded."""
+    """No more uploads."""
+    SUM_STATE_COMPUTED: _SumState.ValueType  # 3
+    """The sum can be downloaded."""
 
 class SumState(_SumState, metaclass=_SumStateEnumTypeWrapper):
     """How far a sum has come."""
@@ -42,8 +44,62 @@ SUM_STATE_UNSPECIFIED: SumState.ValueType  # 0
 SUM_STATE_OPEN: SumState.ValueType  # 1
 """Uploads are being taken."""
 SUM_STATE_CLOSED: SumState.ValueType  # 2
-"""No more uploads; the sum can be downloaded."""
+"""No more uploads."""
+SUM_STATE_COMPUTED: SumState.ValueType  # 3
+"""The sum can be downloaded."""
 global___SumState = SumState
+
+@typing.final
+class SignerKey(google.protobuf.message.Message):
+    """The public keys of a member of the roster that an aggregator needs."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    SIGNING_KEY_FIELD_NUMBER: builtins.int
+    hospital_id: builtins.str
+    """The hospital."""
+    signing_key: builtins.bytes
+    """Ed25519 public key, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        hospital_id: builtins.str = ...,
+        signing_key: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hospital_id", b"hospital_id", "signing_key", b"signing_key"]) -> None: ...
+
+global___SignerKey = SignerKey
+
+@typing.final
+class MaskKey(google.protobuf.message.Message):
+    """The mask key that a hospital advertised in an attempt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    MASK_KEY_FIELD_NUMBER: builtins.int
+    SEED_COMMITMENT_FIELD_NUMBER: builtins.int
+    hospital_id: builtins.str
+    """The hospital."""
+    position: builtins.int
+    """Its position in the roster, from 1: the sign of a pair mask follows from it."""
+    mask_key: builtins.bytes
+    """X25519 public key, 32 bytes."""
+    seed_commitment: builtins.bytes
+    """SHA-256 commitment to the self seed, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        hospital_id: builtins.str = ...,
+        position: builtins.int = ...,
+        mask_key: builtins.bytes = ...,
+        seed_commitment: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hospital_id", b"hospital_id", "mask_key", b"mask_key", "position", b"position", "seed_commitment", b"seed_commitment"]) -> None: ...
+
+global___MaskKey = MaskKey
 
 @typing.final
 class OpenSumRequest(google.protobuf.message.Message):
@@ -56,8 +112,12 @@ class OpenSumRequest(google.protobuf.message.Message):
     FORM_FIELD_NUMBER: builtins.int
     GROUP_FIELD_NUMBER: builtins.int
     EXPIRES_AT_FIELD_NUMBER: builtins.int
+    SIGNERS_FIELD_NUMBER: builtins.int
+    ADVERTS_SHA256_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Client-made UUID: the same id with the same content is answered as before."""
+    adverts_sha256: builtins.str
+    """`adverts` of the attempt's statements, SHA-256 in hex."""
     @property
     def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
         """The attempt."""
@@ -68,11 +128,15 @@ class OpenSumRequest(google.protobuf.message.Message):
 
     @property
     def group(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The hospitals that may contribute, 2 to 16 ids, sorted."""
+        """The hospitals that may contribute (the sharers), 2 to 16 ids, sorted."""
 
     @property
     def expires_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """After this moment the sum may be forgotten. Set by the coordinator."""
+
+    @property
+    def signers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SignerKey]:
+        """The signing keys of the group, by which `upload` statements are checked."""
 
     def __init__(
         self,
@@ -82,9 +146,11 @@ class OpenSumRequest(google.protobuf.message.Message):
         form: fedmesh.common.v1.round_pb2.SumForm | None = ...,
         group: collections.abc.Iterable[builtins.str] | None = ...,
         expires_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        signers: collections.abc.Iterable[global___SignerKey] | None = ...,
+        adverts_sha256: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["attempt", b"attempt", "expires_at", b"expires_at", "form", b"form"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "expires_at", b"expires_at", "form", b"form", "group", b"group", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adverts_sha256", b"adverts_sha256", "attempt", b"attempt", "expires_at", b"expires_at", "form", b"form", "group", b"group", "request_id", b"request_id", "signers", b"signers"]) -> None: ...
 
 global___OpenSumRequest = OpenSumRequest
 
@@ -108,14 +174,14 @@ global___OpenSumResponse = OpenSumResponse
 
 @typing.final
 class UploadRequest(google.protobuf.message.Message):
-    """One message of an upload: first the header, then chunks in order."""
+    """One message of an upload: first the header, then segments in order."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
     chunk: builtins.bytes
-    """The next bytes, at most 1 MiB."""
+    """The next segment, exactly as long as the form says, at most 1 MiB."""
     @property
     def header(self) -> global___UploadHeader:
         """What is coming."""
@@ -143,6 +209,7 @@ class UploadHeader(google.protobuf.message.Message):
     FORM_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     CIPHERTEXT_SHA256_FIELD_NUMBER: builtins.int
+    UPLOAD_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Client-made UUID; kept the same when the hospital sends the same bytes again."""
     size_bytes: builtins.int
@@ -157,6 +224,10 @@ class UploadHeader(google.protobuf.message.Message):
     def form(self) -> fedmesh.common.v1.round_pb2.SumForm:
         """The form; must equal the sum's."""
 
+    @property
+    def upload(self) -> fedmesh.common.v1.round_pb2.Signed:
+        """The hospital's `upload` statement, with the SHA-256 of every segment."""
+
     def __init__(
         self,
         *,
@@ -165,9 +236,10 @@ class UploadHeader(google.protobuf.message.Message):
         form: fedmesh.common.v1.round_pb2.SumForm | None = ...,
         size_bytes: builtins.int = ...,
         ciphertext_sha256: builtins.str = ...,
+        upload: fedmesh.common.v1.round_pb2.Signed | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attempt", b"attempt", "form", b"form"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "ciphertext_sha256", b"ciphertext_sha256", "form", b"form", "request_id", b"request_id", "size_bytes", b"size_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt", "form", b"form", "upload", b"upload"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "ciphertext_sha256", b"ciphertext_sha256", "form", b"form", "request_id", b"request_id", "size_bytes", b"size_bytes", "upload", b"upload"]) -> None: ...
 
 global___UploadHeader = UploadHeader
 
@@ -202,7 +274,7 @@ global___UploadResponse = UploadResponse
 
 @typing.final
 class CloseSumRequest(google.protobuf.message.Message):
-    """Asks to fix the sum."""
+    """Asks to end the uploads."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -231,17 +303,11 @@ global___CloseSumRequest = CloseSumRequest
 
 @typing.final
 class CloseSumResponse(google.protobuf.message.Message):
-    """The sum is fixed."""
+    """The uploads are fixed."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CONTRIBUTIONS_FIELD_NUMBER: builtins.int
-    SUM_SHA256_FIELD_NUMBER: builtins.int
-    SIZE_BYTES_FIELD_NUMBER: builtins.int
-    sum_sha256: builtins.str
-    """SHA-256 of the encrypted sum, 64 lower-case hex digits."""
-    size_bytes: builtins.int
-    """Size of the encrypted sum in bytes."""
     @property
     def contributions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Contribution]:
         """Everyone who was counted, sorted by hospital id."""
@@ -250,16 +316,126 @@ class CloseSumResponse(google.protobuf.message.Message):
         self,
         *,
         contributions: collections.abc.Iterable[fedmesh.common.v1.round_pb2.Contribution] | None = ...,
-        sum_sha256: builtins.str = ...,
-        size_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["contributions", b"contributions", "size_bytes", b"size_bytes", "sum_sha256", b"sum_sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["contributions", b"contributions"]) -> None: ...
 
 global___CloseSumResponse = CloseSumResponse
 
 @typing.final
+class ComputeSumRequest(google.protobuf.message.Message):
+    """Asks for the sum of a closed attempt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    SURVIVORS_FIELD_NUMBER: builtins.int
+    MASK_KEYS_FIELD_NUMBER: builtins.int
+    OPENING_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID."""
+    @property
+    def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
+        """The attempt."""
+
+    @property
+    def survivors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Who is in the sum, sorted; all of them must have been counted."""
+
+    @property
+    def mask_keys(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MaskKey]:
+        """What every sharer advertised, sorted by position."""
+
+    @property
+    def opening(self) -> fedmesh.common.v1.round_pb2.Opening:
+        """The opened seeds. Refused when one does not fit what was advertised."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
+        survivors: collections.abc.Iterable[builtins.str] | None = ...,
+        mask_keys: collections.abc.Iterable[global___MaskKey] | None = ...,
+        opening: fedmesh.common.v1.round_pb2.Opening | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt", "opening", b"opening"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "mask_keys", b"mask_keys", "opening", b"opening", "request_id", b"request_id", "survivors", b"survivors"]) -> None: ...
+
+global___ComputeSumRequest = ComputeSumRequest
+
+@typing.final
+class ComputeSumResponse(google.protobuf.message.Message):
+    """The sum is there."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SUM_SHA256_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    sum_sha256: builtins.str
+    """SHA-256 of the encrypted sum, 64 lower-case hex digits."""
+    size_bytes: builtins.int
+    """Size of the encrypted sum in bytes."""
+    def __init__(
+        self,
+        *,
+        sum_sha256: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["size_bytes", b"size_bytes", "sum_sha256", b"sum_sha256"]) -> None: ...
+
+global___ComputeSumResponse = ComputeSumResponse
+
+@typing.final
+class GetSegmentRequest(google.protobuf.message.Message):
+    """Asks for one segment of an upload."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    hospital_id: builtins.str
+    """Whose upload."""
+    index: builtins.int
+    """Which segment, from 0."""
+    @property
+    def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
+        """The attempt; its uploads must be closed."""
+
+    def __init__(
+        self,
+        *,
+        attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
+        hospital_id: builtins.str = ...,
+        index: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "hospital_id", b"hospital_id", "index", b"index"]) -> None: ...
+
+global___GetSegmentRequest = GetSegmentRequest
+
+@typing.final
+class GetSegmentResponse(google.protobuf.message.Message):
+    """A segment of an upload."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEGMENT_FIELD_NUMBER: builtins.int
+    segment: builtins.bytes
+    """At most 1 MiB; its SHA-256 stands in the hospital's `upload` statement."""
+    def __init__(
+        self,
+        *,
+        segment: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["segment", b"segment"]) -> None: ...
+
+global___GetSegmentResponse = GetSegmentResponse
+
+@typing.final
 class DownloadSumRequest(google.protobuf.message.Message):
-    """Asks for a closed sum."""
+    """Asks for a computed sum."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -280,13 +456,13 @@ global___DownloadSumRequest = DownloadSumRequest
 
 @typing.final
 class DownloadSumResponse(google.protobuf.message.Message):
-    """The next piece of the sum."""
+    """The next segment of the sum."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CHUNK_FIELD_NUMBER: builtins.int
     chunk: builtins.bytes
-    """At most 1 MiB of the encrypted sum, in order."""
+    """Exactly one segment of the encrypted sum, at most 1 MiB, in order."""
     def __init__(
         self,
         *,
@@ -329,7 +505,7 @@ class GetSumResponse(google.protobuf.message.Message):
     state: global___SumState.ValueType
     """Open or closed."""
     sum_sha256: builtins.str
-    """SHA-256 of the encrypted sum once closed, else empty."""
+    """SHA-256 of the encrypted sum once computed, else empty."""
     @property
     def contributions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Contribution]:
         """Everyone counted so far, sorted by hospital id."""

@@ -30,6 +30,16 @@ class AggregatorServiceStub(object):
                 request_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.CloseSumRequest.SerializeToString,
                 response_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.CloseSumResponse.FromString,
                 )
+        self.ComputeSum = channel.unary_unary(
+                '/fedmesh.aggregator.v1.AggregatorService/ComputeSum',
+                request_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.ComputeSumRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.ComputeSumResponse.FromString,
+                )
+        self.GetSegment = channel.unary_unary(
+                '/fedmesh.aggregator.v1.AggregatorService/GetSegment',
+                request_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentResponse.FromString,
+                )
         self.DownloadSum = channel.unary_stream(
                 '/fedmesh.aggregator.v1.AggregatorService/DownloadSum',
                 request_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.DownloadSumRequest.SerializeToString,
@@ -59,21 +69,36 @@ class AggregatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """Takes one hospital's ciphertext: a header, then chunks. Counted exactly once; the same bytes again are acknowledged again.
+        """Takes one hospital's ciphertext: a header, then its segments. Counted exactly once; the same bytes again are
+        acknowledged again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseSum(self, request, context):
-        """Ends the attempt's uploads. Answers who was counted; the sum is now fixed.
+        """Ends the attempt's uploads. Answers who was counted; no more are taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ComputeSum(self, request, context):
+        """Adds the survivors' ciphertexts and takes their masks off. Deterministic: repeating it gives the same sum.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSegment(self, request, context):
+        """One segment of a survivor's upload, for a hospital of the group that checks the sum.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadSum(self, request, context):
-        """Streams a closed sum to a hospital that was in the attempt's group.
+        """Streams a computed sum, segment by segment, to a hospital that was in the attempt's group.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,6 +135,16 @@ def add_AggregatorServiceServicer_to_server(servicer, server):
                     servicer.CloseSum,
                     request_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.CloseSumRequest.FromString,
                     response_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.CloseSumResponse.SerializeToString,
+            ),
+            'ComputeSum': grpc.unary_unary_rpc_method_handler(
+                    servicer.ComputeSum,
+                    request_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.ComputeSumRequest.FromString,
+                    response_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.ComputeSumResponse.SerializeToString,
+            ),
+            'GetSegment': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSegment,
+                    request_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentRequest.FromString,
+                    response_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentResponse.SerializeToString,
             ),
             'DownloadSum': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadSum,
@@ -185,6 +220,40 @@ class AggregatorService(object):
         return grpc.experimental.unary_unary(request, target, '/fedmesh.aggregator.v1.AggregatorService/CloseSum',
             fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.CloseSumRequest.SerializeToString,
             fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.CloseSumResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ComputeSum(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.aggregator.v1.AggregatorService/ComputeSum',
+            fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.ComputeSumRequest.SerializeToString,
+            fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.ComputeSumResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetSegment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.aggregator.v1.AggregatorService/GetSegment',
+            fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentRequest.SerializeToString,
+            fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -31,19 +31,33 @@ class AggregatorServiceStub:
         fedmesh.aggregator.v1.aggregator_pb2.UploadRequest,
         fedmesh.aggregator.v1.aggregator_pb2.UploadResponse,
     ]
-    """Takes one hospital's ciphertext: a header, then chunks. Counted exactly once; the same bytes again are acknowledged again."""
+    """Takes one hospital's ciphertext: a header, then its segments. Counted exactly once; the same bytes again are
+    acknowledged again.
+    """
 
     CloseSum: grpc.UnaryUnaryMultiCallable[
         fedmesh.aggregator.v1.aggregator_pb2.CloseSumRequest,
         fedmesh.aggregator.v1.aggregator_pb2.CloseSumResponse,
     ]
-    """Ends the attempt's uploads. Answers who was counted; the sum is now fixed."""
+    """Ends the attempt's uploads. Answers who was counted; no more are taken."""
+
+    ComputeSum: grpc.UnaryUnaryMultiCallable[
+        fedmesh.aggregator.v1.aggregator_pb2.ComputeSumRequest,
+        fedmesh.aggregator.v1.aggregator_pb2.ComputeSumResponse,
+    ]
+    """Adds the survivors' ciphertexts and takes their masks off. Deterministic: repeating it gives the same sum."""
+
+    GetSegment: grpc.UnaryUnaryMultiCallable[
+        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentRequest,
+        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentResponse,
+    ]
+    """One segment of a survivor's upload, for a hospital of the group that checks the sum."""
 
     DownloadSum: grpc.UnaryStreamMultiCallable[
         fedmesh.aggregator.v1.aggregator_pb2.DownloadSumRequest,
         fedmesh.aggregator.v1.aggregator_pb2.DownloadSumResponse,
     ]
-    """Streams a closed sum to a hospital that was in the attempt's group."""
+    """Streams a computed sum, segment by segment, to a hospital that was in the attempt's group."""
 
     GetSum: grpc.UnaryUnaryMultiCallable[
         fedmesh.aggregator.v1.aggregator_pb2.GetSumRequest,
@@ -70,19 +84,33 @@ class AggregatorServiceAsyncStub:
         fedmesh.aggregator.v1.aggregator_pb2.UploadRequest,
         fedmesh.aggregator.v1.aggregator_pb2.UploadResponse,
     ]
-    """Takes one hospital's ciphertext: a header, then chunks. Counted exactly once; the same bytes again are acknowledged again."""
+    """Takes one hospital's ciphertext: a header, then its segments. Counted exactly once; the same bytes again are
+    acknowledged again.
+    """
 
     CloseSum: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.aggregator.v1.aggregator_pb2.CloseSumRequest,
         fedmesh.aggregator.v1.aggregator_pb2.CloseSumResponse,
     ]
-    """Ends the attempt's uploads. Answers who was counted; the sum is now fixed."""
+    """Ends the attempt's uploads. Answers who was counted; no more are taken."""
+
+    ComputeSum: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.aggregator.v1.aggregator_pb2.ComputeSumRequest,
+        fedmesh.aggregator.v1.aggregator_pb2.ComputeSumResponse,
+    ]
+    """Adds the survivors' ciphertexts and takes their masks off. Deterministic: repeating it gives the same sum."""
+
+    GetSegment: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentRequest,
+        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentResponse,
+    ]
+    """One segment of a survivor's upload, for a hospital of the group that checks the sum."""
 
     DownloadSum: grpc.aio.UnaryStreamMultiCallable[
         fedmesh.aggregator.v1.aggregator_pb2.DownloadSumRequest,
         fedmesh.aggregator.v1.aggregator_pb2.DownloadSumResponse,
     ]
-    """Streams a closed sum to a hospital that was in the attempt's group."""
+    """Streams a computed sum, segment by segment, to a hospital that was in the attempt's group."""
 
     GetSum: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.aggregator.v1.aggregator_pb2.GetSumRequest,
@@ -113,7 +141,9 @@ class AggregatorServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[fedmesh.aggregator.v1.aggregator_pb2.UploadRequest],
         context: _ServicerContext,
     ) -> typing.Union[fedmesh.aggregator.v1.aggregator_pb2.UploadResponse, collections.abc.Awaitable[fedmesh.aggregator.v1.aggregator_pb2.UploadResponse]]:
-        """Takes one hospital's ciphertext: a header, then chunks. Counted exactly once; the same bytes again are acknowledged again."""
+        """Takes one hospital's ciphertext: a header, then its segments. Counted exactly once; the same bytes again are
+        acknowledged again.
+        """
 
     @abc.abstractmethod
     def CloseSum(
@@ -121,7 +151,23 @@ class AggregatorServiceServicer(metaclass=abc.ABCMeta):
         request: fedmesh.aggregator.v1.aggregator_pb2.CloseSumRequest,
         context: _ServicerContext,
     ) -> typing.Union[fedmesh.aggregator.v1.aggregator_pb2.CloseSumResponse, collections.abc.Awaitable[fedmesh.aggregator.v1.aggregator_pb2.CloseSumResponse]]:
-        """Ends the attempt's uploads. Answers who was counted; the sum is now fixed."""
+        """Ends the attempt's uploads. Answers who was counted; no more are taken."""
+
+    @abc.abstractmethod
+    def ComputeSum(
+        self,
+        request: fedmesh.aggregator.v1.aggregator_pb2.ComputeSumRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.aggregator.v1.aggregator_pb2.ComputeSumResponse, collections.abc.Awaitable[fedmesh.aggregator.v1.aggregator_pb2.ComputeSumResponse]]:
+        """Adds the survivors' ciphertexts and takes their masks off. Deterministic: repeating it gives the same sum."""
+
+    @abc.abstractmethod
+    def GetSegment(
+        self,
+        request: fedmesh.aggregator.v1.aggregator_pb2.GetSegmentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.aggregator.v1.aggregator_pb2.GetSegmentResponse, collections.abc.Awaitable[fedmesh.aggregator.v1.aggregator_pb2.GetSegmentResponse]]:
+        """One segment of a survivor's upload, for a hospital of the group that checks the sum."""
 
     @abc.abstractmethod
     def DownloadSum(
@@ -129,7 +175,7 @@ class AggregatorServiceServicer(metaclass=abc.ABCMeta):
         request: fedmesh.aggregator.v1.aggregator_pb2.DownloadSumRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[fedmesh.aggregator.v1.aggregator_pb2.DownloadSumResponse], collections.abc.AsyncIterator[fedmesh.aggregator.v1.aggregator_pb2.DownloadSumResponse]]:
-        """Streams a closed sum to a hospital that was in the attempt's group."""
+        """Streams a computed sum, segment by segment, to a hospital that was in the attempt's group."""
 
     @abc.abstractmethod
     def GetSum(

@@ -4,7 +4,9 @@ isort:skip_file
 The vocabulary of a round that several services speak."""
 
 import builtins
+import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.internal.containers
 import google.protobuf.message
 import typing
 
@@ -83,3 +85,99 @@ class Contribution(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["ciphertext_sha256", b"ciphertext_sha256", "hospital_id", b"hospital_id"]) -> None: ...
 
 global___Contribution = Contribution
+
+@typing.final
+class Signed(google.protobuf.message.Message):
+    """What one hospital says for others to rely on: see docs/secure-sum.md for the types."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    STATEMENT_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    hospital_id: builtins.str
+    """The hospital that signed."""
+    statement: builtins.bytes
+    """Canonical JSON with a `type`, at most 1 MiB."""
+    signature: builtins.bytes
+    """Ed25519 by the hospital's roster key over "fedmesh secure-sum v1\\n" and the statement, 64 bytes."""
+    def __init__(
+        self,
+        *,
+        hospital_id: builtins.str = ...,
+        statement: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hospital_id", b"hospital_id", "signature", b"signature", "statement", b"statement"]) -> None: ...
+
+global___Signed = Signed
+
+@typing.final
+class Signature(google.protobuf.message.Message):
+    """A signature over a statement that travels apart from it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    hospital_id: builtins.str
+    """The hospital that signed."""
+    signature: builtins.bytes
+    """Ed25519, 64 bytes, as in `Signed`."""
+    def __init__(
+        self,
+        *,
+        hospital_id: builtins.str = ...,
+        signature: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hospital_id", b"hospital_id", "signature", b"signature"]) -> None: ...
+
+global___Signature = Signature
+
+@typing.final
+class OpenedSeed(google.protobuf.message.Message):
+    """One opened secret of an attempt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    hospital_id: builtins.str
+    """Whose secret it was."""
+    seed: builtins.bytes
+    """16 bytes."""
+    def __init__(
+        self,
+        *,
+        hospital_id: builtins.str = ...,
+        seed: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hospital_id", b"hospital_id", "seed", b"seed"]) -> None: ...
+
+global___OpenedSeed = OpenedSeed
+
+@typing.final
+class Opening(google.protobuf.message.Message):
+    """What removes the masks from an attempt's sum. Opened by at least t survivors; checked against the adverts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SELF_SEEDS_FIELD_NUMBER: builtins.int
+    MASK_SEEDS_FIELD_NUMBER: builtins.int
+    @property
+    def self_seeds(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___OpenedSeed]:
+        """Self seeds of the survivors, sorted by hospital."""
+
+    @property
+    def mask_seeds(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___OpenedSeed]:
+        """Mask seeds of the sharers who dropped out, sorted by hospital."""
+
+    def __init__(
+        self,
+        *,
+        self_seeds: collections.abc.Iterable[global___OpenedSeed] | None = ...,
+        mask_seeds: collections.abc.Iterable[global___OpenedSeed] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["mask_seeds", b"mask_seeds", "self_seeds", b"self_seeds"]) -> None: ...
+
+global___Opening = Opening

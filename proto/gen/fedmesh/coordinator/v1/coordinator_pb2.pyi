@@ -31,14 +31,12 @@ class _PhaseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumType
     """Never sent."""
     PHASE_TRAINING: _Phase.ValueType  # 1
     """Hospitals train on the current version and report ready."""
-    PHASE_ADVERTISE: _Phase.ValueType  # 2
-    """Reserved for masked sums: the sealed group's hospitals advertise fresh mask keys."""
     PHASE_SHARE: _Phase.ValueType  # 3
-    """Reserved for masked sums: hospitals send each other shares of their mask secrets."""
+    """The group is sealed; its hospitals send each other shares of their mask secrets."""
     PHASE_UPLOAD: _Phase.ValueType  # 4
-    """The group is sealed; hospitals upload ciphertexts."""
+    """The sharers upload masked ciphertexts."""
     PHASE_UNMASK: _Phase.ValueType  # 5
-    """Reserved for masked sums: survivors reveal what removes the masks of those who left."""
+    """The list of survivors is stored; survivors reveal what removes the masks."""
     PHASE_AGREE: _Phase.ValueType  # 6
     """The sum is fixed; hospitals decrypt it and send digests of what they saw."""
     PHASE_FINALIZE: _Phase.ValueType  # 7
@@ -49,22 +47,26 @@ class _PhaseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumType
     """The registry holds the next version."""
     PHASE_ABORTED: _Phase.ValueType  # 10
     """The attempt ended without a version; the reason says why."""
+    PHASE_CONFIRM: _Phase.ValueType  # 11
+    """The uploads are closed; survivors sign the list of survivors."""
+    PHASE_BURNT: _Phase.ValueType  # 12
+    """The survivors were stored but the sum could not be opened: the version is used up without a new state."""
 
 class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
-    """The phases of an attempt, in order. A failed attempt goes to ABORTED from any phase before COMMITTED."""
+    """The phases of an attempt, in order: TRAINING, SHARE, UPLOAD, CONFIRM, UNMASK, AGREE, FINALIZE, ATTEST, COMMITTED.
+    Until survivors are confirmed a failed attempt goes to ABORTED; afterwards to BURNT.
+    """
 
 PHASE_UNSPECIFIED: Phase.ValueType  # 0
 """Never sent."""
 PHASE_TRAINING: Phase.ValueType  # 1
 """Hospitals train on the current version and report ready."""
-PHASE_ADVERTISE: Phase.ValueType  # 2
-"""Reserved for masked sums: the sealed group's hospitals advertise fresh mask keys."""
 PHASE_SHARE: Phase.ValueType  # 3
-"""Reserved for masked sums: hospitals send each other shares of their mask secrets."""
+"""The group is sealed; its hospitals send each other shares of their mask secrets."""
 PHASE_UPLOAD: Phase.ValueType  # 4
-"""The group is sealed; hospitals upload ciphertexts."""
+"""The sharers upload masked ciphertexts."""
 PHASE_UNMASK: Phase.ValueType  # 5
-"""Reserved for masked sums: survivors reveal what removes the masks of those who left."""
+"""The list of survivors is stored; survivors reveal what removes the masks."""
 PHASE_AGREE: Phase.ValueType  # 6
 """The sum is fixed; hospitals decrypt it and send digests of what they saw."""
 PHASE_FINALIZE: Phase.ValueType  # 7
@@ -75,6 +77,10 @@ PHASE_COMMITTED: Phase.ValueType  # 9
 """The registry holds the next version."""
 PHASE_ABORTED: Phase.ValueType  # 10
 """The attempt ended without a version; the reason says why."""
+PHASE_CONFIRM: Phase.ValueType  # 11
+"""The uploads are closed; survivors sign the list of survivors."""
+PHASE_BURNT: Phase.ValueType  # 12
+"""The survivors were stored but the sum could not be opened: the version is used up without a new state."""
 global___Phase = Phase
 
 class _TaskKind:
@@ -86,11 +92,11 @@ class _TaskKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     TASK_KIND_UNSPECIFIED: _TaskKind.ValueType  # 0
     """Never sent."""
     TASK_KIND_TRAIN: _TaskKind.ValueType  # 1
-    """Check plan, data and budget, train on `base_version`, then ReportReady."""
+    """Check plan, data and budget, train on `base_version`, encrypt, advertise mask keys, then ReportReady."""
     TASK_KIND_UPLOAD: _TaskKind.ValueType  # 2
-    """Add noise, encrypt, upload to the aggregator, then ReportUpload."""
+    """Mask, upload to the aggregator, then ReportUpload. May be asked again for the same bytes."""
     TASK_KIND_DECRYPT: _TaskKind.ValueType  # 3
-    """Download and decrypt the sum, then SubmitDigest."""
+    """Check and decrypt the sum, compute and seal the next state, then SubmitDigest."""
     TASK_KIND_FINALIZE: _TaskKind.ValueType  # 4
     """Compute the next state, store it with the registry, then SubmitState."""
     TASK_KIND_ATTEST: _TaskKind.ValueType  # 5
@@ -101,12 +107,14 @@ class _TaskKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """The attempt was given up; `reason` says why."""
     TASK_KIND_JOB_ENDED: _TaskKind.ValueType  # 8
     """The job ended; `reason` says how."""
-    TASK_KIND_ADVERTISE: _TaskKind.ValueType  # 9
-    """Reserved for masked sums: advertise mask keys."""
     TASK_KIND_SHARE: _TaskKind.ValueType  # 10
-    """Reserved for masked sums: share mask secrets."""
+    """Send the other members of the group shares of the mask secrets, then SubmitShares."""
     TASK_KIND_UNMASK: _TaskKind.ValueType  # 11
-    """Reserved for masked sums: reveal shares for the agreed survivors."""
+    """Reveal shares for the confirmed survivors, then SubmitReveal."""
+    TASK_KIND_CONFIRM: _TaskKind.ValueType  # 12
+    """Sign the list of survivors, then ConfirmSurvivors."""
+    TASK_KIND_BURNT: _TaskKind.ValueType  # 13
+    """The attempt's version was used up without a new state; `reason` says why."""
 
 class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper):
     """What a hospital is asked to do."""
@@ -114,11 +122,11 @@ class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper):
 TASK_KIND_UNSPECIFIED: TaskKind.ValueType  # 0
 """Never sent."""
 TASK_KIND_TRAIN: TaskKind.ValueType  # 1
-"""Check plan, data and budget, train on `base_version`, then ReportReady."""
+"""Check plan, data and budget, train on `base_version`, encrypt, advertise mask keys, then ReportReady."""
 TASK_KIND_UPLOAD: TaskKind.ValueType  # 2
-"""Add noise, encrypt, upload to the aggregator, then ReportUpload."""
+"""Mask, upload to the aggregator, then ReportUpload. May be asked again for the same bytes."""
 TASK_KIND_DECRYPT: TaskKind.ValueType  # 3
-"""Download and decrypt the sum, then SubmitDigest."""
+"""Check and decrypt the sum, compute and seal the next state, then SubmitDigest."""
 TASK_KIND_FINALIZE: TaskKind.ValueType  # 4
 """Compute the next state, store it with the registry, then SubmitState."""
 TASK_KIND_ATTEST: TaskKind.ValueType  # 5
@@ -129,12 +137,14 @@ TASK_KIND_ABORTED: TaskKind.ValueType  # 7
 """The attempt was given up; `reason` says why."""
 TASK_KIND_JOB_ENDED: TaskKind.ValueType  # 8
 """The job ended; `reason` says how."""
-TASK_KIND_ADVERTISE: TaskKind.ValueType  # 9
-"""Reserved for masked sums: advertise mask keys."""
 TASK_KIND_SHARE: TaskKind.ValueType  # 10
-"""Reserved for masked sums: share mask secrets."""
+"""Send the other members of the group shares of the mask secrets, then SubmitShares."""
 TASK_KIND_UNMASK: TaskKind.ValueType  # 11
-"""Reserved for masked sums: reveal shares for the agreed survivors."""
+"""Reveal shares for the confirmed survivors, then SubmitReveal."""
+TASK_KIND_CONFIRM: TaskKind.ValueType  # 12
+"""Sign the list of survivors, then ConfirmSurvivors."""
+TASK_KIND_BURNT: TaskKind.ValueType  # 13
+"""The attempt's version was used up without a new state; `reason` says why."""
 global___TaskKind = TaskKind
 
 @typing.final
@@ -148,7 +158,7 @@ class WatchTasksRequest(google.protobuf.message.Message):
     cursor: builtins.str
     """The cursor of the last task that was handled; empty at first."""
     group_key_fingerprint: builtins.str
-    """SHA-256 fingerprint of the hospital's group key (first 16 hex digits), so that a wrong key shows before a round does."""
+    """SHA-256 of the hospital's newest key epoch (first 16 hex digits), so that a wrong key shows before a round does."""
     def __init__(
         self,
         *,
@@ -203,6 +213,15 @@ class Task(google.protobuf.message.Message):
     FINALIZER_FIELD_NUMBER: builtins.int
     NEXT_STATE_SHA256_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    ROSTER_SHA256_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    ADVERTS_FIELD_NUMBER: builtins.int
+    SHARES_FIELD_NUMBER: builtins.int
+    SHARERS_FIELD_NUMBER: builtins.int
+    SURVIVORS_FIELD_NUMBER: builtins.int
+    CONFIRMATIONS_FIELD_NUMBER: builtins.int
+    OPENING_FIELD_NUMBER: builtins.int
+    UPLOADS_FIELD_NUMBER: builtins.int
     kind: global___TaskKind.ValueType
     """What to do."""
     plan_id: builtins.str
@@ -214,11 +233,17 @@ class Task(google.protobuf.message.Message):
     sum_sha256: builtins.str
     """From DECRYPT on: SHA-256 of the encrypted sum."""
     finalizer: builtins.str
-    """From FINALIZE on: the hospital that computes the next state."""
+    """From DECRYPT on: the hospital that stores the next state with the registry; in DECRYPT before it submits its digest."""
     next_state_sha256: builtins.str
     """ATTEST and COMMITTED: SHA-256 of the proposed or committed next state."""
     reason: builtins.str
     """ABORTED and JOB_ENDED: why, in words."""
+    roster_sha256: builtins.str
+    """SHA-256 of the roster that the attempt is bound to, 64 hex digits. Thresholds follow from its size."""
+    epoch: builtins.int
+    """The key epoch of that roster, from 1."""
+    survivors: builtins.bytes
+    """From CONFIRM on: the `survivors` statement, canonical JSON."""
     @property
     def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
         """The attempt."""
@@ -229,15 +254,39 @@ class Task(google.protobuf.message.Message):
 
     @property
     def group(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """From UPLOAD on: the sealed group, sorted."""
+        """From SHARE on: the sealed group, sorted."""
 
     @property
     def cohort(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """All active hospitals of the job, sorted; the noise share depends on their number."""
+        """All hospitals of the job, sorted: members of the roster, at least t of them."""
 
     @property
     def contributions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Contribution]:
-        """From DECRYPT on: whose ciphertexts are in the sum."""
+        """From CONFIRM on: the survivors and their ciphertexts."""
+
+    @property
+    def adverts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Signed]:
+        """SHARE and UPLOAD: the adverts of the group."""
+
+    @property
+    def shares(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Signed]:
+        """UPLOAD: the shares that the sharers sealed for this hospital."""
+
+    @property
+    def sharers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """From UPLOAD on: the hospitals that shared, sorted."""
+
+    @property
+    def confirmations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Signature]:
+        """UNMASK: at least t signatures over `survivors`."""
+
+    @property
+    def opening(self) -> fedmesh.common.v1.round_pb2.Opening:
+        """DECRYPT: what removed the masks."""
+
+    @property
+    def uploads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Signed]:
+        """DECRYPT: the survivors' `upload` statements, against which segments can be checked."""
 
     def __init__(
         self,
@@ -255,9 +304,18 @@ class Task(google.protobuf.message.Message):
         finalizer: builtins.str = ...,
         next_state_sha256: builtins.str = ...,
         reason: builtins.str = ...,
+        roster_sha256: builtins.str = ...,
+        epoch: builtins.int = ...,
+        adverts: collections.abc.Iterable[fedmesh.common.v1.round_pb2.Signed] | None = ...,
+        shares: collections.abc.Iterable[fedmesh.common.v1.round_pb2.Signed] | None = ...,
+        sharers: collections.abc.Iterable[builtins.str] | None = ...,
+        survivors: builtins.bytes = ...,
+        confirmations: collections.abc.Iterable[fedmesh.common.v1.round_pb2.Signature] | None = ...,
+        opening: fedmesh.common.v1.round_pb2.Opening | None = ...,
+        uploads: collections.abc.Iterable[fedmesh.common.v1.round_pb2.Signed] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attempt", b"attempt", "deadline", b"deadline"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "base_state_sha256", b"base_state_sha256", "base_version", b"base_version", "cohort", b"cohort", "contributions", b"contributions", "deadline", b"deadline", "finalizer", b"finalizer", "group", b"group", "kind", b"kind", "next_state_sha256", b"next_state_sha256", "plan_id", b"plan_id", "reason", b"reason", "sum_sha256", b"sum_sha256"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt", "deadline", b"deadline", "opening", b"opening"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adverts", b"adverts", "attempt", b"attempt", "base_state_sha256", b"base_state_sha256", "base_version", b"base_version", "cohort", b"cohort", "confirmations", b"confirmations", "contributions", b"contributions", "deadline", b"deadline", "epoch", b"epoch", "finalizer", b"finalizer", "group", b"group", "kind", b"kind", "next_state_sha256", b"next_state_sha256", "opening", b"opening", "plan_id", b"plan_id", "reason", b"reason", "roster_sha256", b"roster_sha256", "sharers", b"sharers", "shares", b"shares", "sum_sha256", b"sum_sha256", "survivors", b"survivors", "uploads", b"uploads"]) -> None: ...
 
 global___Task = Task
 
@@ -270,6 +328,7 @@ class ReportReadyRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
     BASE_VERSION_FIELD_NUMBER: builtins.int
+    ADVERT_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Client-made UUID."""
     base_version: builtins.int
@@ -278,15 +337,20 @@ class ReportReadyRequest(google.protobuf.message.Message):
     def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
         """The attempt."""
 
+    @property
+    def advert(self) -> fedmesh.common.v1.round_pb2.Signed:
+        """The hospital's `advert` statement."""
+
     def __init__(
         self,
         *,
         request_id: builtins.str = ...,
         attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
         base_version: builtins.int = ...,
+        advert: fedmesh.common.v1.round_pb2.Signed | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "base_version", b"base_version", "request_id", b"request_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["advert", b"advert", "attempt", b"attempt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advert", b"advert", "attempt", b"attempt", "base_version", b"base_version", "request_id", b"request_id"]) -> None: ...
 
 global___ReportReadyRequest = ReportReadyRequest
 
@@ -309,6 +373,155 @@ class ReportReadyResponse(google.protobuf.message.Message):
 global___ReportReadyResponse = ReportReadyResponse
 
 @typing.final
+class SubmitSharesRequest(google.protobuf.message.Message):
+    """Sealed shares for the rest of the group."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    SHARES_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID."""
+    @property
+    def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
+        """The attempt."""
+
+    @property
+    def shares(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Signed]:
+        """One `share` statement for every other member of the group, sorted by recipient."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
+        shares: collections.abc.Iterable[fedmesh.common.v1.round_pb2.Signed] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "request_id", b"request_id", "shares", b"shares"]) -> None: ...
+
+global___SubmitSharesRequest = SubmitSharesRequest
+
+@typing.final
+class SubmitSharesResponse(google.protobuf.message.Message):
+    """Noted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: builtins.int
+    phase: global___Phase.ValueType
+    """The attempt's phase after this report."""
+    def __init__(
+        self,
+        *,
+        phase: global___Phase.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["phase", b"phase"]) -> None: ...
+
+global___SubmitSharesResponse = SubmitSharesResponse
+
+@typing.final
+class ConfirmSurvivorsRequest(google.protobuf.message.Message):
+    """A signature over the list of survivors."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    SURVIVORS_SHA256_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID."""
+    survivors_sha256: builtins.str
+    """SHA-256 of the `survivors` statement that was signed, 64 hex digits."""
+    signature: builtins.bytes
+    """Ed25519 by the roster key, 64 bytes."""
+    @property
+    def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
+        """The attempt."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
+        survivors_sha256: builtins.str = ...,
+        signature: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "request_id", b"request_id", "signature", b"signature", "survivors_sha256", b"survivors_sha256"]) -> None: ...
+
+global___ConfirmSurvivorsRequest = ConfirmSurvivorsRequest
+
+@typing.final
+class ConfirmSurvivorsResponse(google.protobuf.message.Message):
+    """Noted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: builtins.int
+    phase: global___Phase.ValueType
+    """The attempt's phase after this report."""
+    def __init__(
+        self,
+        *,
+        phase: global___Phase.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["phase", b"phase"]) -> None: ...
+
+global___ConfirmSurvivorsResponse = ConfirmSurvivorsResponse
+
+@typing.final
+class SubmitRevealRequest(google.protobuf.message.Message):
+    """Revealed shares."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    REVEAL_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID."""
+    @property
+    def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
+        """The attempt."""
+
+    @property
+    def reveal(self) -> fedmesh.common.v1.round_pb2.Signed:
+        """The hospital's `reveal` statement."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
+        reveal: fedmesh.common.v1.round_pb2.Signed | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt", "reveal", b"reveal"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "request_id", b"request_id", "reveal", b"reveal"]) -> None: ...
+
+global___SubmitRevealRequest = SubmitRevealRequest
+
+@typing.final
+class SubmitRevealResponse(google.protobuf.message.Message):
+    """Noted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: builtins.int
+    phase: global___Phase.ValueType
+    """The attempt's phase after this report."""
+    def __init__(
+        self,
+        *,
+        phase: global___Phase.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["phase", b"phase"]) -> None: ...
+
+global___SubmitRevealResponse = SubmitRevealResponse
+
+@typing.final
 class ReportUploadRequest(google.protobuf.message.Message):
     """An upload was accepted."""
 
@@ -318,6 +531,7 @@ class ReportUploadRequest(google.protobuf.message.Message):
     ATTEMPT_FIELD_NUMBER: builtins.int
     CIPHERTEXT_SHA256_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
+    UPLOAD_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Client-made UUID."""
     ciphertext_sha256: builtins.str
@@ -328,6 +542,10 @@ class ReportUploadRequest(google.protobuf.message.Message):
     def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
         """The attempt."""
 
+    @property
+    def upload(self) -> fedmesh.common.v1.round_pb2.Signed:
+        """The hospital's `upload` statement."""
+
     def __init__(
         self,
         *,
@@ -335,9 +553,10 @@ class ReportUploadRequest(google.protobuf.message.Message):
         attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
         ciphertext_sha256: builtins.str = ...,
         size_bytes: builtins.int = ...,
+        upload: fedmesh.common.v1.round_pb2.Signed | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "ciphertext_sha256", b"ciphertext_sha256", "request_id", b"request_id", "size_bytes", b"size_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt", "upload", b"upload"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "ciphertext_sha256", b"ciphertext_sha256", "request_id", b"request_id", "size_bytes", b"size_bytes", "upload", b"upload"]) -> None: ...
 
 global___ReportUploadRequest = ReportUploadRequest
 
@@ -369,15 +588,26 @@ class SubmitDigestRequest(google.protobuf.message.Message):
     ATTEMPT_FIELD_NUMBER: builtins.int
     SUM_SHA256_FIELD_NUMBER: builtins.int
     DIGEST_FIELD_NUMBER: builtins.int
+    SIGNED_FIELD_NUMBER: builtins.int
+    NEXT_STATE_SHA256_FIELD_NUMBER: builtins.int
+    METRICS_JSON_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Client-made UUID."""
     sum_sha256: builtins.str
     """SHA-256 of the encrypted sum that was decrypted."""
     digest: builtins.bytes
     """Keyed digest of the plaintext sum, 32 bytes; binds the attempt and the ciphertext. The centre cannot compute it."""
+    next_state_sha256: builtins.str
+    """SHA-256 of the sealed next state that this hospital computed, 64 hex digits."""
+    metrics_json: builtins.str
+    """Validation metrics that follow from the sum, as in SubmitState; the finalizer's count."""
     @property
     def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
         """The attempt."""
+
+    @property
+    def signed(self) -> fedmesh.common.v1.round_pb2.Signed:
+        """The hospital's `digest` statement, which says the same."""
 
     def __init__(
         self,
@@ -386,9 +616,12 @@ class SubmitDigestRequest(google.protobuf.message.Message):
         attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
         sum_sha256: builtins.str = ...,
         digest: builtins.bytes = ...,
+        signed: fedmesh.common.v1.round_pb2.Signed | None = ...,
+        next_state_sha256: builtins.str = ...,
+        metrics_json: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "digest", b"digest", "request_id", b"request_id", "sum_sha256", b"sum_sha256"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt", "signed", b"signed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "digest", b"digest", "metrics_json", b"metrics_json", "next_state_sha256", b"next_state_sha256", "request_id", b"request_id", "signed", b"signed", "sum_sha256", b"sum_sha256"]) -> None: ...
 
 global___SubmitDigestRequest = SubmitDigestRequest
 
@@ -705,7 +938,7 @@ class Participant(google.protobuf.message.Message):
     hospital_id: builtins.str
     """The hospital."""
     group_key_fingerprint: builtins.str
-    """Fingerprint of its group key, 16 hex digits."""
+    """SHA-256 of its newest key epoch, first 16 hex digits."""
     @property
     def connected_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Since when, UTC."""

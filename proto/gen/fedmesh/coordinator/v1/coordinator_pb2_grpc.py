@@ -25,10 +25,25 @@ class CoordinatorServiceStub(object):
                 request_serializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ReportReadyRequest.SerializeToString,
                 response_deserializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ReportReadyResponse.FromString,
                 )
+        self.SubmitShares = channel.unary_unary(
+                '/fedmesh.coordinator.v1.CoordinatorService/SubmitShares',
+                request_serializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitSharesRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitSharesResponse.FromString,
+                )
         self.ReportUpload = channel.unary_unary(
                 '/fedmesh.coordinator.v1.CoordinatorService/ReportUpload',
                 request_serializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ReportUploadRequest.SerializeToString,
                 response_deserializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ReportUploadResponse.FromString,
+                )
+        self.ConfirmSurvivors = channel.unary_unary(
+                '/fedmesh.coordinator.v1.CoordinatorService/ConfirmSurvivors',
+                request_serializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ConfirmSurvivorsRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ConfirmSurvivorsResponse.FromString,
+                )
+        self.SubmitReveal = channel.unary_unary(
+                '/fedmesh.coordinator.v1.CoordinatorService/SubmitReveal',
+                request_serializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitRevealRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitRevealResponse.FromString,
                 )
         self.SubmitDigest = channel.unary_unary(
                 '/fedmesh.coordinator.v1.CoordinatorService/SubmitDigest',
@@ -80,8 +95,29 @@ class CoordinatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitShares(self, request, context):
+        """A member of the sealed group sends the others sealed shares of its mask secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportUpload(self, request, context):
         """A hospital's ciphertext was accepted by the aggregator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmSurvivors(self, request, context):
+        """A survivor signs the list of survivors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitReveal(self, request, context):
+        """A survivor reveals the shares that remove the masks of a confirmed list of survivors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,10 +178,25 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     request_deserializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ReportReadyRequest.FromString,
                     response_serializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ReportReadyResponse.SerializeToString,
             ),
+            'SubmitShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitShares,
+                    request_deserializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitSharesRequest.FromString,
+                    response_serializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitSharesResponse.SerializeToString,
+            ),
             'ReportUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportUpload,
                     request_deserializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ReportUploadRequest.FromString,
                     response_serializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ReportUploadResponse.SerializeToString,
+            ),
+            'ConfirmSurvivors': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmSurvivors,
+                    request_deserializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ConfirmSurvivorsRequest.FromString,
+                    response_serializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ConfirmSurvivorsResponse.SerializeToString,
+            ),
+            'SubmitReveal': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitReveal,
+                    request_deserializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitRevealRequest.FromString,
+                    response_serializer=fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitRevealResponse.SerializeToString,
             ),
             'SubmitDigest': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitDigest,
@@ -223,6 +274,23 @@ class CoordinatorService(object):
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
     @staticmethod
+    def SubmitShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.coordinator.v1.CoordinatorService/SubmitShares',
+            fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitSharesRequest.SerializeToString,
+            fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitSharesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
     def ReportUpload(request,
             target,
             options=(),
@@ -236,6 +304,40 @@ class CoordinatorService(object):
         return grpc.experimental.unary_unary(request, target, '/fedmesh.coordinator.v1.CoordinatorService/ReportUpload',
             fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ReportUploadRequest.SerializeToString,
             fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ReportUploadResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ConfirmSurvivors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.coordinator.v1.CoordinatorService/ConfirmSurvivors',
+            fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ConfirmSurvivorsRequest.SerializeToString,
+            fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.ConfirmSurvivorsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SubmitReveal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.coordinator.v1.CoordinatorService/SubmitReveal',
+            fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitRevealRequest.SerializeToString,
+            fedmesh_dot_coordinator_dot_v1_dot_coordinator__pb2.SubmitRevealResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -33,11 +33,29 @@ class CoordinatorServiceStub:
     ]
     """A hospital has trained on the attempt's version and can go through the crypto phases at once."""
 
+    SubmitShares: grpc.UnaryUnaryMultiCallable[
+        fedmesh.coordinator.v1.coordinator_pb2.SubmitSharesRequest,
+        fedmesh.coordinator.v1.coordinator_pb2.SubmitSharesResponse,
+    ]
+    """A member of the sealed group sends the others sealed shares of its mask secrets."""
+
     ReportUpload: grpc.UnaryUnaryMultiCallable[
         fedmesh.coordinator.v1.coordinator_pb2.ReportUploadRequest,
         fedmesh.coordinator.v1.coordinator_pb2.ReportUploadResponse,
     ]
     """A hospital's ciphertext was accepted by the aggregator."""
+
+    ConfirmSurvivors: grpc.UnaryUnaryMultiCallable[
+        fedmesh.coordinator.v1.coordinator_pb2.ConfirmSurvivorsRequest,
+        fedmesh.coordinator.v1.coordinator_pb2.ConfirmSurvivorsResponse,
+    ]
+    """A survivor signs the list of survivors."""
+
+    SubmitReveal: grpc.UnaryUnaryMultiCallable[
+        fedmesh.coordinator.v1.coordinator_pb2.SubmitRevealRequest,
+        fedmesh.coordinator.v1.coordinator_pb2.SubmitRevealResponse,
+    ]
+    """A survivor reveals the shares that remove the masks of a confirmed list of survivors."""
 
     SubmitDigest: grpc.UnaryUnaryMultiCallable[
         fedmesh.coordinator.v1.coordinator_pb2.SubmitDigestRequest,
@@ -90,11 +108,29 @@ class CoordinatorServiceAsyncStub:
     ]
     """A hospital has trained on the attempt's version and can go through the crypto phases at once."""
 
+    SubmitShares: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.coordinator.v1.coordinator_pb2.SubmitSharesRequest,
+        fedmesh.coordinator.v1.coordinator_pb2.SubmitSharesResponse,
+    ]
+    """A member of the sealed group sends the others sealed shares of its mask secrets."""
+
     ReportUpload: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.coordinator.v1.coordinator_pb2.ReportUploadRequest,
         fedmesh.coordinator.v1.coordinator_pb2.ReportUploadResponse,
     ]
     """A hospital's ciphertext was accepted by the aggregator."""
+
+    ConfirmSurvivors: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.coordinator.v1.coordinator_pb2.ConfirmSurvivorsRequest,
+        fedmesh.coordinator.v1.coordinator_pb2.ConfirmSurvivorsResponse,
+    ]
+    """A survivor signs the list of survivors."""
+
+    SubmitReveal: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.coordinator.v1.coordinator_pb2.SubmitRevealRequest,
+        fedmesh.coordinator.v1.coordinator_pb2.SubmitRevealResponse,
+    ]
+    """A survivor reveals the shares that remove the masks of a confirmed list of survivors."""
 
     SubmitDigest: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.coordinator.v1.coordinator_pb2.SubmitDigestRequest,
@@ -152,12 +188,36 @@ class CoordinatorServiceServicer(metaclass=abc.ABCMeta):
         """A hospital has trained on the attempt's version and can go through the crypto phases at once."""
 
     @abc.abstractmethod
+    def SubmitShares(
+        self,
+        request: fedmesh.coordinator.v1.coordinator_pb2.SubmitSharesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.coordinator.v1.coordinator_pb2.SubmitSharesResponse, collections.abc.Awaitable[fedmesh.coordinator.v1.coordinator_pb2.SubmitSharesResponse]]:
+        """A member of the sealed group sends the others sealed shares of its mask secrets."""
+
+    @abc.abstractmethod
     def ReportUpload(
         self,
         request: fedmesh.coordinator.v1.coordinator_pb2.ReportUploadRequest,
         context: _ServicerContext,
     ) -> typing.Union[fedmesh.coordinator.v1.coordinator_pb2.ReportUploadResponse, collections.abc.Awaitable[fedmesh.coordinator.v1.coordinator_pb2.ReportUploadResponse]]:
         """A hospital's ciphertext was accepted by the aggregator."""
+
+    @abc.abstractmethod
+    def ConfirmSurvivors(
+        self,
+        request: fedmesh.coordinator.v1.coordinator_pb2.ConfirmSurvivorsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.coordinator.v1.coordinator_pb2.ConfirmSurvivorsResponse, collections.abc.Awaitable[fedmesh.coordinator.v1.coordinator_pb2.ConfirmSurvivorsResponse]]:
+        """A survivor signs the list of survivors."""
+
+    @abc.abstractmethod
+    def SubmitReveal(
+        self,
+        request: fedmesh.coordinator.v1.coordinator_pb2.SubmitRevealRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.coordinator.v1.coordinator_pb2.SubmitRevealResponse, collections.abc.Awaitable[fedmesh.coordinator.v1.coordinator_pb2.SubmitRevealResponse]]:
+        """A survivor reveals the shares that remove the masks of a confirmed list of survivors."""
 
     @abc.abstractmethod
     def SubmitDigest(

@@ -201,6 +201,7 @@ class Job(google.protobuf.message.Message):
     STATE_SHA256_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
     ENDED_AT_FIELD_NUMBER: builtins.int
+    ROSTER_SHA256_FIELD_NUMBER: builtins.int
     job_id: builtins.str
     """UUID."""
     plan_id: builtins.str
@@ -217,6 +218,8 @@ class Job(google.protobuf.message.Message):
     """Newest committed version, 0 before the first."""
     state_sha256: builtins.str
     """SHA-256 of that version's state; empty at version 0."""
+    roster_sha256: builtins.str
+    """SHA-256 of the roster that was present when the job began; the job is bound to it."""
     @property
     def hospital_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The cohort, sorted."""
@@ -243,9 +246,10 @@ class Job(google.protobuf.message.Message):
         state_sha256: builtins.str = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         ended_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        roster_sha256: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_at", b"created_at", "ended_at", b"ended_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "hospital_ids", b"hospital_ids", "job_id", b"job_id", "plan_id", b"plan_id", "plan_name", b"plan_name", "reason", b"reason", "rounds", b"rounds", "state_sha256", b"state_sha256", "status", b"status", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "hospital_ids", b"hospital_ids", "job_id", b"job_id", "plan_id", b"plan_id", "plan_name", b"plan_name", "reason", b"reason", "roster_sha256", b"roster_sha256", "rounds", b"rounds", "state_sha256", b"state_sha256", "status", b"status", "version", b"version"]) -> None: ...
 
 global___Job = Job
 
@@ -268,6 +272,9 @@ class CommittedRound(google.protobuf.message.Message):
     SEALED_AT_FIELD_NUMBER: builtins.int
     COMMITTED_AT_FIELD_NUMBER: builtins.int
     UPLOAD_BYTES_FIELD_NUMBER: builtins.int
+    BURNT_FIELD_NUMBER: builtins.int
+    BURNT_REASON_FIELD_NUMBER: builtins.int
+    SURVIVORS_SHA256_FIELD_NUMBER: builtins.int
     version: builtins.int
     """The version made; the version before it is its parent."""
     sum_sha256: builtins.str
@@ -280,6 +287,12 @@ class CommittedRound(google.protobuf.message.Message):
     """Validation metrics, canonical JSON object of numbers; empty when the round had none."""
     upload_bytes: builtins.int
     """Size of one hospital's upload in bytes."""
+    burnt: builtins.bool
+    """True when the version was used up without a new state: `state_sha256` is then the one before, or empty."""
+    burnt_reason: builtins.str
+    """Why it was burnt, at most 500 characters; else empty."""
+    survivors_sha256: builtins.str
+    """SHA-256 of the `survivors` statement."""
     @property
     def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
         """The attempt that succeeded."""
@@ -324,9 +337,12 @@ class CommittedRound(google.protobuf.message.Message):
         sealed_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         committed_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         upload_bytes: builtins.int = ...,
+        burnt: builtins.bool = ...,
+        burnt_reason: builtins.str = ...,
+        survivors_sha256: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["attempt", b"attempt", "committed_at", b"committed_at", "sealed_at", b"sealed_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agreeing", b"agreeing", "attempt", b"attempt", "attesting", b"attesting", "committed_at", b"committed_at", "contributions", b"contributions", "dissenting", b"dissenting", "finalizer", b"finalizer", "metrics_json", b"metrics_json", "sealed_at", b"sealed_at", "state_sha256", b"state_sha256", "sum_sha256", b"sum_sha256", "upload_bytes", b"upload_bytes", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agreeing", b"agreeing", "attempt", b"attempt", "attesting", b"attesting", "burnt", b"burnt", "burnt_reason", b"burnt_reason", "committed_at", b"committed_at", "contributions", b"contributions", "dissenting", b"dissenting", "finalizer", b"finalizer", "metrics_json", b"metrics_json", "sealed_at", b"sealed_at", "state_sha256", b"state_sha256", "sum_sha256", b"sum_sha256", "survivors_sha256", b"survivors_sha256", "upload_bytes", b"upload_bytes", "version", b"version"]) -> None: ...
 
 global___CommittedRound = CommittedRound
 
@@ -419,6 +435,398 @@ class Metric(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["job_id", b"job_id", "name", b"name", "recorded_at", b"recorded_at", "value", b"value", "version", b"version"]) -> None: ...
 
 global___Metric = Metric
+
+@typing.final
+class Roster(google.protobuf.message.Message):
+    """A roster as the registry has it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATEMENT_FIELD_NUMBER: builtins.int
+    SIGNATURES_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    statement: builtins.bytes
+    """The `roster` statement, canonical JSON."""
+    sha256: builtins.str
+    """SHA-256 of the statement, 64 hex digits."""
+    @property
+    def signatures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Signature]:
+        """Signatures by its members (the founding one) or by members of the roster before."""
+
+    def __init__(
+        self,
+        *,
+        statement: builtins.bytes = ...,
+        signatures: collections.abc.Iterable[fedmesh.common.v1.round_pb2.Signature] | None = ...,
+        sha256: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sha256", b"sha256", "signatures", b"signatures", "statement", b"statement"]) -> None: ...
+
+global___Roster = Roster
+
+@typing.final
+class PublishRosterRequest(google.protobuf.message.Message):
+    """Brings a roster."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    STATEMENT_FIELD_NUMBER: builtins.int
+    SIGNATURES_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID."""
+    statement: builtins.bytes
+    """The `roster` statement, canonical JSON."""
+    @property
+    def signatures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Signature]:
+        """Its signatures."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        statement: builtins.bytes = ...,
+        signatures: collections.abc.Iterable[fedmesh.common.v1.round_pb2.Signature] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "signatures", b"signatures", "statement", b"statement"]) -> None: ...
+
+global___PublishRosterRequest = PublishRosterRequest
+
+@typing.final
+class PublishRosterResponse(google.protobuf.message.Message):
+    """The roster is the present one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROSTER_FIELD_NUMBER: builtins.int
+    @property
+    def roster(self) -> global___Roster:
+        """As stored; the same roster again is harmless."""
+
+    def __init__(
+        self,
+        *,
+        roster: global___Roster | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["roster", b"roster"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["roster", b"roster"]) -> None: ...
+
+global___PublishRosterResponse = PublishRosterResponse
+
+@typing.final
+class ListRostersRequest(google.protobuf.message.Message):
+    """Asks for rosters."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AFTER_VERSION_FIELD_NUMBER: builtins.int
+    after_version: builtins.int
+    """Only rosters after this version; 0 means all."""
+    def __init__(
+        self,
+        *,
+        after_version: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_version", b"after_version"]) -> None: ...
+
+global___ListRostersRequest = ListRostersRequest
+
+@typing.final
+class ListRostersResponse(google.protobuf.message.Message):
+    """Rosters."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROSTERS_FIELD_NUMBER: builtins.int
+    @property
+    def rosters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Roster]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        rosters: collections.abc.Iterable[global___Roster] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["rosters", b"rosters"]) -> None: ...
+
+global___ListRostersResponse = ListRostersResponse
+
+@typing.final
+class PublishEpochRequest(google.protobuf.message.Message):
+    """Brings the sealed keys of an epoch."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID."""
+    @property
+    def epoch(self) -> fedmesh.common.v1.round_pb2.Signed:
+        """The maker's `epoch` statement, at most 256 KiB."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        epoch: fedmesh.common.v1.round_pb2.Signed | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "request_id", b"request_id"]) -> None: ...
+
+global___PublishEpochRequest = PublishEpochRequest
+
+@typing.final
+class PublishEpochResponse(google.protobuf.message.Message):
+    """The epoch that stands."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: builtins.int
+    @property
+    def epoch(self) -> fedmesh.common.v1.round_pb2.Signed:
+        """The first publication of this number, which may be another member's."""
+
+    def __init__(
+        self,
+        *,
+        epoch: fedmesh.common.v1.round_pb2.Signed | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch"]) -> None: ...
+
+global___PublishEpochResponse = PublishEpochResponse
+
+@typing.final
+class GetEpochRequest(google.protobuf.message.Message):
+    """Asks for a key epoch."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROSTER_SHA256_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    roster_sha256: builtins.str
+    """Its roster, SHA-256 in hex; empty means the present one."""
+    epoch: builtins.int
+    """Its number; 0 means the newest."""
+    def __init__(
+        self,
+        *,
+        roster_sha256: builtins.str = ...,
+        epoch: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "roster_sha256", b"roster_sha256"]) -> None: ...
+
+global___GetEpochRequest = GetEpochRequest
+
+@typing.final
+class GetEpochResponse(google.protobuf.message.Message):
+    """A key epoch, if there is one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: builtins.int
+    DUE_FIELD_NUMBER: builtins.int
+    DUE_FOR_S_FIELD_NUMBER: builtins.int
+    ROSTER_SHA256_FIELD_NUMBER: builtins.int
+    due: builtins.int
+    """The number that is due to be made now; 0 when none is."""
+    due_for_s: builtins.float
+    """For how long it has been due, seconds: members answer in turn."""
+    roster_sha256: builtins.str
+    """The present roster, SHA-256 in hex; empty when there is none."""
+    @property
+    def epoch(self) -> fedmesh.common.v1.round_pb2.Signed:
+        """The `epoch` statement; absent when there is none."""
+
+    def __init__(
+        self,
+        *,
+        epoch: fedmesh.common.v1.round_pb2.Signed | None = ...,
+        due: builtins.int = ...,
+        due_for_s: builtins.float = ...,
+        roster_sha256: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["due", b"due", "due_for_s", b"due_for_s", "epoch", b"epoch", "roster_sha256", b"roster_sha256"]) -> None: ...
+
+global___GetEpochResponse = GetEpochResponse
+
+@typing.final
+class Survivors(google.protobuf.message.Message):
+    """Confirmed survivors and what it takes to go on with the attempt after the coordinator's store was lost."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    STATEMENT_FIELD_NUMBER: builtins.int
+    CONFIRMATIONS_FIELD_NUMBER: builtins.int
+    DETAILS_FIELD_NUMBER: builtins.int
+    STORED_AT_FIELD_NUMBER: builtins.int
+    statement: builtins.bytes
+    """The `survivors` statement, canonical JSON."""
+    details: builtins.bytes
+    """The coordinator's own record of the attempt, at most 4 MiB. Dropped when the round is committed or burnt."""
+    @property
+    def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
+        """The attempt."""
+
+    @property
+    def confirmations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fedmesh.common.v1.round_pb2.Signature]:
+        """At least t signatures over it."""
+
+    @property
+    def stored_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was stored, UTC, by the registry's clock."""
+
+    def __init__(
+        self,
+        *,
+        attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
+        statement: builtins.bytes = ...,
+        confirmations: collections.abc.Iterable[fedmesh.common.v1.round_pb2.Signature] | None = ...,
+        details: builtins.bytes = ...,
+        stored_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt", "stored_at", b"stored_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "confirmations", b"confirmations", "details", b"details", "statement", b"statement", "stored_at", b"stored_at"]) -> None: ...
+
+global___Survivors = Survivors
+
+@typing.final
+class StoreSurvivorsRequest(google.protobuf.message.Message):
+    """Brings confirmed survivors."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    SURVIVORS_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID."""
+    @property
+    def survivors(self) -> global___Survivors:
+        """The survivors; `stored_at` is set by the registry."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        survivors: global___Survivors | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["survivors", b"survivors"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "survivors", b"survivors"]) -> None: ...
+
+global___StoreSurvivorsRequest = StoreSurvivorsRequest
+
+@typing.final
+class StoreSurvivorsResponse(google.protobuf.message.Message):
+    """They are durable."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___StoreSurvivorsResponse = StoreSurvivorsResponse
+
+@typing.final
+class GetSurvivorsRequest(google.protobuf.message.Message):
+    """Asks for the survivors of a job's open round."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: builtins.int
+    job_id: builtins.str
+    """The job."""
+    def __init__(
+        self,
+        *,
+        job_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["job_id", b"job_id"]) -> None: ...
+
+global___GetSurvivorsRequest = GetSurvivorsRequest
+
+@typing.final
+class GetSurvivorsResponse(google.protobuf.message.Message):
+    """The survivors, if any."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SURVIVORS_FIELD_NUMBER: builtins.int
+    @property
+    def survivors(self) -> global___Survivors:
+        """Absent when the job's next round has none."""
+
+    def __init__(
+        self,
+        *,
+        survivors: global___Survivors | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["survivors", b"survivors"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["survivors", b"survivors"]) -> None: ...
+
+global___GetSurvivorsResponse = GetSurvivorsResponse
+
+@typing.final
+class RecordStrikeRequest(google.protobuf.message.Message):
+    """Notes a strike."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    CODE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID; the same strike again counts once."""
+    hospital_id: builtins.str
+    """The hospital."""
+    code: builtins.str
+    """The slug of the error, such as `ciphertext-invalid`."""
+    reason: builtins.str
+    """What happened, at most 500 characters; nothing of the content."""
+    @property
+    def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
+        """The attempt in which it happened."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        hospital_id: builtins.str = ...,
+        code: builtins.str = ...,
+        reason: builtins.str = ...,
+        attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "code", b"code", "hospital_id", b"hospital_id", "reason", b"reason", "request_id", b"request_id"]) -> None: ...
+
+global___RecordStrikeRequest = RecordStrikeRequest
+
+@typing.final
+class RecordStrikeResponse(google.protobuf.message.Message):
+    """Noted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STRIKES_FIELD_NUMBER: builtins.int
+    SUSPENDED_FIELD_NUMBER: builtins.int
+    strikes: builtins.int
+    """Strikes that count now."""
+    suspended: builtins.bool
+    """True when the hospital is suspended."""
+    def __init__(
+        self,
+        *,
+        strikes: builtins.int = ...,
+        suspended: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["strikes", b"strikes", "suspended", b"suspended"]) -> None: ...
+
+global___RecordStrikeResponse = RecordStrikeResponse
 
 @typing.final
 class RegisterHospitalRequest(google.protobuf.message.Message):
@@ -1057,6 +1465,12 @@ class OpenAttemptResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ATTEMPT_FIELD_NUMBER: builtins.int
+    ROSTER_SHA256_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    roster_sha256: builtins.str
+    """The roster that the attempt is bound to, SHA-256 in hex."""
+    epoch: builtins.int
+    """The newest key epoch of that roster."""
     @property
     def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
         """The attempt; its number counts from 1 within the round."""
@@ -1065,9 +1479,11 @@ class OpenAttemptResponse(google.protobuf.message.Message):
         self,
         *,
         attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
+        roster_sha256: builtins.str = ...,
+        epoch: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "epoch", b"epoch", "roster_sha256", b"roster_sha256"]) -> None: ...
 
 global___OpenAttemptResponse = OpenAttemptResponse
 

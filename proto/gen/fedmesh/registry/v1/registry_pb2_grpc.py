@@ -15,6 +15,41 @@ class RegistryServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.PublishRoster = channel.unary_unary(
+                '/fedmesh.registry.v1.RegistryService/PublishRoster',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishRosterRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishRosterResponse.FromString,
+                )
+        self.ListRosters = channel.unary_unary(
+                '/fedmesh.registry.v1.RegistryService/ListRosters',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRostersRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRostersResponse.FromString,
+                )
+        self.PublishEpoch = channel.unary_unary(
+                '/fedmesh.registry.v1.RegistryService/PublishEpoch',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishEpochRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishEpochResponse.FromString,
+                )
+        self.GetEpoch = channel.unary_unary(
+                '/fedmesh.registry.v1.RegistryService/GetEpoch',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetEpochRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetEpochResponse.FromString,
+                )
+        self.StoreSurvivors = channel.unary_unary(
+                '/fedmesh.registry.v1.RegistryService/StoreSurvivors',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.StoreSurvivorsRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.StoreSurvivorsResponse.FromString,
+                )
+        self.GetSurvivors = channel.unary_unary(
+                '/fedmesh.registry.v1.RegistryService/GetSurvivors',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetSurvivorsRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetSurvivorsResponse.FromString,
+                )
+        self.RecordStrike = channel.unary_unary(
+                '/fedmesh.registry.v1.RegistryService/RecordStrike',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.RecordStrikeRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.RecordStrikeResponse.FromString,
+                )
         self.RegisterHospital = channel.unary_unary(
                 '/fedmesh.registry.v1.RegistryService/RegisterHospital',
                 request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.RegisterHospitalRequest.SerializeToString,
@@ -120,6 +155,55 @@ class RegistryServiceStub(object):
 class RegistryServiceServicer(object):
     """Hospitals, plans, jobs, committed rounds, model versions and metrics, durable in PostgreSQL.
     """
+
+    def PublishRoster(self, request, context):
+        """Stores a roster with its signatures: the founding one, or a successor signed by at least t members of the present one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRosters(self, request, context):
+        """Rosters, oldest first, each with its signatures.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PublishEpoch(self, request, context):
+        """Stores the sealed keys of a key epoch, once: the first publication of a number stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEpoch(self, request, context):
+        """The newest key epoch of the present roster, or a given one, and whether a new one is due.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StoreSurvivors(self, request, context):
+        """Stores the confirmed survivors of an attempt, before any mask is opened. The first list of a round stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSurvivors(self, request, context):
+        """The stored survivors of a job's open round, if any: that attempt must be completed or burnt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordStrike(self, request, context):
+        """Notes that a hospital sent something that no honest node sends. Enough strikes within a time suspend it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def RegisterHospital(self, request, context):
         """Adds a hospital to the consortium.
@@ -264,6 +348,41 @@ class RegistryServiceServicer(object):
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'PublishRoster': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishRoster,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishRosterRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishRosterResponse.SerializeToString,
+            ),
+            'ListRosters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRosters,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRostersRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRostersResponse.SerializeToString,
+            ),
+            'PublishEpoch': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishEpoch,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishEpochRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishEpochResponse.SerializeToString,
+            ),
+            'GetEpoch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEpoch,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetEpochRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetEpochResponse.SerializeToString,
+            ),
+            'StoreSurvivors': grpc.unary_unary_rpc_method_handler(
+                    servicer.StoreSurvivors,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.StoreSurvivorsRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.StoreSurvivorsResponse.SerializeToString,
+            ),
+            'GetSurvivors': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSurvivors,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetSurvivorsRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetSurvivorsResponse.SerializeToString,
+            ),
+            'RecordStrike': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordStrike,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.RecordStrikeRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.RecordStrikeResponse.SerializeToString,
+            ),
             'RegisterHospital': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterHospital,
                     request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.RegisterHospitalRequest.FromString,
@@ -374,6 +493,125 @@ def add_RegistryServiceServicer_to_server(servicer, server):
 class RegistryService(object):
     """Hospitals, plans, jobs, committed rounds, model versions and metrics, durable in PostgreSQL.
     """
+
+    @staticmethod
+    def PublishRoster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/PublishRoster',
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishRosterRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishRosterResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListRosters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/ListRosters',
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRostersRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRostersResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def PublishEpoch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/PublishEpoch',
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishEpochRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.PublishEpochResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetEpoch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/GetEpoch',
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetEpochRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetEpochResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def StoreSurvivors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/StoreSurvivors',
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.StoreSurvivorsRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.StoreSurvivorsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetSurvivors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/GetSurvivors',
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetSurvivorsRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetSurvivorsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RecordStrike(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/RecordStrike',
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.RecordStrikeRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.RecordStrikeResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
     @staticmethod
     def RegisterHospital(request,

@@ -21,6 +21,48 @@ class RegistryServiceStub:
     """Hospitals, plans, jobs, committed rounds, model versions and metrics, durable in PostgreSQL."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
+    PublishRoster: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.PublishRosterRequest,
+        fedmesh.registry.v1.registry_pb2.PublishRosterResponse,
+    ]
+    """Stores a roster with its signatures: the founding one, or a successor signed by at least t members of the present one."""
+
+    ListRosters: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.ListRostersRequest,
+        fedmesh.registry.v1.registry_pb2.ListRostersResponse,
+    ]
+    """Rosters, oldest first, each with its signatures."""
+
+    PublishEpoch: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.PublishEpochRequest,
+        fedmesh.registry.v1.registry_pb2.PublishEpochResponse,
+    ]
+    """Stores the sealed keys of a key epoch, once: the first publication of a number stands."""
+
+    GetEpoch: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.GetEpochRequest,
+        fedmesh.registry.v1.registry_pb2.GetEpochResponse,
+    ]
+    """The newest key epoch of the present roster, or a given one, and whether a new one is due."""
+
+    StoreSurvivors: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.StoreSurvivorsRequest,
+        fedmesh.registry.v1.registry_pb2.StoreSurvivorsResponse,
+    ]
+    """Stores the confirmed survivors of an attempt, before any mask is opened. The first list of a round stands."""
+
+    GetSurvivors: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.GetSurvivorsRequest,
+        fedmesh.registry.v1.registry_pb2.GetSurvivorsResponse,
+    ]
+    """The stored survivors of a job's open round, if any: that attempt must be completed or burnt."""
+
+    RecordStrike: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.RecordStrikeRequest,
+        fedmesh.registry.v1.registry_pb2.RecordStrikeResponse,
+    ]
+    """Notes that a hospital sent something that no honest node sends. Enough strikes within a time suspend it."""
+
     RegisterHospital: grpc.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.registry_pb2.RegisterHospitalRequest,
         fedmesh.registry.v1.registry_pb2.RegisterHospitalResponse,
@@ -144,6 +186,48 @@ class RegistryServiceStub:
 class RegistryServiceAsyncStub:
     """Hospitals, plans, jobs, committed rounds, model versions and metrics, durable in PostgreSQL."""
 
+    PublishRoster: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.PublishRosterRequest,
+        fedmesh.registry.v1.registry_pb2.PublishRosterResponse,
+    ]
+    """Stores a roster with its signatures: the founding one, or a successor signed by at least t members of the present one."""
+
+    ListRosters: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.ListRostersRequest,
+        fedmesh.registry.v1.registry_pb2.ListRostersResponse,
+    ]
+    """Rosters, oldest first, each with its signatures."""
+
+    PublishEpoch: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.PublishEpochRequest,
+        fedmesh.registry.v1.registry_pb2.PublishEpochResponse,
+    ]
+    """Stores the sealed keys of a key epoch, once: the first publication of a number stands."""
+
+    GetEpoch: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.GetEpochRequest,
+        fedmesh.registry.v1.registry_pb2.GetEpochResponse,
+    ]
+    """The newest key epoch of the present roster, or a given one, and whether a new one is due."""
+
+    StoreSurvivors: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.StoreSurvivorsRequest,
+        fedmesh.registry.v1.registry_pb2.StoreSurvivorsResponse,
+    ]
+    """Stores the confirmed survivors of an attempt, before any mask is opened. The first list of a round stands."""
+
+    GetSurvivors: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.GetSurvivorsRequest,
+        fedmesh.registry.v1.registry_pb2.GetSurvivorsResponse,
+    ]
+    """The stored survivors of a job's open round, if any: that attempt must be completed or burnt."""
+
+    RecordStrike: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.RecordStrikeRequest,
+        fedmesh.registry.v1.registry_pb2.RecordStrikeResponse,
+    ]
+    """Notes that a hospital sent something that no honest node sends. Enough strikes within a time suspend it."""
+
     RegisterHospital: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.registry_pb2.RegisterHospitalRequest,
         fedmesh.registry.v1.registry_pb2.RegisterHospitalResponse,
@@ -266,6 +350,62 @@ class RegistryServiceAsyncStub:
 
 class RegistryServiceServicer(metaclass=abc.ABCMeta):
     """Hospitals, plans, jobs, committed rounds, model versions and metrics, durable in PostgreSQL."""
+
+    @abc.abstractmethod
+    def PublishRoster(
+        self,
+        request: fedmesh.registry.v1.registry_pb2.PublishRosterRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.registry_pb2.PublishRosterResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.PublishRosterResponse]]:
+        """Stores a roster with its signatures: the founding one, or a successor signed by at least t members of the present one."""
+
+    @abc.abstractmethod
+    def ListRosters(
+        self,
+        request: fedmesh.registry.v1.registry_pb2.ListRostersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.registry_pb2.ListRostersResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.ListRostersResponse]]:
+        """Rosters, oldest first, each with its signatures."""
+
+    @abc.abstractmethod
+    def PublishEpoch(
+        self,
+        request: fedmesh.registry.v1.registry_pb2.PublishEpochRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.registry_pb2.PublishEpochResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.PublishEpochResponse]]:
+        """Stores the sealed keys of a key epoch, once: the first publication of a number stands."""
+
+    @abc.abstractmethod
+    def GetEpoch(
+        self,
+        request: fedmesh.registry.v1.registry_pb2.GetEpochRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.registry_pb2.GetEpochResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.GetEpochResponse]]:
+        """The newest key epoch of the present roster, or a given one, and whether a new one is due."""
+
+    @abc.abstractmethod
+    def StoreSurvivors(
+        self,
+        request: fedmesh.registry.v1.registry_pb2.StoreSurvivorsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.registry_pb2.StoreSurvivorsResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.StoreSurvivorsResponse]]:
+        """Stores the confirmed survivors of an attempt, before any mask is opened. The first list of a round stands."""
+
+    @abc.abstractmethod
+    def GetSurvivors(
+        self,
+        request: fedmesh.registry.v1.registry_pb2.GetSurvivorsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.registry_pb2.GetSurvivorsResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.GetSurvivorsResponse]]:
+        """The stored survivors of a job's open round, if any: that attempt must be completed or burnt."""
+
+    @abc.abstractmethod
+    def RecordStrike(
+        self,
+        request: fedmesh.registry.v1.registry_pb2.RecordStrikeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.registry_pb2.RecordStrikeResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.RecordStrikeResponse]]:
+        """Notes that a hospital sent something that no honest node sends. Enough strikes within a time suspend it."""
 
     @abc.abstractmethod
     def RegisterHospital(
