@@ -31,9 +31,11 @@ def generate_group_key(params: ParameterSet = DEFAULT) -> bytes:
         A 40-byte header (magic "FMGK", version, zero, parameter set name) and the key's N coefficients in NTT form,
         packed like a ciphertext's. Keep it secret and only inside hospitals.
     """
-    key = sealapi.KeyGenerator(seal.context(params)).secret_key().data()
-    degree = params.poly_modulus_degree
-    coefficients = seal.elements(key.data, degree)
+    # The bindings' `data()` points into the key without keeping it alive: both names must outlive the read, or it
+    # returns memory that belongs to somebody else by then, such as the key before.
+    secret_key = sealapi.KeyGenerator(seal.context(params)).secret_key()
+    key = secret_key.data()
+    coefficients = seal.elements(key.data, params.poly_modulus_degree)
     name = params.name.encode("ascii")
     return _KEY_HEADER.pack(_KEY_MAGIC, _KEY_VERSION, 0, name) + wire.pack(coefficients).tobytes()
 
