@@ -54,7 +54,7 @@ class PrivacyConfig(Section):
 class LimitsConfig(Section):
     max_rounds: int = Field(default=1000, ge=1, le=10_000, description="refuse plans with more rounds")
     max_vector_length: int = Field(
-        default=1 << 24, ge=1, le=1 << 24, description="refuse plans whose contribution has more integers"
+        default=1 << 24, ge=1, le=1 << 25, description="refuse plans whose contribution has more integers"
     )
     max_state_mb: int = Field(default=256, ge=1, le=1024, description="refuse model states larger than this, in MiB")
     max_jobs: int = Field(default=4, ge=1, le=64, description="most jobs whose data is kept in memory at once")

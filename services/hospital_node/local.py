@@ -22,8 +22,10 @@ class PlanTrainer(Trainer):
 def open_local_job(manifest: PlanManifest, data: DataConfig, cache: Path) -> LocalJob:
     """Read and check the data, compile the plan or take it from `cache`.
 
-    Raises: FedmeshError(DATA_INVALID, CONFIG_INVALID, or INTERNAL when compiling failed).
+    Raises: FedmeshError(PLAN_INVALID for a family that is not trained, DATA_INVALID, CONFIG_INVALID, or INTERNAL when
+        compiling failed).
     """
+    _ = manifest.logistic
     mapping = None if data.mapping is None else load_mapping(data.mapping)
     dataset = read_dataset(data.file, manifest, mapping, _partition(data))
     return LocalJob(PlanTrainer(manifest, dataset, cache), _snapshot(data, dataset.content_sha256))

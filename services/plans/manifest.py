@@ -29,7 +29,7 @@ MAX_EPSILON: Final = 10.0
 LANE_BITS: Final = {1: 48, 2: 24}
 # Honest contributions that fit under the parameter set's plaintext modulus together with headroom.
 MAX_HOSPITALS: Final = 16
-MAX_VECTOR_LENGTH: Final = 1 << 24
+MAX_VECTOR_LENGTH: Final = 1 << 25
 
 PlanName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Epsilon = Annotated[float, Field(gt=0, le=MAX_EPSILON)]
@@ -49,6 +49,16 @@ class LogisticModel(Strict):
     family: Literal["logistic"]
     l2: Annotated[float, Field(ge=0, le=1e3)] = 0.0
     initial_intercept: Annotated[float, Field(ge=-20, le=20)] = 0.0
+
+
+class IntegerVector(Strict):
+    """`length` integers that hospitals only sum. For benchmarks of the secure sum: no hospital trains it."""
+
+    family: Literal["integer_vector"]
+    length: Annotated[int, Field(ge=1, le=MAX_VECTOR_LENGTH)]
+
+
+Model = Annotated[LogisticModel | IntegerVector, Field(discriminator="family")]
 
 
 class FedAvg(Strict):
@@ -83,7 +93,13 @@ class GradientDescent(Strict):
     average_last: Annotated[int, Field(ge=1, le=10_000)] = 1
 
 
-Algorithm = Annotated[FedAvg | GradientDescent, Field(discriminator="kind")]
+class SumOnly(Strict):
+    """The sum is all there is; the next state is the mean of the contributions. Only for `integer_vector`."""
+
+    kind: Literal["sum_only"]
+
+
+Algorithm = Annotated[FedAvg | GradientDescent | SumOnly, Field(discriminator="kind")]
 
 
 class Privacy(Strict):
@@ -162,7 +178,7 @@ class PlanManifest(Strict):
     format: Literal["fedmesh.plan/v1"]
     name: PlanName
     description: Annotated[str, Field(max_length=2000)] = ""
-    model: LogisticModel
+    model: Model
     algorithm: Algorithm
     privacy: Privacy | None
     rounds: Rounds
@@ -175,6 +191,10 @@ class PlanManifest(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_features()
+        self.require(
+            isinstance(self.model, IntegerVector) == isinstance(self.algorithm, SumOnly),
+            "model.family = 'integer_vector' and algorithm.kind = 'sum_only' go together",
+        )
         self._check_privacy()
         return self._check_range()
 
@@ -200,7 +220,7 @@ class PlanManifest(Strict):
             return
         self.require(
             self.algorithm.kind == "gradient_descent",
-            "algorithm.kind = 'fedavg' is refused with privacy: several local steps have no per-patient bound; "
+            f"algorithm.kind = {self.algorithm.kind!r} is refused with privacy: it has no per-patient bound; "
             "use 'gradient_descent' or set privacy to null",
         )
         complete = self.metrics is None or (self.metrics.epsilon is not None and self.metrics.delta is not None)
@@ -218,7 +238,7 @@ class PlanManifest(Strict):
 
     def _check_range(self) -> Self:
         """The sum over all patients must fit a lane; the factor 2 is room for noise and for more patients."""
-        if isinstance(self.algorithm, FedAvg):
+        if not isinstance(self.algorithm, GradientDescent):
             return self
         largest = self.train_sensitivity if self.privacy else math.ceil(self.encoding.scale * self.largest_gradient)
         needed = 2 * largest * self.algorithm.expected_patients
@@ -241,9 +261,16 @@ class PlanManifest(Strict):
         return tuple(name for column in self.columns for name in column.features)
 
     @property
+    def logistic(self) -> LogisticModel:
+        """The model, if it is one that hospitals can train. Raises: FedmeshError(PLAN_INVALID) for another family."""
+        if isinstance(self.model, LogisticModel):
+            return self.model
+        raise FedmeshError(Code.PLAN_INVALID, f"hospitals do not train plans of family {self.model.family!r}")
+
+    @property
     def weights_length(self) -> int:
         """Model parameters: one a feature, and the intercept as the last."""
-        return len(self.feature_names) + 1
+        return self.model.length if isinstance(self.model, IntegerVector) else len(self.feature_names) + 1
 
     @property
     def train_length(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from services.common.errors import Code, FedmeshError
 from services.hospital_node.training.metrics import LOSS_UNITS
 from services.plans.manifest import FedAvg, GradientDescent, PlanManifest
 
@@ -89,10 +90,16 @@ def _logits(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.linalg.matvec(x, weights[:-1]) + weights[-1]
 
 
+def _descent(manifest: PlanManifest) -> GradientDescent:
+    if not isinstance(manifest.algorithm, GradientDescent):
+        raise FedmeshError(Code.PLAN_INVALID, f"hospitals do not train by {manifest.algorithm.kind!r}")
+    return manifest.algorithm
+
+
 def _train(manifest: PlanManifest, data: Any, state: Any) -> tf.Tensor:
     if isinstance(manifest.algorithm, FedAvg):
         return _averaging(manifest, manifest.algorithm, data, state)
-    gradients = _patient_gradients(manifest.algorithm, data, state.weights)
+    gradients = _patient_gradients(_descent(manifest), data, state.weights)
     if manifest.privacy is None:
         total = tf.reduce_sum(tf.cast(gradients, tf.float64), axis=0)
         return _saturated(total * manifest.encoding.scale, manifest.encoding.bits)
@@ -188,9 +195,10 @@ def _update(manifest: PlanManifest, state: Any, total: tf.Tensor) -> Any:
         direction = -tf.cast(real[:-1] / rows, tf.float32)
         momentum, rate = algorithm.server_momentum, algorithm.server_learning_rate
     else:
-        mean = tf.cast(real / algorithm.expected_patients, tf.float32)
+        descent = _descent(manifest)
+        mean = tf.cast(real / descent.expected_patients, tf.float32)
         direction = mean + _penalty(manifest) * state.weights
-        momentum, rate = algorithm.momentum, algorithm.learning_rate
+        momentum, rate = descent.momentum, descent.learning_rate
     velocity = momentum * state.velocity + direction
     weights = state.weights - rate * velocity
     updates = state.updates + 1
@@ -213,7 +221,7 @@ def _average(manifest: PlanManifest, updates: tf.Tensor, weights: tf.Tensor, ave
 
 def _penalty(manifest: PlanManifest) -> tf.Tensor:
     """The ridge factor of each weight; the intercept has none."""
-    return tf.constant([manifest.model.l2] * len(manifest.feature_names) + [0.0], tf.float32)
+    return tf.constant([manifest.logistic.l2] * len(manifest.feature_names) + [0.0], tf.float32)
 
 
 def _integers(values: tf.Tensor) -> tf.Tensor:

@@ -39,7 +39,7 @@ class State:
 def initial_state(manifest: PlanManifest) -> bytes:
     """The state that every hospital starts from: zeros, and the public log-odds as intercept."""
     weights = np.zeros(manifest.weights_length, dtype=np.float32)
-    weights[-1] = manifest.model.initial_intercept
+    weights[-1] = manifest.logistic.initial_intercept
     return State(updates=0, weights=weights, velocity=np.zeros_like(weights), average=weights).to_bytes()
 
 
