@@ -162,6 +162,10 @@ def test_the_listed_uploads_are_found_again(confirmed: Consortium) -> None:
         refused(Code.STATEMENT_INVALID, check, confirmed.survivors, confirmed.roster, bad)
     forged = uploads[0]._replace(signature=bytes(64))
     refused(Code.STATEMENT_INVALID, check, confirmed.survivors, confirmed.roster, [forged, *uploads[1:]])
+    said = parse(Survivors, confirmed.survivors)
+    complaining = said.survivors[0].model_copy(update={"complaints": (OTHER,)})
+    altered = said.model_copy(update={"survivors": (complaining, *said.survivors[1:])}).encode()
+    refused(Code.STATEMENT_INVALID, check, altered, confirmed.roster, uploads)
 
 
 def test_a_digest_is_a_survivors_over_this_list(revealed: Consortium) -> None:
