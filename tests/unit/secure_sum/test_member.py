@@ -18,6 +18,7 @@ from services.secure_sum.statements import (
     Statement,
     Survivor,
     Survivors,
+    adverts_digest,
     parse,
     sign,
     sign_bytes,
@@ -81,10 +82,19 @@ def test_a_state_does_not_show_its_secrets(received: Consortium) -> None:
         assert secret.hex() not in shown
 
 
-def test_a_state_of_another_hospital_or_roster_is_refused(received: Consortium) -> None:
-    other = Consortium.of(7)
-    for member in (received.member(OTHER), other.member(ME)):
-        refused(Code.WRONG_STATE, member.mask_plan, received.states[ME])
+def test_a_state_of_another_hospital_or_roster_is_refused(revealed: Consortium) -> None:
+    state, other = revealed.states[ME], Consortium.of(7)
+    for member in (revealed.member(OTHER), other.member(ME)):
+        for step, arguments in (
+            (member.share, (state.adverts,)),
+            (member.receive, (state.sharers, [])),
+            (member.mask_plan, ()),
+            (member.commit, ("p", 1, 32, HASH, [HASH])),
+            (member.confirm, (state.survivors,)),
+            (member.reveal, ({},)),
+            (member.agree, (HASH, bytes(32), HASH)),
+        ):
+            refused(Code.WRONG_STATE, step, state, *arguments)
 
 
 # share
@@ -203,10 +213,15 @@ def test_sharers_are_t_of_the_group_and_oneself(shared: Consortium, sharers: lis
 
 
 def test_a_member_that_is_not_in_the_group_is_no_sharer(begun: Consortium) -> None:
-    del begun.states[LAST]
-    begun.share()
-    received = begun.shares_for(ME, ALL[:6])
-    refused(Code.STATEMENT_INVALID, begun.member(ME).receive, begun.states[ME], ALL, received)
+    group = begun.copy()
+    del group.states[LAST]
+    group.share()
+    member, state, received = group.member(ME), group.states[ME], group.shares_for(ME, ALL[:6])
+    refused(Code.STATEMENT_INVALID, member.receive, state, ALL, received)
+    # The outsider's share names the right group.
+    digest = adverts_digest(state.adverts)
+    outside = begun.deal(LAST, ME, SharePair(bytes(16), bytes(16)), adverts=digest)
+    refused(Code.STATEMENT_INVALID, member.receive, state, ALL, [*received, outside])
 
 
 def test_there_is_one_share_from_every_other_sharer(shared: Consortium) -> None:
