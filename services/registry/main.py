@@ -8,7 +8,7 @@ from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
 from services.common.clock import Clock, SystemClock
 from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel, call
-from services.common.grpc.server import Endpoint, run_server
+from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.postgres import Database, require_migrated
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
@@ -65,6 +65,7 @@ async def main(config: RegistryConfig) -> None:
                 ],
                 background=[relay.run],
                 dependencies=database.ready,
+                max_message_bytes=MAX_RECORD_BYTES,
             )
     finally:
         await database.close()

@@ -22,7 +22,7 @@ from services.common.clock import SystemClock
 from services.common.config import ClientConfig, ServerConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
-from services.common.grpc.server import Endpoint, MeshServer
+from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, MeshServer
 from services.common.ids import new_id
 from services.common.postgres import Database, migrate
 from services.embedded.ca import CertificateAuthority, create_ca
@@ -170,7 +170,7 @@ class Registry:
     def stub(self, tls: TlsConfig) -> Any:
         key = str(tls.certificate)
         if key not in self.channels:
-            self.channels[key] = MeshChannel(f"127.0.0.1:{self.server.port}", tls)
+            self.channels[key] = MeshChannel(f"127.0.0.1:{self.server.port}", tls, max_message_bytes=MAX_RECORD_BYTES)
         return self.channels[key].stub(registry_pb2_grpc.RegistryServiceStub)
 
     def operator(self, name: str = "alice") -> Any:
@@ -397,6 +397,7 @@ async def running_registry(
                     servicer,
                 )
             ],
+            max_message_bytes=MAX_RECORD_BYTES,
         )
         await server.start()
         stack.push_async_callback(server.stop)
