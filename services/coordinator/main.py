@@ -5,8 +5,9 @@ from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 from services.common.clock import SystemClock
 from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel
-from services.common.grpc.server import Endpoint, run_server
+from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
+from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.coordinator.config import CoordinatorConfig
@@ -41,10 +42,11 @@ async def main(config: CoordinatorConfig) -> None:
     redis = connect_redis(config.redis)
     try:
         async with (
-            MeshChannel(config.registry.target, tls) as to_registry,
+            MeshChannel(config.registry.target, tls, max_message_bytes=MAX_RECORD_BYTES) as to_registry,
             MeshChannel(config.aggregator.target, tls) as to_aggregator,
         ):
             store = RedisRounds(redis, lease_ms=int(config.driver.lease_s * 1000))
+            standing = Standing(to_registry, config.standing)
             registry = Registry(to_registry, config.driver.call_timeout_s)
             aggregator = Aggregator(to_aggregator, config.driver.call_timeout_s)
             settings = _settings(config, str(identity))
@@ -67,7 +69,8 @@ async def main(config: CoordinatorConfig) -> None:
             await run_server(
                 config.server,
                 [endpoint(usecases)],
-                background=[hub.run, driver.run],
+                background=[hub.run, driver.run, standing.run],
+                admit=standing.admit,
                 dependencies=lambda: redis_ready(redis),
             )
     finally:
