@@ -13,10 +13,13 @@ from services.common.tls import load_tls
 from services.coordinator.config import CoordinatorConfig
 from services.coordinator.driver import Driver
 from services.coordinator.hub import Hub
+from services.coordinator.intake import Intake
 from services.coordinator.outward import Aggregator, Registry
-from services.coordinator.runner import JobRunner, Settings
+from services.coordinator.rosters import Rosters
+from services.coordinator.runner import JobRunner
 from services.coordinator.servicer import CoordinatorServicer
 from services.coordinator.store.redis import RedisRounds
+from services.coordinator.tenure import Parts, Settings
 from services.coordinator.usecases import CoordinatorUseCases, RateLimit
 
 
@@ -49,13 +52,9 @@ async def main(config: CoordinatorConfig) -> None:
             standing = Standing(to_registry, config.standing)
             registry = Registry(to_registry, config.driver.call_timeout_s)
             aggregator = Aggregator(to_aggregator, config.driver.call_timeout_s)
-            settings = _settings(config, str(identity))
-            driver = Driver(
-                store,
-                registry,
-                lambda job_id: JobRunner(job_id, store, registry, aggregator, clock, settings),
-                poll_s=config.driver.job_poll_s,
-            )
+            rosters = Rosters(registry)
+            parts = Parts(store, registry, aggregator, rosters, clock, _settings(config, str(identity)), _nobody)
+            driver = Driver(store, registry, lambda job_id: JobRunner(job_id, parts), poll_s=config.driver.job_poll_s)
             hub = Hub(
                 redis,
                 store,
@@ -65,7 +64,11 @@ async def main(config: CoordinatorConfig) -> None:
                 wake=driver.wake,
             )
             rate = RateLimit(config.rate.per_second, config.rate.burst)
-            usecases = CoordinatorUseCases(store, hub, registry, clock, consortium=identity.consortium, rate=rate)
+            intake = Intake(store, rosters)
+            consortium = identity.consortium
+            usecases = CoordinatorUseCases(
+                store, hub, intake, registry, clock, consortium=consortium, rate=rate, barred=_nobody
+            )
             await run_server(
                 config.server,
                 [endpoint(usecases)],
@@ -76,6 +79,11 @@ async def main(config: CoordinatorConfig) -> None:
     finally:
         await redis.aclose()
         shutdown_telemetry()
+
+
+def _nobody(_hospital_id: str) -> bool:
+    """Who is suspended."""
+    return False
 
 
 def _settings(config: CoordinatorConfig, actor: str) -> Settings:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from services.demo.progress import Progress
 
-_PHASES = ("training", "upload", "agree", "finalize", "attest", "committed")
+_PHASES = ("training", "share", "upload", "confirm", "unmask", "agree", "committed")
 _LAST_ROUNDS = 8
 
 
