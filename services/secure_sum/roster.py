@@ -239,12 +239,20 @@ def load_roster_file(path: Path) -> Roster:
 
     Raises: FedmeshError(CONFIG_INVALID) when the file is missing or damaged; (STATEMENT_INVALID) as `verify_founding`.
     """
+    return verify_founding(*read_roster_file(path))
+
+
+def read_roster_file(path: Path) -> tuple[bytes, dict[str, bytes]]:
+    """A roster's statement and its signatures by hospital, as they stand in a file; not verified.
+
+    Raises: FedmeshError(CONFIG_INVALID) when the file is missing or damaged.
+    """
     what = f"the roster file {path.name}"
     content = validate_json(_RosterFile, read_file(path, Code.CONFIG_INVALID), what, Code.CONFIG_INVALID)
     signatures = {item.hospital_id: bytes.fromhex(item.signature) for item in content.signatures}
     if len(signatures) != len(content.signatures):
         raise FedmeshError(Code.CONFIG_INVALID, f"{what} has two signatures of one hospital")
-    return verify_founding(content.statement.encode(), signatures)
+    return content.statement.encode(), signatures
 
 
 def save_roster_file(path: Path, statement: bytes, signatures: Mapping[str, bytes]) -> None:
