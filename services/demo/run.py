@@ -291,13 +291,15 @@ async def _collect(stack: Stack, job_id: str, hospital_id: str) -> _Trained:
 
 
 def _open_state(stack: Stack, hospital_id: str, job_id: str, version: int, blob: bytes) -> bytes:
-    from services.hospital_node.epochs import epoch_file
+    from services.hospital_node.store.epochs import EPOCH_FOLDER, load_epoch
     from services.secure_sum import sealed
-    from services.secure_sum.epoch import EpochKeys
 
     roster = load_roster_file(stack.roster_file)
-    path = epoch_file(stack.hospital_data(hospital_id), roster.sha256, sealed.sealed_epoch(blob))
-    state_key = EpochKeys.from_bytes(path.read_bytes()).state_key
+    epoch = sealed.sealed_epoch(blob)
+    keys = load_epoch(stack.hospital_data(hospital_id) / EPOCH_FOLDER, roster.sha256, epoch)
+    if keys is None:
+        raise FedmeshError(Code.NOT_FOUND, f"{hospital_id} does not have the keys of epoch {epoch}")
+    state_key = keys.state_key
     for sealed_for in range(version, 0, -1):
         # A burnt version has the state of the one before.
         try:

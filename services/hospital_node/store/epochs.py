@@ -25,12 +25,7 @@ class EpochFiles:
         write_durably(self._path(keys.roster, keys.epoch, _FULL), keys.to_bytes())
 
     def load(self, roster_sha256: str, epoch: int) -> EpochKeys | None:
-        # A crash may have come between the two halves of `retire`: what is retired stays so.
-        for kind in (_RETIRED, _FULL):
-            path = self._path(roster_sha256, epoch, kind)
-            if path.is_file():
-                return EpochKeys.from_bytes(path.read_bytes())
-        return None
+        return load_epoch(self._folder, roster_sha256, epoch)
 
     def kept(self) -> list[KeptEpoch]:
         found = []
@@ -47,4 +42,18 @@ class EpochFiles:
             destroy_file(full)
 
     def _path(self, roster_sha256: str, epoch: int, kind: str) -> Path:
-        return self._folder / f"{roster_sha256}.{epoch}.{kind}"
+        return _path(self._folder, roster_sha256, epoch, kind)
+
+
+def load_epoch(folder: Path, roster_sha256: str, epoch: int) -> EpochKeys | None:
+    """The keys of an epoch in a node's folder `epochs`, or None; also while the node runs, and changes nothing."""
+    # A crash may have come between the two halves of `retire`: what is retired stays so.
+    for kind in (_RETIRED, _FULL):
+        path = _path(folder, roster_sha256, epoch, kind)
+        if path.is_file():
+            return EpochKeys.from_bytes(path.read_bytes())
+    return None
+
+
+def _path(folder: Path, roster_sha256: str, epoch: int, kind: str) -> Path:
+    return folder / f"{roster_sha256}.{epoch}.{kind}"
