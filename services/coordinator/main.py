@@ -5,17 +5,21 @@ from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 from services.common.clock import SystemClock
 from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel
-from services.common.grpc.server import Endpoint, run_server
+from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
+from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.coordinator.config import CoordinatorConfig
 from services.coordinator.driver import Driver
 from services.coordinator.hub import Hub
+from services.coordinator.intake import Intake
 from services.coordinator.outward import Aggregator, Registry
-from services.coordinator.runner import JobRunner, Settings
+from services.coordinator.rosters import Rosters
+from services.coordinator.runner import JobRunner
 from services.coordinator.servicer import CoordinatorServicer
 from services.coordinator.store.redis import RedisRounds
+from services.coordinator.tenure import Parts, Settings
 from services.coordinator.usecases import CoordinatorUseCases, RateLimit
 
 
@@ -41,19 +45,16 @@ async def main(config: CoordinatorConfig) -> None:
     redis = connect_redis(config.redis)
     try:
         async with (
-            MeshChannel(config.registry.target, tls) as to_registry,
+            MeshChannel(config.registry.target, tls, max_message_bytes=MAX_RECORD_BYTES) as to_registry,
             MeshChannel(config.aggregator.target, tls) as to_aggregator,
         ):
             store = RedisRounds(redis, lease_ms=int(config.driver.lease_s * 1000))
+            standing = Standing(to_registry, config.standing)
             registry = Registry(to_registry, config.driver.call_timeout_s)
             aggregator = Aggregator(to_aggregator, config.driver.call_timeout_s)
-            settings = _settings(config, str(identity))
-            driver = Driver(
-                store,
-                registry,
-                lambda job_id: JobRunner(job_id, store, registry, aggregator, clock, settings),
-                poll_s=config.driver.job_poll_s,
-            )
+            rosters = Rosters(registry)
+            parts = Parts(store, registry, aggregator, rosters, clock, _settings(config, str(identity)), _nobody)
+            driver = Driver(store, registry, lambda job_id: JobRunner(job_id, parts), poll_s=config.driver.job_poll_s)
             hub = Hub(
                 redis,
                 store,
@@ -63,16 +64,26 @@ async def main(config: CoordinatorConfig) -> None:
                 wake=driver.wake,
             )
             rate = RateLimit(config.rate.per_second, config.rate.burst)
-            usecases = CoordinatorUseCases(store, hub, registry, clock, consortium=identity.consortium, rate=rate)
+            intake = Intake(store, rosters)
+            consortium = identity.consortium
+            usecases = CoordinatorUseCases(
+                store, hub, intake, registry, clock, consortium=consortium, rate=rate, barred=_nobody
+            )
             await run_server(
                 config.server,
                 [endpoint(usecases)],
-                background=[hub.run, driver.run],
+                background=[hub.run, driver.run, standing.run],
+                admit=standing.admit,
                 dependencies=lambda: redis_ready(redis),
             )
     finally:
         await redis.aclose()
         shutdown_telemetry()
+
+
+def _nobody(_hospital_id: str) -> bool:
+    """Who is suspended."""
+    return False
 
 
 def _settings(config: CoordinatorConfig, actor: str) -> Settings:

@@ -15,5 +15,8 @@ OVERHEAD_SECONDS: Final = Histogram(
     "Time from sealing a group to the commit of its round",
     buckets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 60.0),
 )
+REFUSED: Final = Counter(
+    "fedmesh_coordinator_statements_refused_total", "Statements that no honest hospital sends", ["method"]
+)
 CONNECTED: Final = Gauge("fedmesh_coordinator_task_streams", "Task streams that this replica serves")
 LEASES: Final = Gauge("fedmesh_coordinator_leases", "Jobs that this replica drives")

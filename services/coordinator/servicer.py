@@ -14,10 +14,11 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.gate import caller
 from services.common.identity import Kind as Caller
 from services.common.ids import require_sha256, require_uuid
-from services.coordinator.domain.attempt import AttemptId, Decline, Phase, Reports, State, Upload, Verdict
-from services.coordinator.outward import timestamp_ms, wire_attempt
+from services.coordinator.domain.attempt import AttemptId, Decline, Phase, Reports, Seen, State, Upload, Verdict
 from services.coordinator.store.redis import Observation
-from services.coordinator.usecases import CoordinatorUseCases
+from services.coordinator.usecases import CoordinatorUseCases, Sender
+from services.coordinator.wire import parse_signed, timestamp_ms, wire_attempt
+from services.secure_sum.statements import MAX_MEMBERS, SIGNATURE_BYTES, Signed
 
 _CURSOR: Final = re.compile(r"^\d{1,15}-\d{1,9}$")
 _FINGERPRINT: Final = re.compile(r"^([0-9a-f]{16})?$")
@@ -40,29 +41,50 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
             yield pb.WatchTasksResponse(cursor=delivery.cursor, task=task)
 
     async def ReportReady(self, request: pb.ReportReadyRequest, _context: Any) -> pb.ReportReadyResponse:
-        attempt = _attempt(request)
-        phase = await self._usecases.ready(caller().name, attempt, request.base_version)
+        advert = _signed(request.advert)
+        phase = await self._usecases.ready(_sender("ReportReady", request), request.base_version, advert)
         return pb.ReportReadyResponse(phase=_phase(phase))
+
+    async def SubmitShares(self, request: pb.SubmitSharesRequest, _context: Any) -> pb.SubmitSharesResponse:
+        if not 0 < len(request.shares) <= MAX_MEMBERS:
+            raise FedmeshError(Code.INVALID_ARGUMENT, "shares must be one for every other member", field="shares")
+        shares = [_signed(item) for item in request.shares]
+        phase = await self._usecases.shares(_sender("SubmitShares", request), shares)
+        return pb.SubmitSharesResponse(phase=_phase(phase))
 
     async def ReportUpload(self, request: pb.ReportUploadRequest, _context: Any) -> pb.ReportUploadResponse:
         upload = Upload(require_sha256(request.ciphertext_sha256, "ciphertext_sha256"), request.size_bytes)
-        phase = await self._usecases.uploaded(caller().name, _attempt(request), upload)
+        phase = await self._usecases.uploaded(_sender("ReportUpload", request), upload, _signed(request.upload))
         return pb.ReportUploadResponse(phase=_phase(phase))
 
+    async def ConfirmSurvivors(self, request: pb.ConfirmSurvivorsRequest, _context: Any) -> pb.ConfirmSurvivorsResponse:
+        survivors_sha256 = require_sha256(request.survivors_sha256, "survivors_sha256")
+        signature = _signature(request.signature)
+        phase = await self._usecases.confirm(_sender("ConfirmSurvivors", request), survivors_sha256, signature)
+        return pb.ConfirmSurvivorsResponse(phase=_phase(phase))
+
+    async def SubmitReveal(self, request: pb.SubmitRevealRequest, _context: Any) -> pb.SubmitRevealResponse:
+        phase = await self._usecases.reveal(_sender("SubmitReveal", request), _signed(request.reveal))
+        return pb.SubmitRevealResponse(phase=_phase(phase))
+
     async def SubmitDigest(self, request: pb.SubmitDigestRequest, _context: Any) -> pb.SubmitDigestResponse:
+        if len(request.digest) != 32:
+            raise FedmeshError(Code.INVALID_ARGUMENT, "digest must be 32 bytes", field="digest")
         sum_sha256 = require_sha256(request.sum_sha256, "sum_sha256")
-        phase = await self._usecases.digest(caller().name, _attempt(request), sum_sha256, request.digest)
-        return pb.SubmitDigestResponse(phase=_phase(phase))
+        state_sha256 = require_sha256(request.next_state_sha256, "next_state_sha256")
+        seen = Seen(request.digest.hex(), state_sha256, _metrics(request.metrics_json))
+        sender, signed = _sender("SubmitDigest", request), _signed(request.signed)
+        return pb.SubmitDigestResponse(phase=_phase(await self._usecases.digest(sender, sum_sha256, seen, signed)))
 
     async def SubmitState(self, request: pb.SubmitStateRequest, _context: Any) -> pb.SubmitStateResponse:
         state = State(require_sha256(request.state_sha256, "state_sha256"), _metrics(request.metrics_json))
-        phase = await self._usecases.state(caller().name, _attempt(request), state)
+        phase = await self._usecases.state(_sender("SubmitState", request), state)
         return pb.SubmitStateResponse(phase=_phase(phase))
 
     async def AttestState(self, request: pb.AttestStateRequest, _context: Any) -> pb.AttestStateResponse:
         verdict = Verdict(request.agrees, _text(request.reason, "reason"))
         sha256 = require_sha256(request.state_sha256, "state_sha256")
-        phase = await self._usecases.attest(caller().name, _attempt(request), sha256, verdict)
+        phase = await self._usecases.attest(_sender("AttestState", request), sha256, verdict)
         return pb.AttestStateResponse(phase=_phase(phase))
 
     async def DeclineJob(self, request: pb.DeclineJobRequest, _context: Any) -> pb.DeclineJobResponse:
@@ -98,14 +120,28 @@ def _phase(phase: Phase) -> pb.Phase.ValueType:
     return pb.Phase.ValueType(phase)
 
 
-def _attempt(request: Any) -> AttemptId:
-    """The attempt that a report is about; every report has a request id too."""
+def _sender(method: str, request: Any) -> Sender:
+    """Who reports, and about which attempt; every report has a request id too."""
     require_uuid(request.request_id, "request_id")
     message: round_pb2.Attempt = request.attempt
     require_uuid(message.job_id, "attempt.job_id")
     if message.round == 0 or message.attempt == 0:
         raise FedmeshError(Code.INVALID_ARGUMENT, "rounds and attempts count from 1", field="attempt")
-    return AttemptId(message.job_id, message.round, message.attempt)
+    attempt = AttemptId(message.job_id, message.round, message.attempt)
+    return Sender(caller().name, attempt, method, request.request_id)
+
+
+def _signed(message: round_pb2.Signed) -> Signed:
+    if not message.statement:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "the report lacks its signed statement")
+    _signature(message.signature)
+    return parse_signed(message)
+
+
+def _signature(signature: bytes) -> bytes:
+    if len(signature) != SIGNATURE_BYTES:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"a signature has {SIGNATURE_BYTES} bytes", field="signature")
+    return signature
 
 
 def _matching(value: str, pattern: re.Pattern[str], field: str) -> str:
@@ -147,7 +183,7 @@ def _round(seen: Observation) -> pb.GetRoundResponse:
         base_version=attempt.base_version,
         progress=[_progress(name, seen) for name in attempt.cohort],
         deadline=timestamp_ms(attempt.deadline_ms),
-        reason=attempt.reason,
+        reason=seen.waiting or attempt.reason or attempt.trouble,
     )
 
 
@@ -171,7 +207,10 @@ def _finished(hospital_id: str, reports: Reports) -> Phase | None:
         Phase.ATTEST: reports.verdicts,
         Phase.FINALIZE: reports.states,
         Phase.AGREE: reports.digests,
+        Phase.UNMASK: reports.reveals,
+        Phase.CONFIRM: reports.confirmations,
         Phase.UPLOAD: reports.uploads,
+        Phase.SHARE: reports.shares,
         Phase.TRAINING: reports.ready,
     }
     return next((phase for phase, names in done.items() if hospital_id in names), None)

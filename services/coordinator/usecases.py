@@ -1,24 +1,36 @@
 """What the coordinator does for its callers: one method for each RPC."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
-from services.common.telemetry import attempt_span
-from services.coordinator.domain.attempt import AttemptId, Decline, Kind, Phase, State, Upload, Verdict
-from services.coordinator.domain.events import Event, hospital_declined
+from services.common.telemetry import attempt_span, get_logger
+from services.coordinator import metrics
+from services.coordinator.domain.attempt import AttemptId, Decline, Kind, Phase, Seen, State, Upload, Verdict
+from services.coordinator.domain.events import Event, hospital_declined, report_refused
 from services.coordinator.hub import Delivery, Hub
+from services.coordinator.intake import UNJUDGED, Intake, Judged, shares_value
 from services.coordinator.store.codec import report_value
 from services.coordinator.store.redis import Observation, RedisRounds, Report
+from services.secure_sum.statements import Signed
+
+log = get_logger(__name__)
 
 _WAIT: Final = "wait for the next task"
 
 
-class Events(Protocol):
+class Wards(Protocol):
+    """What the registry keeps: events, and how often a hospital has misbehaved."""
+
     async def record(self, events: Sequence[Event]) -> None:
         """Make events durable. Raises: FedmeshError."""
+        ...
+
+    async def strike(self, attempt: AttemptId, hospital_id: str, error: FedmeshError, what: str) -> None:
+        """Note what no honest hospital does. Raises: FedmeshError."""
         ...
 
 
@@ -30,49 +42,88 @@ class RateLimit:
     burst: int
 
 
+class Sender(NamedTuple):
+    """Who reports in which attempt; method and request_id name the call."""
+
+    hospital_id: str
+    attempt: AttemptId
+    method: str
+    request_id: str
+
+
 class CoordinatorUseCases:
-    """consortium: the trust domain of the hospitals."""
+    """consortium: the trust domain of the hospitals. barred: whether a hospital is suspended."""
 
     def __init__(
-        self, store: RedisRounds, hub: Hub, events: Events, clock: Clock, *, consortium: str, rate: RateLimit
+        self,
+        store: RedisRounds,
+        hub: Hub,
+        intake: Intake,
+        wards: Wards,
+        clock: Clock,
+        *,
+        consortium: str,
+        rate: RateLimit,
+        barred: Callable[[str], bool],
     ) -> None:
         self._store = store
         self._hub = hub
-        self._events = events
+        self._intake = intake
+        self._wards = wards
         self._clock = clock
         self._consortium = consortium
         self._rate = rate
+        self._barred = barred
 
     def watch(self, hospital_id: str, cursor: str, fingerprint: str) -> AsyncIterator[Delivery]:
         """The hospital's tasks; see `Hub.watch`."""
         return self._hub.watch(hospital_id, cursor, fingerprint)
 
-    async def ready(self, hospital_id: str, attempt: AttemptId, base_version: int) -> Phase:
+    async def ready(self, sender: Sender, base_version: int, advert: Signed) -> Phase:
         """Raises: as `_report`."""
-        version = str(base_version)
-        return await self._report(Report(attempt, Kind.READY, hospital_id, version, guard=version))
+        judged = await self._judge(sender, self._intake.advert(sender.attempt, sender.hospital_id, advert))
+        value = f"{base_version}:{shares_value([advert])}"
+        return await self._take(sender, Kind.READY, value, str(base_version), judged)
 
-    async def uploaded(self, hospital_id: str, attempt: AttemptId, upload: Upload) -> Phase:
+    async def shares(self, sender: Sender, shares: Sequence[Signed]) -> Phase:
         """Raises: as `_report`."""
-        return await self._report(Report(attempt, Kind.UPLOAD, hospital_id, report_value(upload)))
+        judged = await self._judge(sender, self._intake.shares(sender.attempt, sender.hospital_id, shares))
+        return await self._take(sender, Kind.SHARES, shares_value(shares), "", judged)
 
-    async def digest(self, hospital_id: str, attempt: AttemptId, sum_sha256: str, digest: bytes) -> Phase:
-        """Raises: as `_report`; (INVALID_ARGUMENT) for a digest that is not 32 bytes."""
-        if len(digest) != 32:
-            raise FedmeshError(Code.INVALID_ARGUMENT, "digest must be 32 bytes", field="digest")
-        return await self._report(Report(attempt, Kind.DIGEST, hospital_id, digest.hex(), guard=sum_sha256))
-
-    async def state(self, hospital_id: str, attempt: AttemptId, state: State) -> Phase:
+    async def uploaded(self, sender: Sender, upload: Upload, signed: Signed) -> Phase:
         """Raises: as `_report`."""
-        return await self._report(Report(attempt, Kind.STATE, hospital_id, report_value(state)))
+        judging = self._intake.upload(sender.attempt, sender.hospital_id, signed, upload.sha256)
+        judged = await self._judge(sender, judging)
+        return await self._take(sender, Kind.UPLOAD, report_value(upload), "", judged)
 
-    async def attest(self, hospital_id: str, attempt: AttemptId, state_sha256: str, verdict: Verdict) -> Phase:
+    async def confirm(self, sender: Sender, survivors_sha256: str, signature: bytes) -> Phase:
+        """Raises: as `_report`."""
+        judging = self._intake.confirmation(sender.attempt, sender.hospital_id, survivors_sha256, signature)
+        judged = await self._judge(sender, judging)
+        return await self._take(sender, Kind.CONFIRMATION, signature.hex(), survivors_sha256, judged)
+
+    async def reveal(self, sender: Sender, reveal: Signed) -> Phase:
+        """Raises: as `_report`."""
+        judged = await self._judge(sender, self._intake.reveal(sender.attempt, sender.hospital_id, reveal))
+        return await self._take(sender, Kind.REVEAL, shares_value([reveal]), "", judged)
+
+    async def digest(self, sender: Sender, sum_sha256: str, seen: Seen, signed: Signed) -> Phase:
+        """Raises: as `_report`."""
+        judging = self._intake.digest(sender.attempt, sender.hospital_id, signed, sum_sha256, seen)
+        judged = await self._judge(sender, judging)
+        return await self._take(sender, Kind.DIGEST, report_value(seen), sum_sha256, judged)
+
+    async def state(self, sender: Sender, state: State) -> Phase:
+        """Raises: as `_report`."""
+        return await self._report(Report(sender.attempt, Kind.STATE, sender.hospital_id, report_value(state)))
+
+    async def attest(self, sender: Sender, state_sha256: str, verdict: Verdict) -> Phase:
         """Raises: as `_report`."""
         return await self._report(
             Report(
-                attempt,
+                sender.attempt,
                 Kind.VERDICT,
-                hospital_id,
+                sender.hospital_id,
                 report_value(verdict),
                 guard=state_sha256,
                 urgent=not verdict.agrees,
@@ -86,20 +137,65 @@ class CoordinatorUseCases:
         """
         await self._report(Report(AttemptId(job_id, 0, 0), "declined", hospital_id, report_value(decline)))
         told = hospital_declined(job_id, self._consortium, hospital_id, decline, self._clock.now())
-        await self._events.record([told])
+        await self._wards.record([told])
+
+    async def _judge(self, sender: Sender, judging: Awaitable[Judged | None]) -> Judged | None:
+        """Check what was sent. What no honest hospital sends is a strike, noted before the refusal is answered.
+
+        Raises: FedmeshError(STATEMENT_INVALID); retryable ones while it cannot be checked or noted.
+        """
+        try:
+            return await judging
+        except FedmeshError as error:
+            if error.code is Code.STATEMENT_INVALID:
+                await self._strike(sender, error)
+            raise
+
+    async def _strike(self, sender: Sender, error: FedmeshError) -> None:
+        hospital_id, attempt, method, request_id = sender
+        # Nobody can make the centre write without limit.
+        await self._report(Report(attempt, "refused", hospital_id, ""))
+        log.warning("statement_refused", hospital_id=hospital_id, method=method, reason=error.message)
+        metrics.REFUSED.labels(method).inc()
+        told = report_refused(attempt, self._consortium, hospital_id, method, request_id, error, self._clock.now())
+        await asyncio.gather(
+            self._wards.record([told]), self._wards.strike(attempt, hospital_id, error, f"{method}/{request_id}")
+        )
+
+    async def _take(self, sender: Sender, kind: Kind, value: str, guard: str, judged: Judged | None) -> Phase:
+        if judged is None:
+            return await self._report(Report(sender.attempt, kind, sender.hospital_id, value, guard=UNJUDGED))
+        report = Report(
+            sender.attempt,
+            kind,
+            sender.hospital_id,
+            value,
+            guard=guard,
+            statements=judged.statements,
+            marks=judged.marks,
+        )
+        try:
+            return await self._report(report)
+        except FedmeshError as error:
+            if error.code is Code.STATEMENT_INVALID:
+                await self._strike(sender, error)
+            raise
 
     async def _report(self, report: Report) -> Phase:
         """Take a report; the attempt's phase. The same report again is answered again.
 
-        Raises: FedmeshError(RATE_LIMITED); (PERMISSION_DENIED) for a hospital outside the cohort; (WRONG_STATE) for an
-            attempt or a phase that is over, or when the hospital reported something else before.
+        Raises: FedmeshError(RATE_LIMITED); (PERMISSION_DENIED) for a hospital outside the cohort or suspended;
+            (WRONG_STATE) for an attempt or a phase that is over, or when the hospital reported something else before;
+            (STATEMENT_INVALID) for an advert with another hospital's key.
         """
+        if self._barred(report.hospital_id):
+            raise FedmeshError(Code.PERMISSION_DENIED, f"hospital {report.hospital_id} is suspended")
         now_ms = int(self._clock.now().timestamp() * 1000)
         with attempt_span(f"coordinator.report.{report.kind}", *report.attempt):
             result, *rest = await self._store.report(report, now_ms, self._rate.per_second, self._rate.burst)
         if result != "ok":
             raise _refusal(report, result, rest)
-        return Phase(int(rest[0]))
+        return Phase(int(rest[0])) if rest[0] != "0" else Phase.TRAINING
 
     async def round(self, job_id: str, hospital_id: str | None) -> Observation:
         """A job's present attempt. hospital_id: the asking hospital, None for an operator.
@@ -109,7 +205,10 @@ class CoordinatorUseCases:
         seen = await self._store.observe(job_id)
         cohort = seen.attempt.cohort if seen is not None and seen.attempt is not None else ()
         if seen is None or not cohort or (hospital_id is not None and hospital_id not in cohort):
-            raise FedmeshError(Code.NOT_FOUND, f"no round of job {job_id} is known here: it has not begun, or is over")
+            why = f": {seen.waiting}" if seen is not None and seen.waiting and hospital_id is None else ""
+            raise FedmeshError(
+                Code.NOT_FOUND, f"no round of job {job_id} is known here: it has not begun, or is over{why}"
+            )
         return seen
 
     async def participants(self) -> dict[str, dict[str, Any]]:
@@ -122,6 +221,8 @@ def _refusal(report: Report, result: str, rest: Sequence[str]) -> FedmeshError:
         return FedmeshError(Code.RATE_LIMITED, "too many reports: slow down and send this one again")
     if result == "stranger":
         return FedmeshError(Code.PERMISSION_DENIED, f"hospital {report.hospital_id} is not in this job's cohort")
+    if result == "copied":
+        return FedmeshError(Code.STATEMENT_INVALID, "the advert has a key that another hospital advertised before")
     phase = Phase(int(rest[0])).name if len(rest) == 1 else ""
     texts = {
         "gone": f"no attempt of this job is open: {_WAIT}",

@@ -31,7 +31,7 @@ class PrivacyFacts:
             "epsilon": self.epsilon,
             "delta": self.delta,
             "unit": "patient",
-            "mechanism": "discrete Gaussian shares under a homomorphic sum",
+            "mechanism": "discrete Gaussian shares under a masked homomorphic sum",
             "colluders": self.colluders,
             "epsilon_spent": self.spent,
             "attempts_charged": self.attempts,

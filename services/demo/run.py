@@ -5,12 +5,13 @@ import concurrent.futures
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from fedmesh.audit.v1 import audit_pb2
+from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
 from fedmesh.registry.v1 import registry_pb2
 from rich.console import Console
@@ -34,6 +35,7 @@ from services.hospital_node.sources.reader import read_dataset
 from services.plans.document import validate
 from services.plans.library import shipped_plan
 from services.plans.manifest import PlanManifest, canonical_bytes
+from services.secure_sum.roster import load_roster_file, read_roster_file
 from services.transparency.checkpoint import VerifierKey, open_checkpoint, parse_verifier_key
 
 PROPOSER: Final = "operator"
@@ -128,6 +130,7 @@ def _train_and_compare(
     memory: PeakMemory,
 ) -> Report:
     ids = _hospital_ids(data)
+    stack.found(ids)
     stack.start_hospitals((name, _hospital_settings(data, value, plan)) for name, value in ids.items())
     progress = Progress(tuple(ids), plan.rounds.count)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
@@ -137,7 +140,7 @@ def _train_and_compare(
         with View(console, title, _epsilon_after(plan, len(ids))) as view:
             job_id, startup_s = asyncio.run(_drive(stack, plan, progress, view, started))
         with console.status("Comparing with each hospital alone ..."):
-            trained = asyncio.run(_collect(stack, job_id))
+            trained = asyncio.run(_collect(stack, job_id, progress.hospitals[0]))
             sets = reading.result()
             test = pooled_test(sets)
             probability = _predict(plan, trained.state, test.x)
@@ -199,19 +202,8 @@ async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: Vie
         stub(stack, "registry", stack.operator(APPROVER)) as second,
         stub(stack, "coordinator") as coordinator,
     ):
-        for hospital_id in progress.hospitals:
-            await call(
-                registry.RegisterHospital,
-                registry_pb2.RegisterHospitalRequest(
-                    request_id=new_id(), hospital_id=hospital_id, display_name=hospital_id
-                ),
-                patience_s=30,
-            )
-        proposal = registry_pb2.CreatePlanRequest(request_id=new_id(), manifest=canonical_bytes(plan))
-        plan_id = (await call(registry.CreatePlan, proposal, patience_s=30)).plan.plan_id
-        approval = registry_pb2.ApprovePlanRequest(request_id=new_id(), plan_id=plan_id)
-        await call(second.ApprovePlan, approval, patience_s=30)
-        await _all_connected(stack, coordinator, progress, view)
+        plan_id = await prepare(registry, second, stack, plan, progress.hospitals)
+        await all_connected(stack, coordinator, progress, view)
         startup_s = time.monotonic() - started
         job = registry_pb2.CreateJobRequest(request_id=new_id(), plan_id=plan_id, hospital_ids=progress.hospitals)
         job_id = (await call(registry.CreateJob, job, patience_s=30)).job.job_id
@@ -226,7 +218,29 @@ async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: Vie
     return job_id, startup_s
 
 
-async def _all_connected(stack: Stack, coordinator: Any, progress: Progress, view: View) -> None:
+async def prepare(registry: Any, second: Any, stack: Stack, plan: PlanManifest, hospital_ids: Sequence[str]) -> str:
+    """Register the hospitals, publish their roster, propose the plan and have a second person approve it: its id."""
+    for name in hospital_ids:
+        hospital = registry_pb2.RegisterHospitalRequest(request_id=new_id(), hospital_id=name, display_name=name)
+        await call(registry.RegisterHospital, hospital, patience_s=30)
+    statement, signatures = read_roster_file(stack.roster_file)
+    roster = registry_pb2.PublishRosterRequest(
+        request_id=new_id(),
+        statement=statement,
+        signatures=[
+            round_pb2.Signature(hospital_id=name, signature=signature) for name, signature in signatures.items()
+        ],
+    )
+    await call(registry.PublishRoster, roster, patience_s=30)
+    proposal = registry_pb2.CreatePlanRequest(request_id=new_id(), manifest=canonical_bytes(plan))
+    plan_id: str = (await call(registry.CreatePlan, proposal, patience_s=30)).plan.plan_id
+    approval = registry_pb2.ApprovePlanRequest(request_id=new_id(), plan_id=plan_id)
+    await call(second.ApprovePlan, approval, patience_s=30)
+    return plan_id
+
+
+async def all_connected(stack: Stack, coordinator: Any, progress: Progress, view: View) -> None:
+    """Wait until every hospital is connected. Raises: FedmeshError(INTERNAL, SERVICE_UNAVAILABLE)."""
     deadline = time.monotonic() + STARTUP_PATIENCE_S
     while True:
         answer = await call(
@@ -259,16 +273,41 @@ class _Trained:
     audit_entries: int
 
 
-async def _collect(stack: Stack, job_id: str) -> _Trained:
-    """The final state, and the size of the audit log."""
+async def _collect(stack: Stack, job_id: str, hospital_id: str) -> _Trained:
+    """The final state, and the size of the audit log.
+
+    The centre has only sealed states. The harness, which runs on the hospitals' machine, opens this one with the keys
+    of one of them.
+    """
     async with stub(stack, "registry") as registry, stub(stack, "audit") as audit:
         version = (
             await call(registry.GetModelVersion, registry_pb2.GetModelVersionRequest(job_id=job_id), patience_s=30)
         ).model_version
         request = registry_pb2.DownloadBlobRequest(sha256=version.state_sha256)
-        state = b"".join([part.chunk async for part in stream(registry.DownloadBlob, request, timeout_s=60)])
+        blob = b"".join([part.chunk async for part in stream(registry.DownloadBlob, request, timeout_s=60)])
+        state = _open_state(stack, hospital_id, job_id, version.version, blob)
         verifier = parse_verifier_key(stack.audit_verifier.read_text(encoding="utf-8").strip())
         return _Trained(version.version, state, await _settled_size(audit, verifier))
+
+
+def _open_state(stack: Stack, hospital_id: str, job_id: str, version: int, blob: bytes) -> bytes:
+    from services.hospital_node.store.epochs import EPOCH_FOLDER, load_epoch
+    from services.secure_sum import sealed
+
+    roster = load_roster_file(stack.roster_file)
+    epoch = sealed.sealed_epoch(blob)
+    keys = load_epoch(stack.hospital_data(hospital_id) / EPOCH_FOLDER, roster.sha256, epoch)
+    if keys is None:
+        raise FedmeshError(Code.NOT_FOUND, f"{hospital_id} does not have the keys of epoch {epoch}")
+    state_key = keys.state_key
+    for sealed_for in range(version, 0, -1):
+        # A burnt version has the state of the one before.
+        try:
+            return sealed.open_state(state_key, job_id, sealed_for, blob)
+        except FedmeshError:
+            if sealed_for == 1:
+                raise
+    raise FedmeshError(Code.NOT_FOUND, f"job {job_id} has no state")
 
 
 async def _settled_size(audit: Any, verifier: VerifierKey) -> int:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from services.demo.progress import Progress
 
-_PHASES = ("training", "upload", "agree", "finalize", "attest", "committed")
+_PHASES = ("training", "share", "upload", "confirm", "unmask", "agree", "committed")
 _LAST_ROUNDS = 8
 
 
@@ -55,6 +55,9 @@ class View:
             self._say(f"{self._printed_connected} of {len(progress.hospitals)} hospitals connected")
         for done in progress.rounds[self._printed_rounds :]:
             facts = " ".join(f"{name} {value}" for name, value in self._facts(progress, done.version) if value)
+            if done.burnt:
+                self._say(f"round {done.version}/{progress.total_rounds} burnt: {done.burnt_reason}")
+                continue
             self._say(
                 f"round {done.version}/{progress.total_rounds} committed: {len(done.contributions)} hospitals, "
                 f"{len(done.contributions) * done.upload_bytes / 1024:,.0f} KiB encrypted {facts}".rstrip()
@@ -130,5 +133,6 @@ class View:
         for done in progress.rounds[-_LAST_ROUNDS:]:
             seconds = (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
             facts = [value or "-" for _name, value in self._facts(progress, done.version)]
-            table.add_row(str(done.version), str(len(done.contributions)), f"{seconds:.2f} s", *facts)
+            hospitals = "burnt" if done.burnt else str(len(done.contributions))
+            table.add_row(str(done.version), hospitals, f"{seconds:.2f} s", *facts)
         return table

@@ -4,11 +4,10 @@ Everything lives in one folder. A stack with a guard ends with the process that 
 stays until it is stopped (`fedmesh up`). Starting is idempotent and keeps all data.
 """
 
-import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +28,7 @@ from services.embedded.guard import Guard
 from services.embedded.postgres import EmbeddedPostgres
 from services.embedded.redis import EmbeddedRedis
 from services.embedded.supervisor import ChildSpec, Supervisor
+from services.secure_sum.roster import MemberKeys, Roster, found, load_roster_file, save_roster_file, sign_roster
 
 # Started in this order, stopped together: each only waits for what it calls.
 SERVICES: Final = ("audit", "registry", "aggregator", "coordinator")
@@ -62,13 +62,22 @@ class Part:
 class Stack:
     """The stack in a folder. Makes what is missing; see the module for what lives how long."""
 
-    def __init__(self, folder: Path, *, guard: Guard | None = None, base_port: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        guard: Guard | None = None,
+        base_port: int | None = None,
+        settings: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+    ) -> None:
         """folder: the stack's own, made by `start`. guard: ends everything with this process. base_port: services
-        listen on loopback ports base_port to base_port + 3; None takes free ones at every start.
+        listen on loopback ports base_port to base_port + 3; None takes free ones at every start. settings: by service
+        and section of its configuration, what differs from the defaults.
         """
         self.folder = folder.absolute()
         self._base_port = base_port
         self._guard = guard
+        self._settings = settings or {}
         self.postgres = EmbeddedPostgres(self.folder / "postgres", guard=guard)
         self.redis = EmbeddedRedis(self.folder / "redis", guard=guard)
         self.supervisor = Supervisor(self.folder / "run", guard=guard)
@@ -168,18 +177,55 @@ class Stack:
         """The audit log's public key, in signed-note form."""
         return self.folder / "keys" / "audit.vkey"
 
+    # ---- the roster
+
     @property
-    def group_key(self) -> Path:
-        """The hospitals' shared BFV key. It lies here because all hospitals of this stack are on this machine."""
-        return self.folder / "keys" / "hospitals-group.key"
+    def roster_file(self) -> Path:
+        """The founding roster, signed by all hospitals of this stack."""
+        return self.folder / "keys" / "roster.json"
+
+    def member_keys(self, hospital_id: str) -> Path:
+        """A hospital's own signing and sealing keys. They lie here because all hospitals are on this machine."""
+        return self.folder / "hospitals" / hospital_id / "member.keys"
+
+    def found(self, hospital_ids: Iterable[str]) -> Roster:
+        """Make the keys of the hospitals and their founding roster, as they would do among themselves; once.
+
+        Raises: FedmeshError(CONFIG_INVALID) when this stack was founded by other hospitals.
+        """
+        wanted = sorted(hospital_ids)
+        if self.roster_file.exists():
+            roster = load_roster_file(self.roster_file)
+            if list(roster.ids) != wanted:
+                raise FedmeshError(
+                    Code.CONFIG_INVALID,
+                    f"the stack in {self.folder} was founded by {', '.join(roster.ids)}: use another --dir",
+                )
+            return roster
+        members = [self._made_keys(name) for name in wanted]
+        statement = found(CONSORTIUM, [keys.public() for keys in members])
+        save_roster_file(
+            self.roster_file, statement, {keys.hospital_id: sign_roster(statement, keys) for keys in members}
+        )
+        return load_roster_file(self.roster_file)
+
+    def _made_keys(self, hospital_id: str) -> MemberKeys:
+        path = self.member_keys(hospital_id)
+        private_folder(path.parent)
+        if not path.exists():
+            MemberKeys.generate(hospital_id).save(path)
+        return MemberKeys.load(path)
 
     # ---- hospitals
 
-    def start_hospitals(self, configs: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """Start hospital nodes: (hospital id, the settings that differ: `data`, `population`, `privacy`)."""
+    def start_hospitals(self, configs: Iterable[tuple[str, dict[str, Any]]], module: str = "hospital_node") -> None:
+        """Start hospital nodes: (hospital id, the settings that differ: `data`, `population`, `privacy`).
+
+        The stack must have been founded by them. module: `python -m services.<module>`, a hospital node.
+        """
         for hospital_id, settings in configs:
             self._write_config(hospital_id, self._hospital_config(hospital_id, settings))
-            self.supervisor.start(self._spec(hospital_id, module="hospital_node", rank=2))
+            self.supervisor.start(self._spec(hospital_id, module=module, rank=2))
 
     def precompile(self, manifest: bytes) -> None:
         """Begin to compile a plan (canonical JSON) into the cache that the hospitals of this stack share.
@@ -197,14 +243,17 @@ class Stack:
     def _compile_cache(self) -> Path:
         return self.folder / "compiled"
 
+    def hospital_data(self, hospital_id: str) -> Path:
+        """The data folder of a hospital's node: ledger, states, keys of epochs."""
+        return self.folder / "hospitals" / hospital_id
+
     def _hospital_config(self, hospital_id: str, settings: dict[str, Any]) -> dict[str, Any]:
-        home = self.folder / "hospitals" / hospital_id
-        private_folder(home)
         return {
             "hospital_id": hospital_id,
             "tls": _tls_section(self.hospital_tls(hospital_id)),
-            "data_dir": str(home),
-            "group_key_file": str(self.group_key),
+            "data_dir": str(self.hospital_data(hospital_id)),
+            "member_keys": str(self.member_keys(hospital_id)),
+            "roster": str(self.roster_file),
             "compile_cache": str(self._compile_cache),
             "telemetry": self._telemetry(hospital_id),
             **{name: {"target": self.target(name)} for name in ("registry", "coordinator", "aggregator")},
@@ -214,7 +263,6 @@ class Stack:
     # ---- making
 
     def _make_identities(self) -> None:
-        from services.secure_sum.secret import generate_group_key
         from services.transparency.checkpoint import generate_key
 
         private_folder(self.folder / "keys")
@@ -224,9 +272,6 @@ class Stack:
         if not self.audit_key.exists():
             verifier = generate_key(self.audit_key, f"{CONSORTIUM}/audit")
             self.audit_verifier.write_text(verifier + "\n", encoding="utf-8")
-        if not self.group_key.exists():
-            with open(os.open(self.group_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(generate_group_key())
 
     def _migrate(self) -> None:
         from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
@@ -273,6 +318,8 @@ class Stack:
             "coordinator": ["registry", "aggregator"],
         }.get(name, []):
             config[callee] = {"target": self.target(callee)}
+        for section, values in self._settings.get(name, {}).items():
+            config[section] = {**config.get(section, {}), **values}
         return config
 
     def _telemetry(self, name: str) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import asyncio
 import random
-from contextlib import aclosing
-from typing import Final
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing, suppress
+from typing import Any, Final
 
 from prometheus_client import Counter, Gauge
 
@@ -27,24 +28,41 @@ _LONGEST_PAUSE_S: Final = 5.0
 # A service that is away for a moment is waited for within the call; a full disk needs a person.
 _DISK_PAUSE_S: Final = 2.0
 _DECLINE_PATIENCE_S: Final = 60.0
+# For so long the first look at the key epochs may hold up the task stream.
+_FIRST_LOOK_S: Final = 3.0
 # The attempt went on or is forgotten: nothing is wrong.
 _STALE: Final = frozenset({Code.WRONG_STATE, Code.NOT_FOUND, Code.ALREADY_CONTRIBUTED})
 
 
 class Agent:
-    def __init__(self, mesh: Mesh, state: NodeState, steps: RoundSteps) -> None:
+    """keep: looks after key epochs for ever; it calls what it is given after every look."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        state: NodeState,
+        steps: RoundSteps,
+        keep: Callable[[Callable[[], None]], Coroutine[Any, Any, None]],
+    ) -> None:
         self._mesh = mesh
         self._state = state
         self._steps = steps
+        self._keep = keep
         self._inbox = Inbox(self.perform, self._save_cursor)
         self.connected = False
 
     async def run(self) -> None:
         """Watch and work until cancelled."""
+        looked = asyncio.Event()
+        keeper = asyncio.ensure_future(self._keep(looked.set))
         saver = asyncio.ensure_future(self._inbox.save_cursors())
         cursor = self._state.cursor()
         pause_s = _FIRST_PAUSE_S
         try:
+            # So that the stream is opened with the fingerprint of the keys that there are.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST_LOOK_S):
+                    await looked.wait()
             while True:
                 try:
                     async with aclosing(self._mesh.watch(cursor)) as stream:  # type: ignore[type-var]
@@ -62,7 +80,9 @@ class Agent:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         finally:
             saver.cancel()
+            keeper.cancel()
             await self._inbox.close()
+            await asyncio.gather(saver, keeper, return_exceptions=True)
 
     async def perform(self, task: Task) -> None:
         """Do one task; whatever goes wrong with it is dealt with here."""

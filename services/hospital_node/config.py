@@ -1,6 +1,5 @@
 """Configuration of the hospital node, and the checks of it that need the files it names."""
 
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from services.common.config import Address, ClientConfig, Section, TelemetryConf
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Kind
 from services.common.tls import load_tls
+from services.secure_sum.roster import MemberKeys, Roster, load_roster_file
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 
@@ -70,6 +70,15 @@ class LimitsConfig(Section):
     )
 
 
+class ChecksConfig(Section):
+    segments: int = Field(
+        default=1,
+        ge=1,
+        le=2048,
+        description="randomly chosen segments of every sum that this hospital recomputes from the uploads",
+    )
+
+
 class HospitalConfig(Section):
     hospital_id: Name = Field(description="this hospital's name; must equal the one in its certificate")
     tls: TlsConfig = Field(description="this hospital's certificate, used as a client")
@@ -83,14 +92,18 @@ class HospitalConfig(Section):
     data_dir: Path = Field(
         description="folder of this node alone, mode 0700: privacy ledger, round state, ciphertexts, model states"
     )
-    group_key_file: Path = Field(
-        description="BFV secret key shared by the hospitals and by nobody else, mode 0600, brought out of band"
+    member_keys: Path = Field(
+        description="this hospital's signing and sealing keys, mode 0600, made by `fedmesh hospital keygen`"
+    )
+    roster: Path = Field(
+        description="the founding roster, signed by every member and brought out of band; later ones follow from it"
     )
     privacy: PrivacyConfig = Field(default=PrivacyConfig(), description="what this hospital agrees to spend")
     compile_cache: Path | None = Field(
         default=None,
         description="folder for compiled plans, may be shared by nodes of one user; absent: inside data_dir",
     )
+    checks: ChecksConfig = Field(default=ChecksConfig(), description="how much of the centre's work is recomputed")
     limits: LimitsConfig = Field(default=LimitsConfig(), description="bounds on what a plan may cost this node")
     telemetry: TelemetryConfig = Field(default=TelemetryConfig(), description="logs and traces")
     metrics_listen: Address | None = Field(default=None, description="host:port of the Prometheus metrics page")
@@ -103,8 +116,8 @@ class HospitalConfig(Section):
 def check_config(config: HospitalConfig) -> None:
     """Check everything that can be known before the network is touched.
 
-    Raises: FedmeshError(CONFIG_INVALID) for a certificate that is not this hospital's, a private key or group key that
-        other users can read, a file that is not a group key, or missing data files.
+    Raises: FedmeshError(CONFIG_INVALID) for a certificate that is not this hospital's, keys that other users can read
+        or that are another hospital's, a founding roster that is not in order, or missing data files.
     """
     identity = load_tls(config.tls).identity
     if identity.kind is not Kind.HOSPITAL or identity.name != config.hospital_id:
@@ -113,7 +126,7 @@ def check_config(config: HospitalConfig) -> None:
             f"hospital_id is {config.hospital_id}, but {config.tls.certificate} belongs to {identity}",
         )
     _require_private(config.tls.key, "the private key")
-    read_group_key(config.group_key_file)
+    read_membership(config)
     named = [config.data.file, config.data.mapping]
     named += [config.data.partition.file] if config.data.partition is not None else []
     for path in named:
@@ -121,28 +134,28 @@ def check_config(config: HospitalConfig) -> None:
             raise FedmeshError(Code.CONFIG_INVALID, f"there is no file {path}")
 
 
-def read_group_key(path: Path) -> bytes:
-    """Read and check the group key: N = 4096 packed coefficients behind a header, see `secure_sum.secret`.
+def read_membership(config: HospitalConfig) -> tuple[MemberKeys, Roster]:
+    """This hospital's own keys and the founding roster.
 
-    Raises: FedmeshError(CONFIG_INVALID) when it is missing, open to other users, or not a group key.
+    The roster need not list the hospital: it may have joined by a later one.
+
+    Raises: FedmeshError(CONFIG_INVALID).
     """
-    # Loads SEAL's bindings, which an idle node needs anyway to answer its first round quickly.
-    from services.secure_sum.secret import group_key_parameters
-
-    _require_private(path, "the group key")
+    keys = MemberKeys.load(config.member_keys)
+    if keys.hospital_id != config.hospital_id:
+        raise FedmeshError(
+            Code.CONFIG_INVALID,
+            f"hospital_id is {config.hospital_id}, but the keys in {config.member_keys} are {keys.hospital_id}'s",
+        )
     try:
-        key = path.read_bytes()
-        group_key_parameters(key)
-    except OSError as error:
-        raise FedmeshError(Code.CONFIG_INVALID, f"cannot read {path}: {error.strerror}") from error
+        roster = load_roster_file(config.roster)
     except FedmeshError as error:
-        raise FedmeshError(Code.CONFIG_INVALID, f"{path}: {error.message}") from error
-    return key
-
-
-def group_key_fingerprint(group_key: bytes) -> str:
-    """First 16 hex digits of the key's SHA-256: tells keys apart and says nothing about a 4096-coefficient secret."""
-    return hashlib.sha256(group_key).hexdigest()[:16]
+        raise FedmeshError(Code.CONFIG_INVALID, f"{config.roster}: {error.message}") from error
+    if config.hospital_id in roster and keys.public() not in roster.statement.members:
+        raise FedmeshError(
+            Code.CONFIG_INVALID, f"{config.roster} lists {config.hospital_id} with other keys than {config.member_keys}"
+        )
+    return keys, roster
 
 
 def _require_private(path: Path, what: str) -> None:

@@ -5,30 +5,40 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import IO, Final
 
 from services.common.clock import SystemClock
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import start_metrics
 from services.common.telemetry import get_logger, setup_telemetry, shutdown_telemetry
 from services.hospital_node.agent import Agent
-from services.hospital_node.config import HospitalConfig, check_config, group_key_fingerprint, read_group_key
+from services.hospital_node.config import HospitalConfig, check_config, read_membership
 from services.hospital_node.domain.policy import Policy
 from services.hospital_node.domain.ports import LocalJob, TrainerFactory
 from services.hospital_node.mesh import GrpcMesh
 from services.hospital_node.noise import ShareOfNoise
 from services.hospital_node.probe import health_probe
-from services.hospital_node.secret_sum import GroupKeySum
+from services.hospital_node.secret_sum import MaskedSums
+from services.hospital_node.store.epochs import EpochFiles
 from services.hospital_node.store.ledger import SqliteLedger
 from services.hospital_node.store.state import SqliteNodeState, open_data_dir
+from services.hospital_node.usecases.epochs import Epochs
 from services.hospital_node.usecases.jobs import Jobs
-from services.hospital_node.usecases.rounds import RoundSteps, Tools
+from services.hospital_node.usecases.rosters import Rosters
+from services.hospital_node.usecases.rounds import RoundSteps
+from services.hospital_node.usecases.states import ModelStates
+from services.hospital_node.usecases.steps import Tools
 from services.hospital_node.worker import WorkerThread
 from services.plans.manifest import PlanManifest
 from services.privacy.budget import Limit
 
 log = get_logger(__name__)
+
+# Encrypted sums up to this size are held in memory while they are checked and opened.
+_SPOOLED_BYTES: Final = 4 * 1024 * 1024
 
 
 async def main(config: HospitalConfig) -> None:
@@ -70,33 +80,59 @@ async def run_node(config: HospitalConfig, trainers: TrainerFactory, worker: Wor
     Raises: as `main`.
     """
     check_config(config)
-    group_key = read_group_key(config.group_key_file)
     async with AsyncExitStack() as stack:
         lock = open_data_dir(config.data_dir)
         stack.callback(os.close, lock)
-        clock = SystemClock()
-        limit = Limit(config.privacy.epsilon_limit, config.privacy.delta_limit)
-        ledger = SqliteLedger(config.data_dir, clock, limit)
-        state = SqliteNodeState(config.data_dir)
-        registry, coordinator, aggregator = [
+        channels = [
             await stack.enter_async_context(MeshChannel(client.target, config.tls))
             for client in (config.registry, config.coordinator, config.aggregator)
         ]
-        mesh = GrpcMesh(
-            config.hospital_id, group_key_fingerprint(group_key), registry, coordinator, aggregator, config.limits
-        )
-        policy = _policy(config)
-        jobs = Jobs(mesh, ledger, worker, trainers, policy, config.limits.max_jobs)
-        noise = ShareOfNoise()
-        secret_sum = GroupKeySum(group_key)
-        steps = RoundSteps(Tools(mesh, ledger, state, worker, secret_sum, noise, jobs, policy, clock))
-        agent = Agent(mesh, state, steps)
+        tools = _tools(config, channels, trainers, worker)
+        agent = Agent(tools.mesh, tools.state, RoundSteps(tools), tools.epochs.keep)
         if config.metrics_listen is not None:
             start_metrics(config.metrics_listen)
         await stack.enter_async_context(health_probe(config.health_listen, lambda: agent.connected))
-        log.info("started", hospital=config.hospital_id, epsilon_left=ledger.left(config.population))
+        log.info("started", hospital=config.hospital_id, roster=tools.rosters.newest.sha256[:16])
         await _until(stop, agent)
         log.info("stopping", training=worker.busy)
+
+
+def _tools(
+    config: HospitalConfig, channels: list[MeshChannel], trainers: TrainerFactory, worker: WorkerThread
+) -> Tools:
+    keys, founding = read_membership(config)
+    clock = SystemClock()
+    ledger = SqliteLedger(config.data_dir, clock, Limit(config.privacy.epsilon_limit, config.privacy.delta_limit))
+    log.info("ledger_opened", epsilon_left=ledger.left(config.population))
+    state = SqliteNodeState(config.data_dir)
+    # The secure sum has a thread of its own: a group that waits must not wait for another job's training.
+    summer = WorkerThread("secure-sum")
+    registry, coordinator, aggregator = channels
+    mesh = GrpcMesh(config.hospital_id, lambda: epochs.fingerprint(), registry, coordinator, aggregator, config.limits)
+    rosters = Rosters(founding, state, mesh)
+    epochs = Epochs(keys, rosters, EpochFiles(config.data_dir), mesh, summer, clock, state.attempts.epochs_in_use)
+    policy = _policy(config)
+    return Tools(
+        mesh=mesh,
+        ledger=ledger,
+        state=state,
+        worker=worker,
+        summer=summer,
+        secure_sum=MaskedSums(keys, state.attempts),
+        noise=ShareOfNoise(),
+        jobs=Jobs(mesh, ledger, worker, trainers, policy, rosters, config.limits.max_jobs),
+        rosters=rosters,
+        epochs=epochs,
+        states=ModelStates(state, mesh, epochs),
+        policy=policy,
+        clock=clock,
+        segments=config.checks.segments,
+        spool=lambda: _spool(config.data_dir),
+    )
+
+
+def _spool(data_dir: Path) -> IO[bytes]:
+    return tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES, mode="w+b", dir=str(data_dir))
 
 
 async def _until(stop: asyncio.Event, agent: Agent) -> None:

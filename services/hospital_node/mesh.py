@@ -1,15 +1,14 @@
-"""The gRPC side of the node: calls to registry, coordinator and aggregator, and conversion of their messages."""
+"""The gRPC side of the node: calls to registry, coordinator and aggregator."""
 
 import asyncio
+import hashlib
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from datetime import UTC
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from fedmesh.aggregator.v1 import aggregator_pb2 as aggregator_pb
 from fedmesh.aggregator.v1 import aggregator_pb2_grpc as aggregator_rpc
-from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2 as coordinator_pb
 from fedmesh.coordinator.v1 import coordinator_pb2_grpc as coordinator_rpc
 from fedmesh.registry.v1 import registry_pb2 as registry_pb
@@ -19,23 +18,22 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, chunks, stream
 from services.hospital_node.config import LimitsConfig
-from services.hospital_node.domain.ports import JobFacts
-from services.hospital_node.domain.tasks import AttemptId, Contribution, Task, TaskKind
-from services.plans.manifest import PlanManifest
+from services.hospital_node.domain.ports import EpochFacts, JobFacts, RosterFacts, Seen
+from services.hospital_node.domain.sums import MaskedUpload
+from services.hospital_node.domain.tasks import AttemptId, Task
+from services.hospital_node.wire import (
+    parse_signed,
+    parse_task,
+    wire_attempt,
+    wire_form,
+    wire_signed,
+)
+from services.secure_sum.sealed import OVERHEAD_BYTES
+from services.secure_sum.statements import Signed
 
 # Request ids are derived from what is asked, so that a repetition, even after a restart, carries the same id.
 _REQUESTS: Final = uuid.uuid5(uuid.NAMESPACE_URL, "https://fedmesh/hospital-node/requests")
 _REASON_LENGTH: Final = 500
-_KINDS: Final[dict[int, TaskKind]] = {
-    coordinator_pb.TASK_KIND_TRAIN: TaskKind.TRAIN,
-    coordinator_pb.TASK_KIND_UPLOAD: TaskKind.UPLOAD,
-    coordinator_pb.TASK_KIND_DECRYPT: TaskKind.DECRYPT,
-    coordinator_pb.TASK_KIND_FINALIZE: TaskKind.FINALIZE,
-    coordinator_pb.TASK_KIND_ATTEST: TaskKind.ATTEST,
-    coordinator_pb.TASK_KIND_COMMITTED: TaskKind.COMMITTED,
-    coordinator_pb.TASK_KIND_ABORTED: TaskKind.ABORTED,
-    coordinator_pb.TASK_KIND_JOB_ENDED: TaskKind.JOB_ENDED,
-}
 
 
 class GrpcMesh:
@@ -44,21 +42,21 @@ class GrpcMesh:
     def __init__(
         self,
         hospital_id: str,
-        group_key_fingerprint: str,
+        fingerprint: Callable[[], str],
         registry: MeshChannel,
         coordinator: MeshChannel,
         aggregator: MeshChannel,
         limits: LimitsConfig,
     ) -> None:
         self._hospital_id = hospital_id
-        self._fingerprint = group_key_fingerprint
+        self._fingerprint = fingerprint
         self._registry = registry.stub(registry_rpc.RegistryServiceStub)
         self._coordinator = coordinator.stub(coordinator_rpc.CoordinatorServiceStub)
         self._aggregator = aggregator.stub(aggregator_rpc.AggregatorServiceStub)
         self._limits = limits
 
     async def watch(self, cursor: str) -> AsyncIterator[tuple[str, Task | None]]:
-        request = coordinator_pb.WatchTasksRequest(cursor=cursor, group_key_fingerprint=self._fingerprint)
+        request = coordinator_pb.WatchTasksRequest(cursor=cursor, group_key_fingerprint=self._fingerprint())
         async with aclosing(stream(self._coordinator.WatchTasks, request)) as responses:  # type: ignore[type-var]
             while True:
                 try:
@@ -68,7 +66,7 @@ class GrpcMesh:
                     return
                 except TimeoutError:
                     raise FedmeshError(Code.SERVICE_UNAVAILABLE, "the task stream fell silent") from None
-                yield response.cursor, _task(response.task) if response.HasField("task") else None
+                yield response.cursor, parse_task(response.task) if response.HasField("task") else None
 
     async def get_plan(self, plan_id: str, patience_s: float) -> bytes:
         request = registry_pb.GetPlanRequest(plan_id=plan_id)
@@ -78,12 +76,34 @@ class GrpcMesh:
     async def get_job(self, job_id: str, patience_s: float) -> JobFacts:
         request = registry_pb.GetJobRequest(job_id=job_id)
         job = (await self._call(self._registry.GetJob, request, patience_s)).job
-        return JobFacts(job.plan_id, tuple(job.hospital_ids), job.rounds)
+        return JobFacts(job.plan_id, tuple(job.hospital_ids), job.rounds, job.roster_sha256)
+
+    async def list_rosters(self, after_version: int, patience_s: float) -> list[RosterFacts]:
+        request = registry_pb.ListRostersRequest(after_version=after_version)
+        found = await self._call(self._registry.ListRosters, request, patience_s)
+        return [
+            RosterFacts(roster.statement, {item.hospital_id: item.signature for item in roster.signatures})
+            for roster in found.rosters
+        ]
+
+    async def get_epoch(self, roster_sha256: str, epoch: int, patience_s: float) -> EpochFacts:
+        request = registry_pb.GetEpochRequest(roster_sha256=roster_sha256, epoch=epoch)
+        found = await self._call(self._registry.GetEpoch, request, patience_s)
+        signed = parse_signed(found.epoch) if found.HasField("epoch") else None
+        return EpochFacts(signed, found.due, found.due_for_s, found.roster_sha256)
+
+    async def publish_epoch(self, epoch: Signed, patience_s: float) -> Signed:
+        request = registry_pb.PublishEpochRequest(
+            request_id=self._request_id("epoch", epoch.sha256), epoch=wire_signed(epoch)
+        )
+        return parse_signed((await self._call(self._registry.PublishEpoch, request, patience_s)).epoch)
 
     async def download_blob(self, sha256: str, patience_s: float) -> bytes:
         request = registry_pb.DownloadBlobRequest(sha256=sha256)
-        limit = self._limits.max_state_mb * 1024 * 1024
-        return await self._download(self._registry.DownloadBlob, request, limit, patience_s)
+        limit = self._limits.max_state_mb * 1024 * 1024 + OVERHEAD_BYTES
+        content = bytearray()
+        await self._download(self._registry.DownloadBlob, request, limit, patience_s, content.clear, content.extend)
+        return bytes(content)
 
     async def upload_blob(self, job_id: str, sha256: str, content: bytes, patience_s: float) -> None:
         header = registry_pb.BlobHeader(
@@ -97,60 +117,105 @@ class GrpcMesh:
 
         await self._transfer(self._registry.UploadBlob, messages, patience_s)
 
-    async def upload(
-        self, attempt: AttemptId, manifest: PlanManifest, sha256: str, ciphertext: bytes, patience_s: float
-    ) -> None:
+    async def upload(self, upload: MaskedUpload, patience_s: float) -> None:
         header = aggregator_pb.UploadHeader(
-            request_id=self._request_id("upload", attempt, sha256),
-            attempt=_attempt(attempt),
-            form=round_pb2.SumForm(
-                parameter_set=manifest.encoding.parameter_set,
-                lanes=manifest.encoding.lanes,
-                vector_length=manifest.vector_length,
-            ),
-            size_bytes=len(ciphertext),
-            ciphertext_sha256=sha256,
+            request_id=self._request_id("upload", upload.attempt, upload.ciphertext_sha256),
+            attempt=wire_attempt(upload.attempt),
+            form=wire_form(upload.layout),
+            size_bytes=upload.layout.upload_bytes,
+            ciphertext_sha256=upload.ciphertext_sha256,
+            upload=wire_signed(upload.signed),
         )
 
         def messages() -> Iterable[aggregator_pb.UploadRequest]:
             yield aggregator_pb.UploadRequest(header=header)
-            for chunk in chunks(ciphertext):
-                yield aggregator_pb.UploadRequest(chunk=chunk)
+            for segment in upload.segments():
+                yield aggregator_pb.UploadRequest(chunk=segment)
 
         await self._transfer(self._aggregator.Upload, messages, patience_s)
 
-    async def download_sum(self, attempt: AttemptId, size_limit: int, patience_s: float) -> bytes:
-        request = aggregator_pb.DownloadSumRequest(attempt=_attempt(attempt))
-        return await self._download(self._aggregator.DownloadSum, request, size_limit, patience_s)
+    async def get_segment(self, attempt: AttemptId, hospital_id: str, index: int, patience_s: float) -> bytes:
+        request = aggregator_pb.GetSegmentRequest(attempt=wire_attempt(attempt), hospital_id=hospital_id, index=index)
+        return bytes((await self._call(self._aggregator.GetSegment, request, patience_s)).segment)
 
-    async def report_ready(self, attempt: AttemptId, base_version: int, patience_s: float) -> None:
+    async def download_sum(self, attempt: AttemptId, into: IO[bytes], size: int, patience_s: float) -> str:
+        request = aggregator_pb.DownloadSumRequest(attempt=wire_attempt(attempt))
+        digest = hashlib.sha256()
+
+        def restart() -> None:
+            nonlocal digest
+            into.seek(0)
+            into.truncate()
+            digest = hashlib.sha256()
+
+        def take(chunk: bytes) -> None:
+            into.write(chunk)
+            digest.update(chunk)
+
+        await self._download(self._aggregator.DownloadSum, request, size, patience_s, restart, take)
+        return digest.hexdigest()
+
+    async def report_ready(self, attempt: AttemptId, base_version: int, advert: Signed, patience_s: float) -> None:
         request = coordinator_pb.ReportReadyRequest(
-            request_id=self._request_id("ready", attempt), attempt=_attempt(attempt), base_version=base_version
+            request_id=self._request_id("ready", attempt, advert.sha256),
+            attempt=wire_attempt(attempt),
+            base_version=base_version,
+            advert=wire_signed(advert),
         )
         await self._call(self._coordinator.ReportReady, request, patience_s)
 
-    async def report_upload(self, attempt: AttemptId, sha256: str, size: int, patience_s: float) -> None:
+    async def submit_shares(self, attempt: AttemptId, shares: Sequence[Signed], patience_s: float) -> None:
+        request = coordinator_pb.SubmitSharesRequest(
+            request_id=self._request_id("shares", attempt, *(share.sha256 for share in shares)),
+            attempt=wire_attempt(attempt),
+            shares=[wire_signed(share) for share in shares],
+        )
+        await self._call(self._coordinator.SubmitShares, request, patience_s)
+
+    async def report_upload(self, upload: MaskedUpload, patience_s: float) -> None:
         request = coordinator_pb.ReportUploadRequest(
-            request_id=self._request_id("report-upload", attempt, sha256),
-            attempt=_attempt(attempt),
-            ciphertext_sha256=sha256,
-            size_bytes=size,
+            request_id=self._request_id("report-upload", upload.attempt, upload.ciphertext_sha256),
+            attempt=wire_attempt(upload.attempt),
+            ciphertext_sha256=upload.ciphertext_sha256,
+            size_bytes=upload.layout.upload_bytes,
+            upload=wire_signed(upload.signed),
         )
         await self._call(self._coordinator.ReportUpload, request, patience_s)
 
-    async def submit_digest(self, attempt: AttemptId, sum_sha256: str, digest: bytes, patience_s: float) -> None:
+    async def confirm(self, attempt: AttemptId, survivors: bytes, signature: bytes, patience_s: float) -> None:
+        sha256 = hashlib.sha256(survivors).hexdigest()
+        request = coordinator_pb.ConfirmSurvivorsRequest(
+            request_id=self._request_id("confirm", attempt, sha256),
+            attempt=wire_attempt(attempt),
+            survivors_sha256=sha256,
+            signature=signature,
+        )
+        await self._call(self._coordinator.ConfirmSurvivors, request, patience_s)
+
+    async def submit_reveal(self, attempt: AttemptId, reveal: Signed, patience_s: float) -> None:
+        request = coordinator_pb.SubmitRevealRequest(
+            request_id=self._request_id("reveal", attempt, reveal.sha256),
+            attempt=wire_attempt(attempt),
+            reveal=wire_signed(reveal),
+        )
+        await self._call(self._coordinator.SubmitReveal, request, patience_s)
+
+    async def submit_digest(self, attempt: AttemptId, seen: Seen, patience_s: float) -> None:
         request = coordinator_pb.SubmitDigestRequest(
-            request_id=self._request_id("digest", attempt, sum_sha256, digest.hex()),
-            attempt=_attempt(attempt),
-            sum_sha256=sum_sha256,
-            digest=digest,
+            request_id=self._request_id("digest", attempt, seen.signed.sha256, seen.metrics_json),
+            attempt=wire_attempt(attempt),
+            sum_sha256=seen.sum_sha256,
+            digest=seen.digest,
+            signed=wire_signed(seen.signed),
+            next_state_sha256=seen.next_state_sha256,
+            metrics_json=seen.metrics_json,
         )
         await self._call(self._coordinator.SubmitDigest, request, patience_s)
 
     async def submit_state(self, attempt: AttemptId, sha256: str, metrics_json: str, patience_s: float) -> None:
         request = coordinator_pb.SubmitStateRequest(
             request_id=self._request_id("state", attempt, sha256, metrics_json),
-            attempt=_attempt(attempt),
+            attempt=wire_attempt(attempt),
             state_sha256=sha256,
             metrics_json=metrics_json,
         )
@@ -159,7 +224,7 @@ class GrpcMesh:
     async def attest(self, attempt: AttemptId, sha256: str, reason: str, patience_s: float) -> None:
         request = coordinator_pb.AttestStateRequest(
             request_id=self._request_id("attest", attempt, sha256, reason),
-            attempt=_attempt(attempt),
+            attempt=wire_attempt(attempt),
             state_sha256=sha256,
             agrees=not reason,
             reason=reason[:_REASON_LENGTH],
@@ -181,8 +246,16 @@ class GrpcMesh:
     async def _transfer(self, method: Any, messages: Any, patience_s: float) -> None:
         await call(method, messages, timeout_s=self._limits.transfer_timeout_s, patience_s=patience_s)
 
-    async def _download(self, method: Any, request: Any, limit: int, patience_s: float) -> bytes:
-        """Collect a stream of chunks, from its beginning at every try.
+    async def _download(
+        self,
+        method: Any,
+        request: Any,
+        limit: int,
+        patience_s: float,
+        restart: Callable[[], object],
+        take: Callable[[bytes], object],
+    ) -> None:
+        """Hand over a stream of chunks one by one, from its beginning at every try, after `restart`.
 
         Raises: FedmeshError(TOO_LARGE) beyond `limit` bytes; as the server raised it.
         """
@@ -193,39 +266,13 @@ class GrpcMesh:
             reraise=True,
         ):
             with attempt:
-                content = bytearray()
+                restart()
+                size = 0
                 async for response in stream(method, request, timeout_s=self._limits.transfer_timeout_s):
-                    content += response.chunk
-                    if len(content) > limit:
+                    size += len(response.chunk)
+                    if size > limit:
                         raise FedmeshError(Code.TOO_LARGE, f"the download has more than {limit} bytes", limit=limit)
-                return bytes(content)
-        raise AssertionError("tenacity reraises")
+                    take(response.chunk)
 
     def _request_id(self, *parts: object) -> str:
         return str(uuid.uuid5(_REQUESTS, "\n".join(str(part) for part in (self._hospital_id, *parts))))
-
-
-def _attempt(attempt: AttemptId) -> round_pb2.Attempt:
-    return round_pb2.Attempt(job_id=attempt.job_id, round=attempt.round, attempt=attempt.attempt)
-
-
-def _task(message: coordinator_pb.Task) -> Task | None:
-    """A task; None for a kind that this build does not know, which it leaves to newer ones."""
-    kind = _KINDS.get(message.kind)
-    if kind is None:
-        return None
-    return Task(
-        kind=kind,
-        attempt=AttemptId(message.attempt.job_id, message.attempt.round, message.attempt.attempt),
-        plan_id=message.plan_id,
-        base_version=message.base_version,
-        base_state_sha256=message.base_state_sha256,
-        deadline=message.deadline.ToDatetime(tzinfo=UTC) if message.HasField("deadline") else None,
-        group=tuple(message.group),
-        cohort=tuple(message.cohort),
-        contributions=tuple(Contribution(item.hospital_id, item.ciphertext_sha256) for item in message.contributions),
-        sum_sha256=message.sum_sha256,
-        finalizer=message.finalizer,
-        next_state_sha256=message.next_state_sha256,
-        reason=message.reason,
-    )

@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 
 class WorkerThread:
-    """Runs functions one after another. TensorFlow sessions and trainers are used from this thread only.
+    """Runs functions one after another. TensorFlow sessions and trainers are used from one such thread only.
 
     It is a daemon thread and not a ThreadPoolExecutor, whose exit hook would hold up SIGTERM until training ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "worker") -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._busy = False
-        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     @property

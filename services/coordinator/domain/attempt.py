@@ -4,17 +4,19 @@ Times are Unix milliseconds by the coordinator's clock. An attempt is changed on
 lease; reports of hospitals are kept beside it and are only ever added.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Final, NamedTuple
 
+from services.secure_sum.cohort import threshold
+
 
 class Phase(IntEnum):
-    """The numbers of `fedmesh.coordinator.v1.Phase`. ADVERTISE, SHARE and UNMASK belong to masked sums: skipped."""
+    """The numbers of `fedmesh.coordinator.v1.Phase`."""
 
     TRAINING = 1
-    ADVERTISE = 2
     SHARE = 3
     UPLOAD = 4
     UNMASK = 5
@@ -23,13 +25,18 @@ class Phase(IntEnum):
     ATTEST = 8
     COMMITTED = 9
     ABORTED = 10
+    CONFIRM = 11
+    BURNT = 12
 
 
 class Kind(StrEnum):
     """What a hospital reports."""
 
     READY = "ready"
+    SHARES = "shares"
     UPLOAD = "upload"
+    CONFIRMATION = "confirmation"
+    REVEAL = "reveal"
     DIGEST = "digest"
     STATE = "state"
     VERDICT = "verdict"
@@ -37,14 +44,17 @@ class Kind(StrEnum):
 
 ACCEPTS: Final = {
     Phase.TRAINING: Kind.READY,
+    Phase.SHARE: Kind.SHARES,
     Phase.UPLOAD: Kind.UPLOAD,
+    Phase.CONFIRM: Kind.CONFIRMATION,
+    Phase.UNMASK: Kind.REVEAL,
     Phase.AGREE: Kind.DIGEST,
     Phase.FINALIZE: Kind.STATE,
     Phase.ATTEST: Kind.VERDICT,
 }
-"""The one kind of report that is taken in a phase."""
+"""The one kind of report that is taken in a phase, in the order of the phases."""
 
-OVER: Final = frozenset({Phase.COMMITTED, Phase.ABORTED})
+OVER: Final = frozenset({Phase.COMMITTED, Phase.ABORTED, Phase.BURNT})
 
 
 class AttemptId(NamedTuple):
@@ -63,12 +73,24 @@ class Contribution(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """What hospitals made of a sum. stating: those of the agreeing who computed the state `state_sha256`."""
+
+    agreeing: tuple[str, ...] = ()
+    dissenting: tuple[str, ...] = ()
+    state_sha256: str = ""
+    stating: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Attempt:
     """What the coordinator has decided about an attempt so far.
 
-    cohort: all hospitals of the job, sorted; it stays the same when some decline, because thresholds and noise shares
-    depend on its size. failures: attempts at this round that were given up before. spent: attempts of the whole job
-    that were given up after hospitals may have sent ciphertexts. fatal: the job cannot go on after this ABORTED.
+    cohort: all hospitals of the job, sorted, members of the roster; it stays the same when some decline.
+    roster_size: n, from which all thresholds follow. failures: attempts at this round that were given up before.
+    spent: attempts of the whole job that were given up after hospitals may have sent ciphertexts.
+    survivors: the statement. unopened: with how many reveals the masks could not be opened; `trouble` is why.
+    returned: how often the attempt was rebuilt from the registry. fatal: the job cannot go on after this ABORTED.
     """
 
     job_id: str
@@ -81,16 +103,28 @@ class Attempt:
     phase: Phase
     phase_ms: int
     deadline_ms: int
+    roster_sha256: str = ""
+    roster_size: int = 0
+    epoch: int = 0
     failures: int = 0
     spent: int = 0
     group: tuple[str, ...] = ()
+    adverts_sha256: str = ""
     sealed_ms: int = 0
+    sharers: tuple[str, ...] = ()
+    shared_ms: int = 0
     upload_bytes: int = 0
     contributions: tuple[Contribution, ...] = ()
+    survivors: str = ""
+    confirming: tuple[str, ...] = ()
+    confirmed_ms: int = 0
+    unopened: int = 0
+    trouble: str = ""
+    returned: int = 0
+    revealing: tuple[str, ...] = ()
     sum_sha256: str = ""
-    closed_ms: int = 0
-    agreeing: tuple[str, ...] = ()
-    dissenting: tuple[str, ...] = ()
+    summed_ms: int = 0
+    agreement: Agreement = field(default_factory=Agreement)
     agreed_ms: int = 0
     finalizer: str = ""
     tried: tuple[str, ...] = ()
@@ -98,7 +132,7 @@ class Attempt:
     metrics_json: str = ""
     finalized_ms: int = 0
     attesting: tuple[str, ...] = ()
-    aborted_in: Phase | None = None
+    ended_in: Phase | None = None
     reason: str = ""
     fatal: bool = False
     ended: bool = False
@@ -108,102 +142,140 @@ class Attempt:
         return AttemptId(self.job_id, self.round, self.attempt)
 
     @property
-    def contributors(self) -> tuple[str, ...]:
+    def needed(self) -> int:
+        """t, the quorum of every phase."""
+        return threshold(self.roster_size)
+
+    @property
+    def survivor_ids(self) -> tuple[str, ...]:
         return tuple(item.hospital_id for item in self.contributions)
+
+    @property
+    def survivors_sha256(self) -> str:
+        return hashlib.sha256(self.survivors.encode()).hexdigest() if self.survivors else ""
+
+    @property
+    def bound(self) -> bool:
+        """The registry holds the survivors: the attempt may only complete, or burn its version."""
+        return bool(self.confirming)
 
     @property
     def members(self) -> tuple[str, ...]:
         """The hospitals whose report is awaited in this phase."""
         if self.phase is Phase.TRAINING:
-            return () if self.group else self.cohort
+            return self.cohort
+        if self.phase is Phase.SHARE:
+            return () if self.sharers else self.group
         if self.phase is Phase.UPLOAD:
-            return self.group
-        if self.phase is Phase.AGREE:
-            return self.contributors
+            return self.survivor_ids if self.bound else self.sharers
+        if self.phase in (Phase.CONFIRM, Phase.UNMASK, Phase.AGREE):
+            return self.survivor_ids
         if self.phase is Phase.FINALIZE:
             return (self.finalizer,)
         if self.phase is Phase.ATTEST:
-            return tuple(name for name in self.agreeing if name != self.finalizer)
+            return tuple(name for name in self.agreement.agreeing if name != self.finalizer)
         return ()
 
     @property
     def guard(self) -> str:
-        """What a report of this phase must name: the version trained on, the sum decrypted, the state checked."""
+        """What a report of this phase must name: the version trained on, the group, the list, the sum, the state."""
         guards = {
             Phase.TRAINING: str(self.base_version),
+            Phase.SHARE: self.adverts_sha256,
+            Phase.UPLOAD: self.adverts_sha256,
+            Phase.CONFIRM: self.survivors_sha256,
+            Phase.UNMASK: self.survivors_sha256,
             Phase.AGREE: self.sum_sha256,
             Phase.ATTEST: self.next_state_sha256,
         }
         return guards.get(self.phase, "")
 
-    def sealed(self, group: tuple[str, ...], now_ms: int) -> "Attempt":
-        """The group is fixed; its sum is not open yet, so the phase stays TRAINING."""
-        return replace(self, group=group, sealed_ms=now_ms)
+    def _entering(self, phase: Phase, now_ms: int, deadline_ms: int) -> "Attempt":
+        return replace(self, phase=phase, phase_ms=now_ms, deadline_ms=deadline_ms)
+
+    def sealed(self, group: tuple[str, ...], adverts_sha256: str, now_ms: int, deadline_ms: int) -> "Attempt":
+        """The group is fixed; it shares its mask secrets."""
+        entered = self._entering(Phase.SHARE, now_ms, deadline_ms)
+        return replace(entered, group=group, adverts_sha256=adverts_sha256, sealed_ms=now_ms)
+
+    def shared(self, sharers: tuple[str, ...], now_ms: int) -> "Attempt":
+        """The sharers are fixed; their sum is not open yet, so the phase stays SHARE."""
+        return replace(self, sharers=sharers, shared_ms=now_ms)
 
     def uploading(self, upload_bytes: int, now_ms: int, deadline_ms: int) -> "Attempt":
-        return replace(self, phase=Phase.UPLOAD, phase_ms=now_ms, deadline_ms=deadline_ms, upload_bytes=upload_bytes)
+        return replace(self._entering(Phase.UPLOAD, now_ms, deadline_ms), upload_bytes=upload_bytes)
+
+    def listed(
+        self, contributions: tuple[Contribution, ...], survivors: str, now_ms: int, deadline_ms: int
+    ) -> "Attempt":
+        """The uploads are closed; the survivors sign the list of them."""
+        entered = self._entering(Phase.CONFIRM, now_ms, deadline_ms)
+        return replace(entered, contributions=contributions, survivors=survivors)
+
+    def confirmed(self, confirming: tuple[str, ...], now_ms: int, deadline_ms: int) -> "Attempt":
+        """The list is stored: nothing may abort from here on."""
+        entered = self._entering(Phase.UNMASK, now_ms, deadline_ms)
+        return replace(entered, confirming=confirming, confirmed_ms=self.confirmed_ms or now_ms)
+
+    def stuck(self, reveals: int, trouble: str) -> "Attempt":
+        """So many reveals did not open the masks."""
+        return replace(self, unopened=reveals, trouble=trouble)
 
     def summed(
-        self, contributions: tuple[Contribution, ...], sum_sha256: str, now_ms: int, deadline_ms: int
+        self, revealing: tuple[str, ...], sum_sha256: str, finalizer: str, now_ms: int, deadline_ms: int
     ) -> "Attempt":
+        """The masks are off; the survivors agree on the sum, and one of them stores the state that follows."""
         return replace(
-            self,
-            phase=Phase.AGREE,
-            phase_ms=now_ms,
-            deadline_ms=deadline_ms,
-            contributions=contributions,
+            self._entering(Phase.AGREE, now_ms, deadline_ms),
+            revealing=revealing,
             sum_sha256=sum_sha256,
-            closed_ms=now_ms,
+            summed_ms=now_ms,
+            finalizer=finalizer,
+            tried=(finalizer,),
         )
 
-    def finalizing(
-        self, agreeing: tuple[str, ...], dissenting: tuple[str, ...], finalizer: str, now_ms: int, deadline_ms: int
-    ) -> "Attempt":
-        """A hospital is named to compute the state; also used to name another one."""
-        return replace(
-            self,
-            phase=Phase.FINALIZE,
-            phase_ms=now_ms,
-            deadline_ms=deadline_ms,
-            agreeing=agreeing,
-            dissenting=dissenting,
-            agreed_ms=self.agreed_ms or now_ms,
-            finalizer=finalizer,
-            tried=(*self.tried, finalizer),
-        )
+    def agreed(self, agreement: Agreement, now_ms: int) -> "Attempt":
+        return replace(self, agreement=agreement, agreed_ms=self.agreed_ms or now_ms)
+
+    def finalizing(self, finalizer: str, now_ms: int, deadline_ms: int) -> "Attempt":
+        """Another hospital is named to store the state."""
+        entered = self._entering(Phase.FINALIZE, now_ms, deadline_ms)
+        return replace(entered, finalizer=finalizer, tried=(*self.tried, finalizer))
+
+    def stated(self, state_sha256: str, metrics_json: str, now_ms: int) -> "Attempt":
+        """The finalizer's state is there."""
+        return replace(self, next_state_sha256=state_sha256, metrics_json=metrics_json, finalized_ms=now_ms)
 
     def attested_by(self, state_sha256: str, metrics_json: str, now_ms: int, deadline_ms: int) -> "Attempt":
         """The finalizer's state is there; the others check it."""
-        return replace(
-            self,
-            phase=Phase.ATTEST,
-            phase_ms=now_ms,
-            deadline_ms=deadline_ms,
-            next_state_sha256=state_sha256,
-            metrics_json=metrics_json,
-            finalized_ms=now_ms,
-        )
+        return self._entering(Phase.ATTEST, now_ms, deadline_ms).stated(state_sha256, metrics_json, now_ms)
 
     def committed(self, now_ms: int) -> "Attempt":
-        return replace(self, phase=Phase.COMMITTED, phase_ms=now_ms, deadline_ms=now_ms)
+        return self._entering(Phase.COMMITTED, now_ms, now_ms)
+
+    def burnt(self, reason: str, now_ms: int) -> "Attempt":
+        """The version is used up without a new state."""
+        entered = self._entering(Phase.BURNT, now_ms, now_ms)
+        return replace(entered, ended_in=self.phase, reason=reason)
 
     def aborted(self, reason: str, now_ms: int, *, fatal: bool) -> "Attempt":
-        spent = self.spent + (1 if self.phase not in (Phase.TRAINING, *OVER) else 0)
-        return replace(
-            self,
-            phase=Phase.ABORTED,
-            phase_ms=now_ms,
-            deadline_ms=now_ms,
-            aborted_in=self.phase,
-            spent=spent,
-            reason=reason,
-            fatal=fatal,
-        )
+        """Given up. From UPLOAD on hospitals may have sent something, and then the attempt counts as spent."""
+        spent = self.spent + (0 if self.phase in (Phase.TRAINING, Phase.SHARE, *OVER) else 1)
+        entered = self._entering(Phase.ABORTED, now_ms, now_ms)
+        return replace(entered, ended_in=self.phase, spent=spent, reason=reason, fatal=fatal)
 
 
 class Upload(NamedTuple):
     sha256: str
     size_bytes: int
+
+
+class Seen(NamedTuple):
+    """What a hospital saw in the sum and made of it; digests are hex. The finalizer's metrics count."""
+
+    digest: str
+    next_state_sha256: str
+    metrics_json: str
 
 
 class State(NamedTuple):
@@ -223,17 +295,24 @@ class Decline(NamedTuple):
 
 @dataclass(frozen=True)
 class Reports:
-    """What hospitals have reported in the attempt, by hospital; digests are hex.
+    """What hospitals have reported in the attempt, by hospital. The statements themselves are kept elsewhere.
 
     reached_ms: when the number of reports of a kind reached what the phase needs.
     """
 
     ready: frozenset[str] = frozenset()
+    shares: frozenset[str] = frozenset()
     uploads: Mapping[str, Upload] = field(default_factory=dict)
-    digests: Mapping[str, str] = field(default_factory=dict)
+    confirmations: frozenset[str] = frozenset()
+    reveals: frozenset[str] = frozenset()
+    digests: Mapping[str, Seen] = field(default_factory=dict)
     states: Mapping[str, State] = field(default_factory=dict)
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     reached_ms: Mapping[Kind, int] = field(default_factory=dict)
+
+
+GONE_MS: Final = 1 << 48
+"""Absent for ever: a suspended hospital."""
 
 
 @dataclass(frozen=True)

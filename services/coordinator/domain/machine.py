@@ -1,20 +1,22 @@
 """What to do next with an attempt: a pure function of what is known.
 
-The quorum of every phase is t = threshold(n) of the whole cohort. A phase ends when nobody is waited for any more: all
-have answered, or those who have not are gone, or the deadline has passed. It ends well with t answers, else the attempt
-is given up.
+The quorum of every phase is t, the threshold of the roster. A phase in which everybody counts ends when nobody is
+waited for any more: all have answered, or those who have not are gone, or the deadline has passed. CONFIRM, UNMASK and
+AGREE end as soon as t have answered well. Before the survivors are stored a shortfall aborts the attempt; afterwards it
+burns the version.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
-from services.coordinator.domain.attempt import Attempt, Kind, Phase, Reports, Surroundings
-from services.secure_sum.cohort import threshold
+from services.coordinator.domain.attempt import Agreement, Attempt, Kind, Phase, Reports, Seen, Surroundings
 
 REASON_LENGTH: Final = 500
+MAX_RETURNS: Final = 3
+"""How often survivors are asked for the same uploads again after a sum was lost."""
 
 
 @dataclass(frozen=True)
@@ -39,34 +41,62 @@ class Wait:
 
 @dataclass(frozen=True)
 class Seal:
+    """Fix the group and ask it for shares."""
+
     group: tuple[str, ...]
 
 
 @dataclass(frozen=True)
+class FixSharers:
+    sharers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class OpenSum:
-    """The group is sealed: open its sum, then ask for uploads."""
+    """The sharers are fixed: open their sum, then ask for uploads."""
 
 
 @dataclass(frozen=True)
 class CloseSum:
-    """Fix the sum, then ask for digests."""
+    """End the uploads: who was counted survives, and confirms it. Survivors that returned go on to UNMASK."""
+
+
+@dataclass(frozen=True)
+class StoreSurvivors:
+    """Store the list with these signatures, then ask for reveals."""
+
+    confirming: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OpenMasks:
+    """Open the masks with these reveals, compute the sum, then ask for digests."""
+
+    revealing: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Finalize:
-    agreeing: tuple[str, ...]
-    dissenting: tuple[str, ...]
+    """Name a hospital that stores the next state."""
+
+    agreement: Agreement
     finalizer: str
 
 
 @dataclass(frozen=True)
 class Attest:
+    """Let the others check the finalizer's state."""
+
+    agreement: Agreement
     state_sha256: str
     metrics_json: str
 
 
 @dataclass(frozen=True)
 class Commit:
+    agreement: Agreement
+    state_sha256: str
+    metrics_json: str
     attesting: tuple[str, ...]
 
 
@@ -79,6 +109,13 @@ class Abort:
 
 
 @dataclass(frozen=True)
+class Burn:
+    """Use the version up without a new state."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Reopen:
     """The attempt is over: open the next one, of this round or of the next."""
 
@@ -88,98 +125,190 @@ class EndJob:
     reason: str
 
 
-Decision = Wait | Seal | OpenSum | CloseSum | Finalize | Attest | Commit | Abort | Reopen | EndJob
+Decision = (
+    Wait
+    | Seal
+    | FixSharers
+    | OpenSum
+    | CloseSum
+    | StoreSurvivors
+    | OpenMasks
+    | Finalize
+    | Attest
+    | Commit
+    | Abort
+    | Burn
+    | Reopen
+    | EndJob
+)
 
 
 def decide(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
     """The next step. Repeating it with the same knowledge gives the same answer, on every replica."""
-    if attempt.phase is Phase.COMMITTED:
+    if attempt.phase in (Phase.COMMITTED, Phase.BURNT):
         return Reopen()
     if attempt.phase is Phase.ABORTED:
         return _after_abort(attempt, rules)
-    left = len(attempt.cohort) - len(set(attempt.cohort) & set(around.declined))
-    needed = threshold(len(attempt.cohort))
-    if left < needed:
-        return Abort(_declined_reason(attempt, around, needed), fatal=True)
-    return _STEPS[attempt.phase](attempt, reports, around, rules)
+    decision = _STEPS[attempt.phase](attempt, reports, around, rules)
+    # Once enough have confirmed, the list may be stored already: refusals that come now change nothing.
+    if not attempt.bound and not isinstance(decision, StoreSurvivors):
+        left = set(attempt.cohort) - set(around.declined)
+        if len(left) < attempt.needed:
+            return Abort(_declined_reason(attempt, around), fatal=True)
+    return decision
 
 
-def finalizer_order(attempt: Attempt, agreeing: Collection[str]) -> list[str]:
-    """The agreeing hospitals in the order in which they are asked to finalize: another one first in every attempt."""
+def finalizer_order(attempt: Attempt, hospital_ids: Iterable[str]) -> list[str]:
+    """Hospitals in the order in which they are asked to finalize: another one first in every attempt."""
 
     def rank(hospital_id: str) -> bytes:
         return hashlib.sha256("/".join(map(str, (*attempt.id, hospital_id))).encode()).digest()
 
-    return sorted(agreeing, key=rank)
+    return sorted(hospital_ids, key=rank)
+
+
+def first_finalizer(attempt: Attempt, around: Surroundings, rules: Rules) -> str:
+    """The survivor that is expected to store the next state before it sends its digest."""
+    return _next_finalizer(attempt, attempt.survivor_ids, around, rules) or attempt.survivor_ids[0]
 
 
 def quorum(attempt: Attempt) -> int:
     """The number of reports of the present phase that make it worth deciding anew."""
     if attempt.phase is Phase.FINALIZE:
         return 1
-    needed = threshold(len(attempt.cohort))
+    if attempt.phase is Phase.UPLOAD and attempt.bound:
+        return len(attempt.members)
     # The finalizer agrees with itself.
-    return max(1, needed - 1) if attempt.phase is Phase.ATTEST else needed
+    return max(1, attempt.needed - 1) if attempt.phase is Phase.ATTEST else attempt.needed
+
+
+def after_refusal(attempt: Attempt, around: Surroundings, rules: Rules, reason: str) -> Finalize | Burn:
+    """The registry refused the version: the finalizer did not store what it said. Name another, if one is left."""
+    agreement = attempt.agreement
+    finalizer = _next_finalizer(attempt, agreement.stating or agreement.agreeing, around, rules)
+    return Finalize(agreement, finalizer) if finalizer else Burn(reason[:REASON_LENGTH])
 
 
 def _training(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
-    if attempt.group:
-        return OpenSum()
     ready = set(attempt.cohort) & reports.ready
     waiting = _Waiting(attempt, ready, around, rules)
     if not waiting.over():
         return Wait(waiting.until())
-    if len(ready) < waiting.needed:
-        return Abort(_shortfall(attempt, ready, around, waiting.needed, "were ready to send their part"))
-    # Who has left meanwhile would only hold up the others, as long as these are enough.
-    present = {name for name in ready if around.absent_ms.get(name, 0) < rules.absence_grace_ms}
-    return Seal(tuple(sorted(present if len(present) >= waiting.needed else ready)))
+    if len(ready) < attempt.needed:
+        return Abort(_shortfall(attempt, ready, around, "were ready to send their part"))
+    return Seal(_present(attempt, ready, around, rules))
+
+
+def _share(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
+    if attempt.sharers:
+        return OpenSum()
+    shared = set(attempt.group) & reports.shares
+    waiting = _Waiting(attempt, shared, around, rules)
+    if not waiting.over():
+        return Wait(waiting.until())
+    if len(shared) < attempt.needed:
+        return Abort(_shortfall(attempt, shared, around, "shared their mask secrets"))
+    return FixSharers(_present(attempt, shared, around, rules))
 
 
 def _upload(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
-    sent = set(attempt.group) & set(reports.uploads)
+    sent = set(attempt.members) & set(reports.uploads)
+    if attempt.bound:
+        # The sum is fixed by the stored list: all of them, or none.
+        if len(sent) == len(attempt.members):
+            return CloseSum()
+        if around.now_ms < attempt.deadline_ms:
+            return Wait(attempt.deadline_ms)
+        return Burn(_shortfall(attempt, sent, around, "sent their part again", needed=len(attempt.members)))
     waiting = _Waiting(attempt, sent, around, rules)
     if not waiting.over():
         return Wait(waiting.until())
-    if len(sent) < waiting.needed:
-        return Abort(_shortfall(attempt, sent, around, waiting.needed, "sent their part"))
+    if len(sent) < attempt.needed:
+        return Abort(_shortfall(attempt, sent, around, "sent their part"))
     return CloseSum()
 
 
-def _agree(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
-    digests = {name: digest for name, digest in reports.digests.items() if name in attempt.contributors}
-    counts = Counter(digests.values())
-    most = min(counts, key=lambda digest: (-counts[digest], digest), default="")
-    waiting = _Waiting(attempt, set(digests), around, rules, counts[most], reports.reached_ms.get(Kind.DIGEST))
+def _confirm(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
+    confirming = set(attempt.members) & reports.confirmations
+    if len(confirming) >= attempt.needed:
+        return StoreSurvivors(tuple(sorted(confirming)))
+    waiting = _Waiting(attempt, confirming, around, rules)
     if not waiting.over():
         return Wait(waiting.until())
-    if counts[most] < waiting.needed:
+    return Abort(_shortfall(attempt, confirming, around, "confirmed the list of survivors"))
+
+
+def _unmask(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
+    revealing = set(attempt.members) & reports.reveals
+    if len(revealing) >= attempt.needed and len(revealing) > attempt.unopened:
+        return OpenMasks(tuple(sorted(revealing)))
+    waiting = _Waiting(attempt, revealing, around, rules, enough=0)
+    if not waiting.over():
+        return Wait(waiting.until())
+    if attempt.trouble:
+        return Burn(f"the masks could not be opened: {attempt.trouble}"[:REASON_LENGTH])
+    return Burn(_shortfall(attempt, revealing, around, "revealed what opens the masks"))
+
+
+def agreement_on(attempt: Attempt, digests: Mapping[str, Seen]) -> Agreement:
+    """The largest group of equal digests, and in it the largest group of equal states."""
+    most = _most_common(seen.digest for seen in digests.values())
+    agreeing = tuple(sorted(name for name, seen in digests.items() if seen.digest == most))
+    state = _most_common(digests[name].next_state_sha256 for name in agreeing)
+    stating = tuple(name for name in agreeing if digests[name].next_state_sha256 == state)
+    agreement = Agreement(agreeing, tuple(sorted(set(digests) - set(agreeing))))
+    return agreement if len(stating) < attempt.needed else replace(agreement, state_sha256=state, stating=stating)
+
+
+def _most_common(values: Iterable[str]) -> str:
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value), default="")
+
+
+def _agree(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
+    digests = {name: seen for name, seen in reports.digests.items() if name in attempt.members}
+    agreement = agreement_on(attempt, digests)
+    stored = digests.get(attempt.finalizer)
+    if stored is not None and attempt.finalizer in agreement.stating:
+        return Commit(agreement, agreement.state_sha256, stored.metrics_json, agreement.stating)
+    waiting = _Waiting(
+        attempt, set(digests), around, rules, len(agreement.agreeing), reports.reached_ms.get(Kind.DIGEST)
+    )
+    # The expected finalizer has said something else: nobody's answer can make the state that it stored count.
+    lost = stored is not None and bool(agreement.state_sha256)
+    if not lost and not waiting.over():
+        return Wait(waiting.until())
+    if len(agreement.agreeing) < attempt.needed:
+        counts = sorted(Counter(seen.digest for seen in digests.values()).values(), reverse=True)
         if len(counts) > 1:
-            seen = ", ".join(str(count) for count in sorted(counts.values(), reverse=True))
-            return Abort(
-                f"hospitals decrypted different sums (groups of {seen}; {waiting.needed} equal ones are needed)"
+            seen = ", ".join(map(str, counts))
+            return Burn(
+                f"hospitals decrypted different sums (groups of {seen}; {attempt.needed} equal ones are needed)"
             )
-        return Abort(_shortfall(attempt, set(digests), around, waiting.needed, "decrypted the sum"))
-    agreeing = tuple(sorted(name for name, digest in digests.items() if digest == most))
-    dissenting = tuple(sorted(set(digests) - set(agreeing)))
-    return Finalize(agreeing, dissenting, _next_finalizer(attempt, agreeing, around, rules))
+        return Burn(_shortfall(attempt, digests, around, "decrypted the sum"))
+    if stored is not None and not agreement.state_sha256 and attempt.finalizer in agreement.agreeing:
+        # States differ in their last bits: the one that is stored is as good as any.
+        return Attest(agreement, stored.next_state_sha256, stored.metrics_json)
+    return _name_finalizer(attempt, agreement, around, rules)
 
 
 def _finalize(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
+    agreement = attempt.agreement
     state = reports.states.get(attempt.finalizer)
+    if state is not None and state.sha256 == agreement.state_sha256:
+        attesting = tuple(sorted({attempt.finalizer, *agreement.stating}))
+        return Commit(agreement, state.sha256, state.metrics_json, attesting)
     if state is not None:
-        return Attest(state.sha256, state.metrics_json)
+        return Attest(agreement, state.sha256, state.metrics_json)
     waiting = _Waiting(attempt, set(), around, rules, enough=0)
     if not waiting.over():
         return Wait(waiting.until())
-    finalizer = _next_finalizer(attempt, attempt.agreeing, around, rules)
-    if not finalizer:
-        return Abort("no hospital computed the next state in time")
-    return Finalize(attempt.agreeing, attempt.dissenting, finalizer)
+    return _name_finalizer(attempt, agreement, around, rules)
 
 
 def _attest(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
-    verdicts = {name: verdict for name, verdict in reports.verdicts.items() if name in attempt.agreeing}
+    agreement = attempt.agreement
+    verdicts = {name: verdict for name, verdict in reports.verdicts.items() if name in agreement.agreeing}
     disputes = [f"{name}: {verdict.reason}" for name, verdict in sorted(verdicts.items()) if not verdict.agrees]
     if disputes:
         text = f"the state that {attempt.finalizer} computed is disputed by {'; '.join(disputes)}"
@@ -190,14 +319,17 @@ def _attest(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rul
     )
     if not waiting.over():
         return Wait(waiting.until())
-    if len(attesting) < waiting.needed:
-        return Abort(_shortfall(attempt, attesting, around, waiting.needed, "checked the next state"))
-    return Commit(tuple(sorted(attesting)))
+    if len(attesting) < attempt.needed:
+        return Burn(_shortfall(attempt, attesting, around, "checked the next state"))
+    return Commit(agreement, attempt.next_state_sha256, attempt.metrics_json, tuple(sorted(attesting)))
 
 
 _STEPS: Final[dict[Phase, Callable[[Attempt, Reports, Surroundings, Rules], Decision]]] = {
     Phase.TRAINING: _training,
+    Phase.SHARE: _share,
     Phase.UPLOAD: _upload,
+    Phase.CONFIRM: _confirm,
+    Phase.UNMASK: _unmask,
     Phase.AGREE: _agree,
     Phase.FINALIZE: _finalize,
     Phase.ATTEST: _attest,
@@ -220,9 +352,8 @@ class _Waiting:
         enough: int | None = None,
         reached_ms: int | None = None,
     ) -> None:
-        self.needed = threshold(len(attempt.cohort))
         self._now = around.now_ms
-        self._quorum = (len(answered) if enough is None else enough) >= self.needed
+        self._quorum = (len(answered) if enough is None else enough) >= attempt.needed
         pending = set(attempt.members) - answered - set(around.declined)
         absences = [around.absent_ms.get(name) for name in sorted(pending)]
         self._nobody = not pending
@@ -249,9 +380,26 @@ class _Waiting:
         return self._nobody or self._now >= self.until()
 
 
-def _next_finalizer(attempt: Attempt, agreeing: Collection[str], around: Surroundings, rules: Rules) -> str:
+def _present(attempt: Attempt, answered: set[str], around: Surroundings, rules: Rules) -> tuple[str, ...]:
+    """Who goes on: whoever has left meanwhile would only hold up the others, as long as these are enough."""
+    present = {name for name in answered if around.absent_ms.get(name, 0) < rules.absence_grace_ms}
+    return tuple(sorted(present if len(present) >= attempt.needed else answered))
+
+
+def _name_finalizer(attempt: Attempt, agreement: Agreement, around: Surroundings, rules: Rules) -> Decision:
+    finalizer = _next_finalizer(attempt, agreement.stating, around, rules) or _next_finalizer(
+        attempt, agreement.agreeing, around, rules
+    )
+    if not finalizer:
+        return Burn("no hospital stored the next state in time")
+    return Finalize(agreement, finalizer)
+
+
+def _next_finalizer(attempt: Attempt, hospital_ids: Collection[str], around: Surroundings, rules: Rules) -> str:
     order = [
-        name for name in finalizer_order(attempt, agreeing) if name not in attempt.tried and name not in around.declined
+        name
+        for name in finalizer_order(attempt, hospital_ids)
+        if name not in attempt.tried and name not in around.declined
     ]
     present = [name for name in order if around.absent_ms.get(name, 0) < rules.absence_grace_ms]
     return next(iter(present or order), "")
@@ -272,18 +420,21 @@ def _after_abort(attempt: Attempt, rules: Rules) -> Decision:
     return Reopen()
 
 
-def _shortfall(attempt: Attempt, done: Collection[str], around: Surroundings, needed: int, what: str) -> str:
+def _shortfall(
+    attempt: Attempt, done: Collection[str], around: Surroundings, what: str, needed: int | None = None
+) -> str:
     missing = sorted(set(attempt.members) - set(done))
     names = ", ".join(f"{name} (gone)" if name in around.absent_ms else name for name in missing)
+    needed = attempt.needed if needed is None else needed
     text = f"only {len(done)} of {len(attempt.cohort)} hospitals {what}, {needed} are needed; missing: {names}"
     return text[:REASON_LENGTH]
 
 
-def _declined_reason(attempt: Attempt, around: Surroundings, needed: int) -> str:
+def _declined_reason(attempt: Attempt, around: Surroundings) -> str:
     reasons = "; ".join(
         f"{name}: {declined.reason} [{declined.code}]"
         for name, declined in sorted(around.declined.items())
         if name in attempt.cohort
     )
-    text = f"too few hospitals are left, {needed} of {len(attempt.cohort)} are needed. Declined: {reasons}"
+    text = f"too few hospitals are left, {attempt.needed} of {attempt.roster_size} are needed. Declined: {reasons}"
     return text[:REASON_LENGTH]

@@ -1,4 +1,4 @@
-"""Attempts and reports to and from what Redis holds."""
+"""Attempts, reports and statements to and from what Redis holds."""
 
 import json
 from collections.abc import Mapping
@@ -7,24 +7,27 @@ from typing import Any
 
 from services.coordinator.domain.attempt import (
     ACCEPTS,
+    Agreement,
     Attempt,
     Contribution,
     Decline,
     Kind,
     Phase,
     Reports,
+    Seen,
     State,
     Upload,
     Verdict,
 )
 from services.coordinator.domain.machine import quorum
+from services.secure_sum.statements import SIGNATURE_BYTES, Signed
 
 
 def record_fields(attempt: Attempt) -> dict[str, str | int]:
     """The record's fields: the attempt as JSON, and apart from it what the scripts look at."""
     kind = ACCEPTS.get(attempt.phase)
     return {
-        "core": json.dumps(asdict(attempt), separators=(",", ":")),
+        "core": attempt_json(attempt),
         "round": attempt.round,
         "attempt": attempt.attempt,
         "phase": int(attempt.phase),
@@ -40,16 +43,26 @@ def _names(hospital_ids: tuple[str, ...]) -> str:
     return f" {' '.join(hospital_ids)} "
 
 
+def attempt_json(attempt: Attempt) -> str:
+    return json.dumps(asdict(attempt), separators=(",", ":"))
+
+
 def parse_attempt(core: bytes) -> Attempt:
-    values: dict[str, Any] = json.loads(core)
-    for item in fields(Attempt):
-        if isinstance(values[item.name], list):
-            values[item.name] = tuple(values[item.name])
+    """Raises: ValueError, KeyError or TypeError when it is none."""
+    values: dict[str, Any] = _tuples(json.loads(core), Attempt)
     values["phase"] = Phase(values["phase"])
     values["contributions"] = tuple(Contribution(*item) for item in values["contributions"])
-    if values["aborted_in"] is not None:
-        values["aborted_in"] = Phase(values["aborted_in"])
+    values["agreement"] = Agreement(**_tuples(values["agreement"], Agreement))
+    if values["ended_in"] is not None:
+        values["ended_in"] = Phase(values["ended_in"])
     return Attempt(**values)
+
+
+def _tuples(values: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
+    for item in fields(kind):
+        if isinstance(values[item.name], list):
+            values[item.name] = tuple(values[item.name])
+    return values
 
 
 def parse_reports(record: Mapping[bytes, bytes]) -> Reports:
@@ -64,8 +77,11 @@ def parse_reports(record: Mapping[bytes, bytes]) -> Reports:
             reached[Kind(kind)] = int(value)
     return Reports(
         ready=frozenset(values[Kind.READY]),
-        uploads={name: Upload(*json.loads(value)) for name, value in values[Kind.UPLOAD].items()},
-        digests=values[Kind.DIGEST],
+        shares=frozenset(values[Kind.SHARES]),
+        uploads={name: Upload(*json.loads(value)[:2]) for name, value in values[Kind.UPLOAD].items()},
+        confirmations=frozenset(values[Kind.CONFIRMATION]),
+        reveals=frozenset(values[Kind.REVEAL]),
+        digests={name: Seen(*json.loads(value)) for name, value in values[Kind.DIGEST].items()},
         states={name: State(*json.loads(value)) for name, value in values[Kind.STATE].items()},
         verdicts={name: Verdict(*json.loads(value)) for name, value in values[Kind.VERDICT].items()},
         reached_ms=reached,
@@ -76,6 +92,15 @@ def parse_declined(answer: Mapping[bytes, bytes]) -> dict[str, Decline]:
     return {name.decode(): Decline(*json.loads(value)) for name, value in answer.items()}
 
 
-def report_value(value: Upload | State | Verdict | Decline | str) -> str:
+def report_value(value: Upload | Seen | State | Verdict | Decline | str) -> str:
     """A report as it is stored; equal reports have equal text."""
     return value if isinstance(value, str) else json.dumps(list(value), separators=(",", ":"))
+
+
+def sealed_statement(signed: Signed) -> bytes:
+    """A signed statement as it is stored; whose it is stands in the name of its field."""
+    return signed.signature + signed.statement
+
+
+def parse_statement(hospital_id: str, value: bytes) -> Signed:
+    return Signed(hospital_id, value[SIGNATURE_BYTES:], value[:SIGNATURE_BYTES])

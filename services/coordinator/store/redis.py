@@ -12,7 +12,14 @@ import redis.asyncio as aioredis
 from services.common.ids import new_id
 from services.common.redis import Scripts, redis_errors
 from services.coordinator.domain.attempt import Attempt, AttemptId, Decline, Reports
-from services.coordinator.store.codec import parse_attempt, parse_declined, parse_reports, record_fields
+from services.coordinator.store.codec import (
+    parse_attempt,
+    parse_declined,
+    parse_reports,
+    parse_statement,
+    record_fields,
+)
+from services.secure_sum.statements import Signed
 
 CHANNEL: Final = "coordinator:wake"
 """Pub/sub: `job <id>` wakes the driver of a job, `tasks <hospital> ...` the task streams of these hospitals."""
@@ -27,11 +34,19 @@ _LUA: Final = Path(__file__).parent / "lua"
 _DAY_MS: Final = 86_400_000
 # Calls in flight at once, below the connection pool's limit.
 _CONCURRENCY: Final = 48
+# Tasks carry statements: some 60 KB a round and hospital at 15 hospitals.
+_STREAM_LENGTH: Final = 200
+_NOTE_MS: Final = 30_000
 
 
 def record_key(job_id: str) -> str:
     """Hash: a job's present attempt and the reports in it. Lives a day beyond the phase's deadline."""
     return f"coordinator:attempt:{job_id}"
+
+
+def statements_key(job_id: str) -> str:
+    """Hash: the signed statements of the present attempt, which are big. Lives as long as the record."""
+    return f"coordinator:statements:{job_id}"
 
 
 def lease_key(job_id: str) -> str:
@@ -55,7 +70,7 @@ def bucket_key(hospital_id: str) -> str:
 
 
 def stream_key(hospital_id: str) -> str:
-    """Stream: a hospital's tasks, about the last 1,000. Lives as long as the record of the newest."""
+    """Stream: a hospital's tasks, about the last 200. Lives as long as the record of the newest."""
     return f"coordinator:tasks:{hospital_id}"
 
 
@@ -66,18 +81,22 @@ def current_key(hospital_id: str) -> str:
 
 @dataclass(frozen=True)
 class Observation:
-    """A job's attempt as of one moment; `version` counts its changes, 0 when there is none."""
+    """A job's attempt as of one moment; `version` counts its changes, 0 when there is none. waiting: why none opens."""
 
     version: int = 0
     attempt: Attempt | None = None
     reports: Reports = field(default_factory=Reports)
     declined: Mapping[str, Decline] = field(default_factory=dict)
     connected: frozenset[str] = frozenset()
+    waiting: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A hospital's report; `value` as by `codec.report_value`. `guard` is what it must name, or empty."""
+    """A hospital's report; `value` as by `codec.report_value`. `guard` is what it must name, or empty.
+
+    statements: what comes with it, by field. marks: what no other hospital may use in the attempt.
+    """
 
     attempt: AttemptId
     kind: str
@@ -85,6 +104,8 @@ class Report:
     value: str
     guard: str = ""
     urgent: bool = False
+    statements: Mapping[str, bytes] = field(default_factory=dict)
+    marks: Sequence[str] = ()
 
 
 class RedisRounds:
@@ -126,27 +147,57 @@ class RedisRounds:
         common: dict[str, Any] = {
             "declined": parse_declined(declined),
             "connected": frozenset(name.decode() for name in connected),
+            "waiting": record.get(b"waiting", b"").decode(),
         }
         if b"core" not in record:
             return Observation(**common)
         return Observation(int(record[b"version"]), parse_attempt(record[b"core"]), parse_reports(record), **common)
 
     async def advance(
-        self, owner: str, version: int, attempt: Attempt, tasks: Sequence[tuple[str, bytes]], *, fresh: bool = False
+        self,
+        owner: str,
+        version: int,
+        attempt: Attempt,
+        tasks: Sequence[tuple[str, bytes]],
+        *,
+        fresh: bool = False,
+        statements: Mapping[str, bytes] | None = None,
     ) -> bool:
         """Store an attempt and hand out tasks (hospital, task); False when the lease or the version is not as given.
 
-        fresh: this is another attempt than the one before, whose reports are dropped.
+        fresh: this is another attempt than the one before, whose reports and statements are dropped. statements: to be
+        kept with it, by field.
         """
-        keys = [record_key(attempt.job_id), lease_key(attempt.job_id), JOBS]
+        keys = [record_key(attempt.job_id), lease_key(attempt.job_id), JOBS, statements_key(attempt.job_id)]
         for hospital_id, _ in tasks:
             keys += [stream_key(hospital_id), current_key(hospital_id)]
-        stored = record_fields(attempt)
         expires_ms = attempt.deadline_ms + _DAY_MS
-        arguments: list[Any] = [owner, version, expires_ms, int(fresh), attempt.job_id, int(attempt.ended), CHANNEL]
-        arguments += [len(stored), *(item for pair in stored.items() for item in pair)]
+        arguments: list[Any] = [owner, version, expires_ms, int(fresh), attempt.job_id, int(attempt.ended)]
+        arguments += [CHANNEL, _STREAM_LENGTH]
+        for table in (record_fields(attempt), statements or {}):
+            arguments += [len(table), *(item for pair in table.items() for item in pair)]
         arguments += [item for task in tasks for item in task]
         return bool(await self._run("advance", keys, arguments) == b"ok")
+
+    async def note(self, job_id: str, owner: str, reason: str) -> None:
+        """Note why the job does not go on; shown until the next attempt opens."""
+        await self._run("note", [record_key(job_id), lease_key(job_id)], [owner, reason, _NOTE_MS])
+
+    async def attempt(self, job_id: str) -> Attempt | None:
+        """The attempt alone, without what was reported in it."""
+        async with redis_errors():
+            core: Any = await self._client.hget(record_key(job_id), "core")
+        return None if core is None else parse_attempt(core)
+
+    async def statements(self, job_id: str, fields: Sequence[tuple[str, str]]) -> list[Signed | None]:
+        """Statements by field and signer; None for what is not there."""
+        async with redis_errors():
+            names = [name for name, _ in fields]
+            found: Any = await self._client.hmget(statements_key(job_id), names) if names else []
+        return [
+            None if value is None else parse_statement(signer, value)
+            for (_, signer), value in zip(fields, found, strict=True)
+        ]
 
     async def unfinished_jobs(self) -> set[str]:
         """Jobs whose end the hospitals have not been told."""
@@ -163,12 +214,13 @@ class RedisRounds:
     async def report(self, report: Report, now_ms: int, per_second: float, burst: int) -> list[str]:
         """Take a report; the script's answer as text: see report.lua."""
         job_id = report.attempt.job_id
-        keys = [record_key(job_id), bucket_key(report.hospital_id), declined_key(job_id)]
+        keys = [record_key(job_id), bucket_key(report.hospital_id), declined_key(job_id), statements_key(job_id)]
         named = [report.kind, report.attempt.round, report.attempt.attempt, report.hospital_id]
         what = [report.value, report.guard, int(report.urgent)]
-        answer = await self._run(
-            "report", keys, [now_ms, per_second, burst, *named, *what, CHANNEL, job_id, 7 * _DAY_MS // 1000]
-        )
+        arguments: list[Any] = [now_ms, per_second, burst, *named, *what, CHANNEL, job_id, 7 * _DAY_MS // 1000]
+        arguments += [len(report.marks), *report.marks]
+        arguments += [item for pair in report.statements.items() for item in pair]
+        answer = await self._run("report", keys, arguments)
         return [part.decode() for part in answer]
 
     async def watch(self, hospital_id: str, cursor: str) -> tuple[str, list[bytes]]:

@@ -6,7 +6,8 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import JobFacts, Reservation
 from services.hospital_node.domain.tasks import Task
 from services.plans.manifest import PlanManifest
-from services.secure_sum.cohort import colluders, require_private, threshold
+from services.secure_sum.cohort import require_private
+from services.secure_sum.roster import Roster
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Policy:
 
 
 def require_acceptable(policy: Policy, manifest: PlanManifest, hospitals: int) -> None:
-    """Check a plan before any data is read for it.
+    """Check a plan before any data is read for it. hospitals: the size of the roster, on which its noise rests.
 
     Raises: FedmeshError(PRIVACY_REFUSED) for too little privacy or fewer than 4 hospitals; PLAN_INVALID for a plan
         beyond this node's limits.
@@ -79,7 +80,7 @@ def compositions(manifest: PlanManifest) -> tuple[int, int]:
     return manifest.rounds.count + extra, measured + extra if measured else 0
 
 
-def reservation(policy: Policy, task: Task, manifest: PlanManifest, data_sha256: str) -> Reservation:
+def reservation(policy: Policy, task: Task, manifest: PlanManifest, data_sha256: str, roster: Roster) -> Reservation:
     """What a job asks of the ledger."""
     epsilon, delta = plan_loss(manifest)
     attempts, measured = compositions(manifest)
@@ -90,7 +91,7 @@ def reservation(policy: Policy, task: Task, manifest: PlanManifest, data_sha256:
         private=manifest.privacy is not None,
         epsilon=epsilon,
         delta=delta,
-        colluders=colluders(len(task.cohort)) if manifest.privacy is not None else 0,
+        colluders=roster.colluders if manifest.privacy is not None else 0,
         compositions=attempts,
         metrics_compositions=measured,
         cohort=tuple(sorted(task.cohort)),
@@ -108,6 +109,7 @@ def require_same_job(policy: Policy, task: Task, job: JobFacts, manifest: PlanMa
         "its plan": job.plan_id != task.plan_id,
         "its cohort": cohort != set(job.hospital_ids) or len(cohort) != len(task.cohort),
         "its number of rounds": job.rounds != manifest.rounds.count,
+        "its roster": job.roster_sha256 != task.roster_sha256,
     }
     wrong = [what for what, differs in problems.items() if differs]
     if wrong:
@@ -118,36 +120,27 @@ def require_same_job(policy: Policy, task: Task, job: JobFacts, manifest: PlanMa
         raise FedmeshError(Code.PLAN_INVALID, f"{policy.hospital_id} is not in the cohort of job {task.attempt.job_id}")
 
 
-def require_group(policy: Policy, task: Task) -> None:
-    """Check the sealed group before a ciphertext leaves: a sum over too few would say too much about each.
+def require_members(task: Task, roster: Roster, newest: Roster) -> None:
+    """Check the cohort against the job's roster, and that nobody of that roster has lost its place since.
 
-    Raises: FedmeshError(WRONG_STATE); the attempt is refused, not the job.
+    A roster that is not the newest still holds for a job that began under it, as long as whoever left, or whose keys
+    were replaced, does not know the keys of its epochs.
+
+    Raises: FedmeshError(PRIVACY_REFUSED).
     """
-    group, cohort = set(task.group), set(task.cohort)
-    if policy.hospital_id not in group:
-        raise FedmeshError(Code.WRONG_STATE, "this hospital is not in the attempt's group")
-    if len(group) != len(task.group) or not group <= cohort or len(group) < threshold(len(cohort)):
+    strangers = sorted(name for name in task.cohort if name not in roster)
+    if strangers:
+        raise FedmeshError(Code.PRIVACY_REFUSED, f"not members of the roster: {', '.join(strangers)}")
+    if len(task.cohort) < roster.threshold:
         raise FedmeshError(
-            Code.WRONG_STATE,
-            f"a group of {len(group)} of {len(cohort)} hospitals is refused: {threshold(len(cohort))} are needed",
+            Code.PRIVACY_REFUSED,
+            f"a cohort of {len(task.cohort)} of the roster's {roster.size} hospitals is refused:"
+            f" {roster.threshold} are needed",
         )
-
-
-def require_sum(policy: Policy, task: Task, own_ciphertext_sha256: str) -> None:
-    """Check what a sum is said to be made of, before it is decrypted.
-
-    own_ciphertext_sha256: hash of what this hospital made for the attempt; empty if it made nothing.
-
-    Raises: FedmeshError(WRONG_STATE); the attempt is refused, not the job.
-    """
-    counted = {item.hospital_id: item.ciphertext_sha256 for item in task.contributions}
-    needed = threshold(len(task.cohort))
-    if len(counted) != len(task.contributions) or not set(counted) <= set(task.group) or len(counted) < needed:
+    gone = [member.hospital_id for member in roster.statement.members if member not in newest.statement.members]
+    if gone:
         raise FedmeshError(
-            Code.WRONG_STATE,
-            f"a sum over {len(counted)} of {len(task.cohort)} hospitals is refused: {needed} of the group are needed",
-        )
-    if policy.hospital_id in counted and counted[policy.hospital_id] != own_ciphertext_sha256:
-        raise FedmeshError(
-            Code.WRONG_STATE, "the sum is said to hold a ciphertext of this hospital that it did not make"
+            Code.PRIVACY_REFUSED,
+            f"the job's roster has {', '.join(gone)}, which the newest one has no longer, or with other keys:"
+            " start a new job",
         )

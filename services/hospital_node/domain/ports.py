@@ -1,14 +1,18 @@
 """What the node's use cases need from the world, as protocols."""
 
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import ParamSpec, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import IO, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from services.hospital_node.domain.sums import MaskedUpload, SumCheck, SumTerms
 from services.hospital_node.domain.tasks import AttemptId, Task
 from services.plans.manifest import PlanManifest
+from services.secure_sum.epoch import EpochKeys
+from services.secure_sum.statements import Signed
 
 Int64Vector = npt.NDArray[np.int64]
 P = ParamSpec("P")
@@ -61,33 +65,80 @@ class TrainerFactory(Protocol):
 
 @dataclass(frozen=True)
 class NoiseRequest:
-    """Which noise a contribution must carry: the plan, the round, and the cohort whose size sets the share."""
+    """Which noise a contribution must carry: the plan, the round, and the roster's size, which sets the share."""
 
     manifest: PlanManifest
     round: int
     hospitals: int
 
 
-class SecretSum(Protocol):
-    """The hospital's end of the secure sum, under the group key. Slow; runs on the worker thread."""
+class SecureSum(Protocol):
+    """The hospital's part in masked sums: protocol steps, each durable on return. Slow; runs on one thread of its own.
 
-    def encrypt(self, values: Int64Vector, manifest: PlanManifest) -> bytes:
-        """An upload with fresh randomness. Raises: FedmeshError(PLAN_INVALID) when a value does not fit its lane."""
+    Every method may raise what `services.secure_sum.member.Member` raises for its step: EQUIVOCATION for a second,
+    different question in one attempt, STATEMENT_INVALID and PRIVACY_REFUSED for what no honest centre asks, WRONG_STATE
+    for what cannot be done (any more); and STORE_FULL.
+    """
+
+    def advert(self, terms: SumTerms) -> Signed | None:
+        """The attempt's advert, when it was begun and can go on."""
         ...
 
-    def size(self, manifest: PlanManifest) -> int:
-        """Exact size of an encrypted sum of this plan in bytes."""
-        ...
+    def begin(self, terms: SumTerms, values: Int64Vector) -> Signed:
+        """Encrypt `values`, draw the attempt's secrets, keep both; the advert.
 
-    def decrypt(self, encrypted_sum: bytes, manifest: PlanManifest, contributions: int) -> Int64Vector:
-        """The exact sum, int64[vector_length].
-
-        Raises: FedmeshError(CIPHERTEXT_INVALID) when it is not a sum of this plan over so many contributions.
+        Raises: FedmeshError(PLAN_INVALID) when a value does not fit its lane, or the plan's parameter set is not the
+            group key's.
         """
         ...
 
-    def digest(self, attempt: AttemptId, sum_sha256: str, total: Int64Vector) -> bytes:
-        """32 bytes that bind attempt, encrypted sum and plaintext, and that the centre cannot compute."""
+    def share(self, terms: SumTerms, adverts: Sequence[Signed]) -> tuple[Signed, ...]: ...
+
+    def mask(self, terms: SumTerms, sharers: Sequence[str], shares: Sequence[Signed]) -> MaskedUpload:
+        """Mask the ciphertext. Nothing of it may leave before `keep`. Masked before, it is the same bytes."""
+        ...
+
+    def keep(self, upload: MaskedUpload) -> None:
+        """Make a masked upload durable: from now on the attempt has no other."""
+        ...
+
+    def settle(self, upload: MaskedUpload) -> None:
+        """Delete the unmasked ciphertext, which is of no more use."""
+        ...
+
+    def confirm(self, terms: SumTerms, survivors: bytes) -> bytes:
+        """A signature over the list of survivors."""
+        ...
+
+    def reveal(self, terms: SumTerms, survivors: bytes, confirmations: Mapping[str, bytes]) -> Signed: ...
+
+    def check(self, terms: SumTerms, task: Task) -> SumCheck:
+        """What the sum of a DECRYPT task must be, if it is in order."""
+        ...
+
+    def verify_segment(self, check: SumCheck, index: int, segments: Mapping[str, bytes], claimed: bytes) -> None:
+        """Recompute one segment of the sum from the other survivors' uploads and this hospital's own.
+
+        Raises: FedmeshError(CIPHERTEXT_INVALID) that blames the aggregator.
+        """
+        ...
+
+    def decrypt(self, check: SumCheck, encrypted_sum: IO[bytes]) -> Int64Vector:
+        """The exact sum, int64[vector_length]. Raises: FedmeshError(CIPHERTEXT_INVALID)."""
+        ...
+
+    def agree(
+        self, check: SumCheck, sum_sha256: str, total: Int64Vector, next_state_sha256: str
+    ) -> tuple[bytes, Signed]:
+        """The keyed digest of a sum, 32 bytes, and the statement that says it."""
+        ...
+
+    def finish(self, attempt: AttemptId) -> None:
+        """Delete secrets and ciphertexts of a job's attempts up to this one; hashes stay."""
+        ...
+
+    def finish_job(self, job_id: str) -> None:
+        """Delete a job's secrets and ciphertexts; hashes stay."""
         ...
 
 
@@ -115,6 +166,36 @@ class JobFacts:
     plan_id: str
     hospital_ids: tuple[str, ...]
     rounds: int
+    roster_sha256: str
+
+
+@dataclass(frozen=True)
+class RosterFacts:
+    """A roster as the registry has it; nothing of it is verified."""
+
+    statement: bytes
+    signatures: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class EpochFacts:
+    """A key epoch as the registry has it. due: the number to be made now, 0 for none; due_for_s: for how long, s."""
+
+    epoch: Signed | None
+    due: int
+    due_for_s: float
+    roster_sha256: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a hospital reports about a sum. metrics_json: only the finalizer's counts."""
+
+    sum_sha256: str
+    digest: bytes
+    signed: Signed
+    next_state_sha256: str
+    metrics_json: str = field(default="")
 
 
 class Mesh(Protocol):
@@ -128,17 +209,36 @@ class Mesh(Protocol):
 
     async def upload_blob(self, job_id: str, sha256: str, content: bytes, patience_s: float) -> None: ...
 
-    async def upload(
-        self, attempt: AttemptId, manifest: PlanManifest, sha256: str, ciphertext: bytes, patience_s: float
-    ) -> None: ...
+    async def list_rosters(self, after_version: int, patience_s: float) -> list[RosterFacts]: ...
 
-    async def download_sum(self, attempt: AttemptId, size_limit: int, patience_s: float) -> bytes: ...
+    async def get_epoch(self, roster_sha256: str, epoch: int, patience_s: float) -> EpochFacts: ...
 
-    async def report_ready(self, attempt: AttemptId, base_version: int, patience_s: float) -> None: ...
+    async def publish_epoch(self, epoch: Signed, patience_s: float) -> Signed:
+        """The publication that stands, which may be another member's."""
+        ...
 
-    async def report_upload(self, attempt: AttemptId, sha256: str, size: int, patience_s: float) -> None: ...
+    async def upload(self, upload: MaskedUpload, patience_s: float) -> None: ...
 
-    async def submit_digest(self, attempt: AttemptId, sum_sha256: str, digest: bytes, patience_s: float) -> None: ...
+    async def get_segment(self, attempt: AttemptId, hospital_id: str, index: int, patience_s: float) -> bytes: ...
+
+    async def download_sum(self, attempt: AttemptId, into: IO[bytes], size: int, patience_s: float) -> str:
+        """Write an encrypted sum into an empty file; its SHA-256 in hex.
+
+        Raises: FedmeshError(TOO_LARGE) beyond `size` bytes.
+        """
+        ...
+
+    async def report_ready(self, attempt: AttemptId, base_version: int, advert: Signed, patience_s: float) -> None: ...
+
+    async def submit_shares(self, attempt: AttemptId, shares: Sequence[Signed], patience_s: float) -> None: ...
+
+    async def report_upload(self, upload: MaskedUpload, patience_s: float) -> None: ...
+
+    async def confirm(self, attempt: AttemptId, survivors: bytes, signature: bytes, patience_s: float) -> None: ...
+
+    async def submit_reveal(self, attempt: AttemptId, reveal: Signed, patience_s: float) -> None: ...
+
+    async def submit_digest(self, attempt: AttemptId, seen: Seen, patience_s: float) -> None: ...
 
     async def submit_state(self, attempt: AttemptId, sha256: str, metrics_json: str, patience_s: float) -> None: ...
 
@@ -203,37 +303,23 @@ class Ledger(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class AttemptRecord:
-    """What the node remembers of an attempt: hashes in hex, empty until known."""
-
-    ciphertext_sha256: str
-    sum_sha256: str
-
-
 class NodeState(Protocol):
-    """The node's durable memory beside the ledger."""
+    """The node's durable memory beside the ledger and the secure sums."""
 
     def cursor(self) -> str: ...
 
     def save_cursor(self, cursor: str) -> None: ...
 
-    def save_ciphertext(self, attempt: AttemptId, content: bytes) -> None:
-        """Keep an attempt's ciphertext, fsynced with its name and hash. Raises: FedmeshError(STORE_FULL)."""
+    def rosters(self) -> list[RosterFacts]:
+        """The rosters that were verified here after the founding one, oldest first."""
         ...
 
-    def ciphertext(self, attempt: AttemptId) -> bytes | None:
-        """The very bytes that were saved; None when there are none, or when they were lost or damaged."""
-        ...
-
-    def record(self, attempt: AttemptId) -> AttemptRecord: ...
-
-    def pin_sum(self, attempt: AttemptId, sum_sha256: str) -> None:
-        """Bind an attempt to the one sum that may be decrypted in it. Raises: FedmeshError(WRONG_STATE) for another."""
+    def save_roster(self, version: int, facts: RosterFacts) -> None:
+        """Remember a verified roster for good."""
         ...
 
     def save_blob(self, job_id: str, content: bytes) -> str:
-        """Keep a model state of a job under its SHA-256, which is returned."""
+        """Keep a sealed model state of a job under its SHA-256, which is returned."""
         ...
 
     def blob(self, sha256: str) -> bytes | None: ...
@@ -242,10 +328,33 @@ class NodeState(Protocol):
         """Remember a committed version; states that are neither it nor the one before are deleted."""
         ...
 
-    def finish_before(self, attempt: AttemptId, *, inclusive: bool) -> None:
-        """Delete the ciphertexts of a job's attempts before (or up to) `attempt`; its hashes stay."""
+    def adopted_version(self, job_id: str) -> int:
+        """The newest version of a job that was adopted; 0 when none was."""
         ...
 
-    def finish_job(self, job_id: str) -> None:
-        """Delete a job's ciphertexts; the committed states stay."""
+
+@dataclass(frozen=True)
+class KeptEpoch:
+    """An epoch on disk. since: when it was saved, UTC."""
+
+    roster_sha256: str
+    epoch: int
+    since: datetime
+
+
+class EpochStore(Protocol):
+    """The keys of epochs, in files of this hospital. Every method is durable on return."""
+
+    def save(self, keys: EpochKeys) -> None: ...
+
+    def load(self, roster_sha256: str, epoch: int) -> EpochKeys | None:
+        """What is kept: without a group key once it was retired."""
+        ...
+
+    def kept(self) -> list[KeptEpoch]:
+        """The epochs whose group key is kept."""
+        ...
+
+    def retire(self, roster_sha256: str, epoch: int) -> None:
+        """Destroy an epoch's group key; its state key stays."""
         ...

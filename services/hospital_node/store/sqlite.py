@@ -1,7 +1,7 @@
 """SQLite as the node uses it: WAL, synchronous FULL, immediate transactions, errors of fedmesh."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -19,8 +19,8 @@ class Database:
     or whose process died, left nothing.
     """
 
-    def __init__(self, path: Path, schema: str, version: int) -> None:
-        """Open or make the file. `schema` makes version `version` in an empty file.
+    def __init__(self, path: Path, schema: str, version: int, upgrades: Mapping[int, str] | None = None) -> None:
+        """Open or make the file. `schema` makes version `version` in an empty file; `upgrades[n]` makes n + 1 of n.
 
         Raises: FedmeshError(CONFIG_INVALID) for a file of another version or that is no database; STORE_FULL.
         """
@@ -37,10 +37,13 @@ class Database:
         with self.transaction() as connection:
             found = connection.execute("PRAGMA user_version").fetchone()[0]
             if found == 0:
-                for statement in schema.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {version}")
-            elif found != version:
+                _run(connection, schema)
+                found = version
+            while found in (upgrades or {}):
+                _run(connection, (upgrades or {})[found])
+                found += 1
+            connection.execute(f"PRAGMA user_version = {found}")
+            if found != version:
                 raise FedmeshError(
                     Code.CONFIG_INVALID,
                     f"{path} has schema version {found}, this build reads {version}: use the build that wrote it",
@@ -57,6 +60,7 @@ class Database:
             with closing(connection):
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute("PRAGMA secure_delete = ON")
                 yield connection
 
     @contextmanager
@@ -75,6 +79,12 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+
+
+def _run(connection: sqlite3.Connection, script: str) -> None:
+    """The statements of a script, one after the other: `executescript` would end the transaction."""
+    for statement in script.split(";"):
+        connection.execute(statement)
 
 
 @contextmanager

@@ -1,21 +1,43 @@
-"""What the node remembers beside its ledger: cursor, ciphertexts by attempt, model states by content."""
+"""What the node remembers beside its ledger: cursor, rosters, sealed model states by content.
+
+The secrets and ciphertexts of attempts are in the same database and in files of their own: see `attempts`.
+"""
 
 import fcntl
 import hashlib
+import json
 import os
-import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from services.common.errors import Code, FedmeshError
-from services.hospital_node.domain.ports import AttemptRecord
-from services.hospital_node.domain.tasks import AttemptId
+from services.hospital_node.domain.ports import RosterFacts
+from services.hospital_node.store.attempts import AttemptStore
 from services.hospital_node.store.files import write_durably
 from services.hospital_node.store.sqlite import Database
 
 STATE_FILE: Final = "state.sqlite"
-_VERSION: Final = 1
-_SCHEMA: Final = """
+_VERSION: Final = 2
+_SINCE_2: Final = """
+ALTER TABLE attempts ADD COLUMN unmasked_sha256 TEXT NOT NULL DEFAULT '';
+ALTER TABLE attempts ADD COLUMN revealed INTEGER NOT NULL DEFAULT 0 CHECK (revealed IN (0, 1));
+CREATE TABLE members (
+    job_id TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    roster_sha256 TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    state BLOB NOT NULL,
+    PRIMARY KEY (job_id, round, attempt)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE rosters (
+    version INTEGER PRIMARY KEY,
+    statement BLOB NOT NULL,
+    signatures TEXT NOT NULL
+) STRICT
+"""
+_SINCE_1: Final = """
 CREATE TABLE cursor (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     value TEXT NOT NULL
@@ -35,7 +57,6 @@ CREATE TABLE blobs (
     PRIMARY KEY (job_id, sha256)
 ) STRICT, WITHOUT ROWID
 """
-_KEY: Final = "job_id = ? AND round = ? AND attempt = ?"
 
 
 def open_data_dir(data_dir: Path) -> int:
@@ -59,17 +80,16 @@ def open_data_dir(data_dir: Path) -> int:
 
 
 class SqliteNodeState:
-    """See `domain.ports.NodeState` for the contract."""
+    """See `domain.ports.NodeState` for the contract. `attempts` holds what belongs to single attempts."""
 
     def __init__(self, data_dir: Path) -> None:
         """Raises: FedmeshError(CONFIG_INVALID, STORE_FULL, STORE_UNAVAILABLE)."""
-        self._ciphertexts = data_dir / "ciphertexts"
         self._states = data_dir / "states"
-        for folder in (self._ciphertexts, self._states):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            for partial in folder.glob(".*.partial"):
-                partial.unlink()
-        self._database = Database(data_dir / STATE_FILE, _SCHEMA, _VERSION)
+        self._states.mkdir(mode=0o700, exist_ok=True)
+        for partial in self._states.glob(".*.partial"):
+            partial.unlink()
+        self._database = Database(data_dir / STATE_FILE, _SINCE_1 + ";" + _SINCE_2, _VERSION, {1: _SINCE_2})
+        self.attempts = AttemptStore(data_dir / "ciphertexts", self._database)
 
     def cursor(self) -> str:
         with self._database.connection() as connection:
@@ -82,38 +102,17 @@ class SqliteNodeState:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("INSERT OR REPLACE INTO cursor VALUES (1, ?)", (cursor,))
 
-    def save_ciphertext(self, attempt: AttemptId, content: bytes) -> None:
-        write_durably(self._ciphertext_path(attempt), content)
-        with self._database.transaction() as connection:
-            _set(connection, attempt, "ciphertext_sha256", hashlib.sha256(content).hexdigest())
-
-    def ciphertext(self, attempt: AttemptId) -> bytes | None:
-        expected = self.record(attempt).ciphertext_sha256
-        try:
-            content = self._ciphertext_path(attempt).read_bytes()
-        except OSError:
-            return None
-        return content if hashlib.sha256(content).hexdigest() == expected else None
-
-    def record(self, attempt: AttemptId) -> AttemptRecord:
+    def rosters(self) -> list[RosterFacts]:
+        """The rosters that were verified here after the founding one, oldest first."""
         with self._database.connection() as connection:
-            row = connection.execute(
-                f"SELECT ciphertext_sha256, sum_sha256 FROM attempts WHERE {_KEY}",  # noqa: S608 - a constant
-                _key(attempt),
-            ).fetchone()
-            return AttemptRecord("", "") if row is None else AttemptRecord(*row)
+            rows = connection.execute("SELECT statement, signatures FROM rosters ORDER BY version").fetchall()
+            return [RosterFacts(row[0], _signatures(row[1])) for row in rows]
 
-    def pin_sum(self, attempt: AttemptId, sum_sha256: str) -> None:
+    def save_roster(self, version: int, facts: RosterFacts) -> None:
+        """Remember a verified roster; one of its version is never replaced. Raises: FedmeshError(STORE_FULL)."""
+        signatures = json.dumps({name: value.hex() for name, value in facts.signatures.items()}, sort_keys=True)
         with self._database.transaction() as connection:
-            row = connection.execute(
-                f"SELECT sum_sha256 FROM attempts WHERE {_KEY}",  # noqa: S608 - a constant
-                _key(attempt),
-            ).fetchone()
-            pinned = "" if row is None else row[0]
-            if pinned not in ("", sum_sha256):
-                raise FedmeshError(Code.WRONG_STATE, f"attempt {attempt} is bound to another sum: refused to decrypt")
-            if not pinned:
-                _set(connection, attempt, "sum_sha256", sum_sha256)
+            connection.execute("INSERT INTO rosters VALUES (?, ?, ?)", (version, facts.statement, signatures))
 
     def save_blob(self, job_id: str, content: bytes) -> str:
         sha256 = hashlib.sha256(content).hexdigest()
@@ -147,28 +146,11 @@ class SqliteNodeState:
             if path.name not in kept:
                 path.unlink(missing_ok=True)
 
-    def finish_before(self, attempt: AttemptId, *, inclusive: bool) -> None:
-        for path in self._ciphertexts.glob(f"{attempt.job_id}.*"):
-            _, round_text, attempt_text = path.name.split(".")
-            other = AttemptId(attempt.job_id, int(round_text), int(attempt_text))
-            if other < attempt or (inclusive and other == attempt):
-                path.unlink(missing_ok=True)
-
-    def finish_job(self, job_id: str) -> None:
-        for path in self._ciphertexts.glob(f"{job_id}.*"):
-            path.unlink(missing_ok=True)
-
-    def _ciphertext_path(self, attempt: AttemptId) -> Path:
-        return self._ciphertexts / f"{attempt.job_id}.{attempt.round}.{attempt.attempt}"
+    def adopted_version(self, job_id: str) -> int:
+        with self._database.connection() as connection:
+            row = connection.execute("SELECT max(version) FROM blobs WHERE job_id = ?", (job_id,)).fetchone()
+            return int(row[0] or 0)
 
 
-def _key(attempt: AttemptId) -> tuple[str, int, int]:
-    return attempt.job_id, attempt.round, attempt.attempt
-
-
-def _set(connection: sqlite3.Connection, attempt: AttemptId, column: str, value: str) -> None:
-    connection.execute(
-        f"INSERT INTO attempts (job_id, round, attempt, {column}) VALUES (?1, ?2, ?3, ?4)"  # noqa: S608 - our column
-        f" ON CONFLICT DO UPDATE SET {column} = ?4",
-        (*_key(attempt), value),
-    )
+def _signatures(text: str) -> Mapping[str, bytes]:
+    return {str(name): bytes.fromhex(value) for name, value in json.loads(text).items()}

@@ -8,9 +8,12 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain import policy as rules
 from services.hospital_node.domain.policy import Policy
 from services.hospital_node.domain.ports import Int64Vector, Ledger, LocalJob, Mesh, Trainer, TrainerFactory, Worker
+from services.hospital_node.domain.sums import SumCheck
 from services.hospital_node.domain.tasks import Task
 from services.hospital_node.usecases.memo import Latest
+from services.hospital_node.usecases.rosters import Rosters
 from services.plans.manifest import PlanManifest, parse_manifest
+from services.secure_sum.roster import Roster
 
 
 class Verdict(Exception):
@@ -29,18 +32,44 @@ def verdict_of(error: Exception) -> Verdict:
     return Verdict(FedmeshError(Code.INTERNAL, text))
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """What this hospital takes part in: a plan under a roster that it has verified."""
+
+    manifest: PlanManifest
+    roster: Roster
+
+
+@dataclass(frozen=True)
+class OpenedSum:
+    """An attempt's plaintext sum, int64[vector_length], and what it was checked against."""
+
+    check: SumCheck
+    total: Int64Vector
+
+
+@dataclass(frozen=True)
+class SealedState:
+    """A model state, as it is and sealed; `sha256` is the address of the sealed bytes."""
+
+    state: bytes
+    sealed: bytes
+    sha256: str
+
+
 @dataclass
 class JobSession:
     """What is kept in memory of one job."""
 
-    plan: Latest[PlanManifest] = field(default_factory=Latest)
+    accepted: Latest[Accepted] = field(default_factory=Latest)
     local: Latest[Trainer] = field(default_factory=Latest)
+    base: Latest[bytes] = field(default_factory=Latest)
     contribution: Latest[Int64Vector] = field(default_factory=Latest)
-    total: Latest[Int64Vector] = field(default_factory=Latest)
-    next_state: Latest[bytes] = field(default_factory=Latest)
+    opened: Latest[OpenedSum] = field(default_factory=Latest)
+    next_state: Latest[SealedState] = field(default_factory=Latest)
 
     def close(self) -> None:
-        for memo in (self.plan, self.local, self.contribution, self.total, self.next_state):
+        for memo in (self.accepted, self.local, self.base, self.contribution, self.opened, self.next_state):
             memo.forget()
 
 
@@ -48,13 +77,21 @@ class Jobs:
     """The jobs that this node works on, at most `most`; the least recently used one is forgotten first."""
 
     def __init__(
-        self, mesh: Mesh, ledger: Ledger, worker: Worker, trainers: TrainerFactory, policy: Policy, most: int
+        self,
+        mesh: Mesh,
+        ledger: Ledger,
+        worker: Worker,
+        trainers: TrainerFactory,
+        policy: Policy,
+        rosters: Rosters,
+        most: int,
     ) -> None:
         self._mesh = mesh
         self._ledger = ledger
         self._worker = worker
         self._trainers = trainers
         self._policy = policy
+        self._rosters = rosters
         self._most = most
         self._sessions: dict[str, JobSession] = {}
 
@@ -70,29 +107,32 @@ class Jobs:
         if session is not None:
             session.close()
 
-    async def plan(self, task: Task, patience_s: float) -> PlanManifest:
-        """The job's plan, checked against its id, the registry's record of the job, and this hospital's policy.
+    async def accept(self, task: Task, patience_s: float) -> Accepted:
+        """The job's plan and roster, checked against the plan's id, the registry's record of the job, the rosters that
+        this hospital verified, and its policy.
 
         Raises: Verdict; FedmeshError from the registry.
         """
-        terms = (task.plan_id, task.cohort)
-        manifest = await self.session(task.attempt.job_id).plan.get(terms, lambda: self._fetch_plan(task, patience_s))
-        if not 1 <= task.attempt.round <= manifest.rounds.count or task.base_version != task.attempt.round - 1:
+        terms = (task.plan_id, task.cohort, task.roster_sha256)
+        session = self.session(task.attempt.job_id)
+        accepted = await session.accepted.get(terms, lambda: self._accept(task, patience_s))
+        if not 1 <= task.attempt.round <= accepted.manifest.rounds.count or task.base_version != task.attempt.round - 1:
             raise FedmeshError(
                 Code.WRONG_STATE, f"the plan has no round {task.attempt.round} on version {task.base_version}"
             )
-        return manifest
+        return accepted
 
     async def trainer(self, task: Task, patience_s: float) -> Trainer:
         """The job's trainer; the budget is reserved and the data is the same as when the job was taken.
 
         Raises: Verdict; FedmeshError from the registry, STORE_FULL or STORE_UNAVAILABLE.
         """
-        manifest = await self.plan(task, patience_s)
+        accepted = await self.accept(task, patience_s)
         session = self.session(task.attempt.job_id)
-        return await session.local.get((task.plan_id, task.cohort), lambda: self._open(task, manifest))
+        key = (task.plan_id, task.cohort, task.roster_sha256)
+        return await session.local.get(key, lambda: self._open(task, accepted))
 
-    async def _fetch_plan(self, task: Task, patience_s: float) -> PlanManifest:
+    async def _accept(self, task: Task, patience_s: float) -> Accepted:
         content = await self._mesh.get_plan(task.plan_id, patience_s)
         job = await self._mesh.get_job(task.attempt.job_id, patience_s)
         try:
@@ -100,17 +140,21 @@ class Jobs:
                 raise FedmeshError(Code.PLAN_INVALID, "the registry's plan does not have the SHA-256 that names it")
             manifest = parse_manifest(content)
             rules.require_same_job(self._policy, task, job, manifest)
-            rules.require_acceptable(self._policy, manifest, len(task.cohort))
+            # Also when the job's roster is known: the newest one may be of today.
+            await self._rosters.refresh(patience_s)
+            roster = await self._rosters.get(task.roster_sha256, patience_s)
+            rules.require_members(task, roster, self._rosters.newest)
+            rules.require_acceptable(self._policy, manifest, roster.size)
         except FedmeshError as error:
-            raise Verdict(error) from error
-        return manifest
+            raise error if error.retryable else Verdict(error) from error
+        return Accepted(manifest, roster)
 
-    async def _open(self, task: Task, manifest: PlanManifest) -> Trainer:
+    async def _open(self, task: Task, accepted: Accepted) -> Trainer:
         try:
-            local: LocalJob = await self._worker.run(self._trainers, manifest)
+            local: LocalJob = await self._worker.run(self._trainers, accepted.manifest)
         except Exception as error:
             raise verdict_of(error) from error
-        reservation = rules.reservation(self._policy, task, manifest, local.data_sha256)
+        reservation = rules.reservation(self._policy, task, accepted.manifest, local.data_sha256, accepted.roster)
         try:
             await asyncio.to_thread(self._ledger.reserve, reservation)
         except FedmeshError as error:
