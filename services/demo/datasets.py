@@ -91,6 +91,7 @@ def _save(frame: object, files: CohortFiles) -> None:
         lines.append(f"{patient},{min(hospital, len(SIZES) - 1)},{split}")
     files.partition.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with duckdb.connect() as connection:
+        connection.execute("set enable_progress_bar = false")
         connection.register("rows_to_write", frame)
         connection.execute("copy rows_to_write to $path (format parquet)", {"path": str(files.encounters)})
 
