@@ -35,6 +35,7 @@ def main() -> None:
 
 def _run() -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from services.cli.main import app
     from services.common.errors import FedmeshError
@@ -42,5 +43,5 @@ def _run() -> None:
     try:
         app()
     except FedmeshError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
