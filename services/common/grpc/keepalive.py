@@ -1,4 +1,4 @@
-"""Keepalive pings: both ends' settings in one place, because a server hangs up on a client that pings more than it allows.
+"""Keepalive pings, both ends' settings: a server hangs up on a client that pings more often than it allows.
 
 A firewall or NAT forgets quiet connections, and a dead peer is noticed only by a ping: hospitals wait for tasks on
 streams that may be silent for hours, and the services' channels to each other are idle between rounds.
