@@ -14,8 +14,13 @@ def _as_interrupt(_signum: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command. Exit codes: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted."""
-    # A supervisor's SIGTERM ends a run as cleanly as Ctrl-C does.
+    # A supervisor's SIGTERM ends a run as cleanly as Ctrl-C does. SIGINT is taken too, because a shell's background job
+    # starts with it ignored: whoever then sends it would be left with a run that cannot be interrupted.
     signal.signal(signal.SIGTERM, _as_interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # The command says by itself what is wrong; gRPC's own log lines would be printed between its lines. Read by gRPC
+    # when it is imported. A service's lines go to its log file.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         _run()
     except (KeyboardInterrupt, SystemExit) as ended:
@@ -30,6 +35,7 @@ def main() -> None:
 
 def _run() -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from services.cli.main import app
     from services.common.errors import FedmeshError
@@ -37,5 +43,5 @@ def _run() -> None:
     try:
         app()
     except FedmeshError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)

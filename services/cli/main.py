@@ -8,6 +8,7 @@ from rich.console import Console
 
 from services.cli import audit, inspection, plan, roster, stack
 from services.common.errors import Code, FedmeshError
+from services.plans.manifest import MAX_EPSILON
 
 app = typer.Typer(
     name="fedmesh",
@@ -55,6 +56,12 @@ def _epsilon(text: str) -> float | None:
     if text == "none":
         return None
     try:
-        return float(text)
+        epsilon = float(text)
     except ValueError:
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"--privacy {text}: use a number such as 0.5, or none") from None
+        epsilon = 0.0
+    if not 0 < epsilon <= MAX_EPSILON:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT,
+            f"--privacy {text}: use an epsilon above 0 and at most {MAX_EPSILON:g}, such as 0.5, or none",
+        )
+    return epsilon

@@ -11,6 +11,9 @@ import numpy as np
 
 from services.common.errors import Code, FedmeshError
 from services.demo.synthetic import SIZES, CohortFiles, generate
+from services.hospital_node.sources.mapping import PartitionFile
+from services.hospital_node.sources.reader import check_columns
+from services.plans.manifest import PlanManifest
 
 SYNTHETIC: Final = "synthetic"
 DIABETES130: Final = "diabetes130"
@@ -44,13 +47,15 @@ def synthetic(folder: Path, hospitals: int) -> DemoData:
     return _described(SYNTHETIC, files, is_synthetic=True)
 
 
-def from_folder(folder: Path) -> DemoData:
+def from_folder(folder: Path, plan: PlanManifest) -> DemoData:
     """Use diabetes-130 files: `diabetic_data.parquet` or `.csv`, and a partition CSV (patient_nbr,hospital,split).
 
-    Raises: FedmeshError(DATA_INVALID) naming what is missing.
+    Raises: FedmeshError(DATA_INVALID) naming the file or the columns that the plan misses.
     """
     encounters = _first(folder, ("diabetic_data.parquet", "diabetic_data.csv"), "the encounters")
     partition = _first(folder, ("partition15.csv", "partition.csv"), "the partition (patient_nbr,hospital,split)")
+    # Here, where the person waits, and not at the hospitals: those would only decline the job.
+    check_columns(encounters, plan, PartitionFile(partition, hospital=""))
     return _described(DIABETES130, CohortFiles(encounters, partition), is_synthetic=False)
 
 
@@ -91,6 +96,7 @@ def _save(frame: object, files: CohortFiles) -> None:
         lines.append(f"{patient},{min(hospital, len(SIZES) - 1)},{split}")
     files.partition.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with duckdb.connect() as connection:
+        connection.execute("set enable_progress_bar = false")
         connection.register("rows_to_write", frame)
         connection.execute("copy rows_to_write to $path (format parquet)", {"path": str(files.encounters)})
 

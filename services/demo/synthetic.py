@@ -77,6 +77,7 @@ def generate(folder: Path, sizes: Sequence[int] = SIZES, seed: int = SEED) -> Co
 def _write(path: Path, kind: str, tables: Sequence[Mapping[str, npt.NDArray[np.generic]]]) -> None:
     columns = {name: np.concatenate([table[name] for table in tables]).astype(str).astype(object) for name in tables[0]}
     with duckdb.connect() as connection:
+        connection.execute("set enable_progress_bar = false")
         connection.register("rows_to_write", columns)
         connection.table("rows_to_write").query(
             "rows_to_write", f"copy rows_to_write to '{path.as_posix().replace(chr(39), chr(39) * 2)}' (format {kind})"

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
@@ -45,11 +45,17 @@ def left_running(folder: Path) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished demonstration with privacy: four hospitals, three rounds."""
     folder = tmp_path_factory.mktemp("demo")
-    fedmesh(
+    done = fedmesh(
         *("demo", "--dir", folder, "--hospitals", 4, "--rounds", 3),
         *("--report", folder / "r.json", "--predictions", folder / "p.csv"),
     )
+    (folder / "stderr.txt").write_text(done.stderr)
     return folder
+
+
+def test_no_library_writes_to_the_terminal(finished: Path) -> None:
+    """gRPC, TensorFlow and others log to standard error when something seems noteworthy to them."""
+    assert (finished / "stderr.txt").read_text() == ""
 
 
 def test_nothing_is_left_running(finished: Path) -> None:
@@ -140,13 +146,13 @@ def test_no_patient_identifier_is_in_the_centre(finished: Path) -> None:
 class Running:
     """A demonstration in the background."""
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
+    def __init__(self, folder: Path, *arguments: object, through: Sequence[str] = ()) -> None:
         self.folder = folder
         self.stack = Stack(folder / "stack")
         self.report = folder / "r.json"
         self._out = (folder / "out.txt").open("w")
         self.process = subprocess.Popen(
-            [*FEDMESH, "demo", "--dir", str(folder), "--report", str(self.report), *map(str, arguments)],
+            [*through, *FEDMESH, "demo", "--dir", str(folder), "--report", str(self.report), *map(str, arguments)],
             stdout=self._out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -205,6 +211,15 @@ def test_ctrl_c_at_any_moment_stops_everything(folder: Path, after: str) -> None
     assert run.finish(60) == 130, run.output()
     assert left_running(folder) == []
     assert "Traceback" not in run.output()
+
+
+def test_an_interrupt_is_heeded_though_a_shell_had_it_ignored(folder: Path) -> None:
+    """As in a script's background job, and for the whole process group, as a terminal sends it."""
+    run = Running(folder, "--hospitals", 4, "--rounds", 6, through=["sh", "-c", 'trap "" INT; exec "$@"', "sh"])
+    run.wait_for("Plan: readmission-logistic-private")
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.finish(60) == 130, run.output()
+    assert left_running(folder) == []
 
 
 def test_kill_9_leaves_nothing_behind(folder: Path) -> None:

@@ -11,6 +11,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 
 from services.common.config import TlsConfig
 from services.common.errors import FedmeshError
+from services.common.grpc.keepalive import client_keepalive
 from services.common.grpc.server import MAX_MESSAGE_BYTES
 from services.common.grpc.wire import from_rpc_error
 from services.common.tls import channel_credentials
@@ -54,9 +55,7 @@ class MeshChannel:
                 ("grpc.enable_retries", 1),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
-                ("grpc.keepalive_time_ms", 20_000),
-                ("grpc.keepalive_timeout_ms", 5_000),
-                ("grpc.keepalive_permit_without_calls", 1),
+                *client_keepalive(),
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 2_000),

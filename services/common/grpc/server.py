@@ -17,6 +17,7 @@ from services.common.config import ServerConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import load_policy
 from services.common.grpc.gate import Admit, Gate
+from services.common.grpc.keepalive import server_keepalive
 from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger
 from services.common.tls import load_tls, server_credentials
@@ -58,9 +59,7 @@ class MeshServer:
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_connection_age_ms", int(config.max_connection_age_s * 1000)),
             ("grpc.max_connection_age_grace_ms", int(config.drain_s * 1000) or 1),
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
+            *server_keepalive(),
             # Two processes must never share a port by accident; replicas have their own addresses.
             ("grpc.so_reuseport", 0),
         ]

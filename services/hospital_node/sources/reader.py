@@ -64,6 +64,17 @@ def read_dataset(
     return dataset
 
 
+def check_columns(path: Path, manifest: PlanManifest, partition: PartitionFile) -> None:
+    """Whether both files have every column that the plan and the partition need; their rows are not looked at.
+
+    Raises: FedmeshError(DATA_INVALID), as `read_dataset`.
+    """
+    with sandbox([path, partition.path]) as database:
+        needed = [mapped.column for mapped in _local_columns(manifest, None).values()]
+        require_columns(path, create_source(database, path, "source"), needed)
+        _partition_columns(database, partition)
+
+
 def _local_columns(manifest: PlanManifest, mapping: SourceMapping | None) -> dict[str, MappedColumn]:
     """Schema column -> local column, for every column that is needed."""
     schema = manifest.feature_schema
@@ -134,10 +145,7 @@ def _create_cohort(
 def _apply_partition(database: duckdb.DuckDBPyConnection, partition: PartitionFile) -> None:
     """Keep the hospital's patients of `cohort`, with the partition's split as column `partition_split`."""
     path = partition.path
-    available = create_source(database, path, "partition")
-    wanted = [partition.patient_column, partition.hospital_column, partition.split_column]
-    require_columns(path, available, wanted)
-    patient, hospital, split = (as_text(name, available[name]) for name in wanted)
+    patient, hospital, split = (as_text(*column) for column in _partition_columns(database, partition))
     patient_id = identifier(database.execute("SELECT * FROM cohort LIMIT 0").description[0][0])
     with reading(path):
         database.execute(
@@ -163,6 +171,14 @@ def _apply_partition(database: duckdb.DuckDBPyConnection, partition: PartitionFi
     database.execute("ALTER TABLE part RENAME TO cohort")
     if _count(database, "cohort") == 0:
         raise FedmeshError(Code.DATA_INVALID, f"{path.name} gives no patient to hospital {partition.hospital!r}")
+
+
+def _partition_columns(database: duckdb.DuckDBPyConnection, partition: PartitionFile) -> list[tuple[str, str]]:
+    """Make the view `partition`; names and types of its columns for patient, hospital and split."""
+    available = create_source(database, partition.path, "partition")
+    wanted = [partition.patient_column, partition.hospital_column, partition.split_column]
+    require_columns(partition.path, available, wanted)
+    return [(name, available[name]) for name in wanted]
 
 
 def _encode_cohort(

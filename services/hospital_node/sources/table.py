@@ -50,6 +50,8 @@ def sandbox(paths: list[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
         allowed = ", ".join(literal(str(path.resolve())) for path in paths)
         database.execute(f"SET allowed_paths = [{allowed}]")
         database.execute("SET enable_external_access = false")
+        # DuckDB draws a bar on standard output when a query takes two seconds, whoever listens there.
+        database.execute("SET enable_progress_bar = false")
         database.execute("SET lock_configuration = true")
         yield database
     finally:

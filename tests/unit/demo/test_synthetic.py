@@ -14,6 +14,7 @@ from services.hospital_node.sources.mapping import PartitionFile
 from services.hospital_node.sources.reader import read_dataset
 from services.plans.library import plan_names, shipped_plan
 
+PLAN = shipped_plan("readmission-logistic-private")
 SMALL = (600, 300, 150, 100)
 
 
@@ -76,17 +77,30 @@ def test_a_folder_that_lacks_a_file_says_which(cohort: CohortFiles, tmp_path: Pa
         if path.name != missing:
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(FedmeshError, match=missing.split(".")[0]) as caught:
-        datasets.from_folder(tmp_path)
+        datasets.from_folder(tmp_path, PLAN)
     assert caught.value.code is Code.DATA_INVALID
+
+
+def test_columns_that_the_plan_misses_are_named_before_anything_starts(cohort: CohortFiles, tmp_path: Path) -> None:
+    (tmp_path / "partition15.csv").write_bytes(cohort.partition.read_bytes())
+    with duckdb.connect() as connection:
+        connection.execute(
+            f"copy (select * exclude (readmitted, discharge_disposition_id) from '{cohort.encounters}') "
+            f"to '{tmp_path}/diabetic_data.csv' (header)"
+        )
+    with pytest.raises(FedmeshError, match=r"diabetic_data.csv lacks 2 columns: .*readmitted") as caught:
+        datasets.from_folder(tmp_path, PLAN)
+    assert caught.value.code is Code.DATA_INVALID
+    assert "discharge_disposition_id" in caught.value.message
 
 
 def test_a_partition_that_is_none_is_refused(cohort: CohortFiles, tmp_path: Path) -> None:
     (tmp_path / "diabetic_data.parquet").write_bytes(cohort.encounters.read_bytes())
     (tmp_path / "partition15.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(FedmeshError, match="patient_nbr,hospital,split"):
-        datasets.from_folder(tmp_path)
+    with pytest.raises(FedmeshError, match="lacks 3 columns: patient_nbr, hospital, split"):
+        datasets.from_folder(tmp_path, PLAN)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FedmeshError, match="no folder"):
-        datasets.from_folder(tmp_path / "nowhere")
+        datasets.from_folder(tmp_path / "nowhere", PLAN)
