@@ -87,8 +87,8 @@ def assemble(
 
 
 @app.command()
-def show(file: Annotated[Path, typer.Argument(help="A founding roster")]) -> None:
-    """Show who is in a roster, by whose keys, and what follows from its size. Verifies every signature."""
+def check(file: Annotated[Path, typer.Argument(help="A founding roster, as in a hospital's configuration")]) -> None:
+    """Verify every signature of a founding roster's file, and show who is in it and what follows from its size."""
     roster = load_roster_file(file)
     signers = read_roster_file(file)[1]
     console = Console()
