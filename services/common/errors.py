@@ -25,6 +25,7 @@ class Code(StrEnum):
     CIPHERTEXT_INVALID = "ciphertext-invalid"
     CHUNK_STREAM_INVALID = "chunk-stream-invalid"
     PROOF_INVALID = "proof-invalid"
+    STATEMENT_INVALID = "statement-invalid"
     # identity
     UNAUTHENTICATED = "unauthenticated"
     PERMISSION_DENIED = "permission-denied"
@@ -36,6 +37,7 @@ class Code(StrEnum):
     PRIVACY_REFUSED = "privacy-refused"
     LOST_RACE = "lost-race"
     REQUEST_ID_REUSED = "request-id-reused"
+    EQUIVOCATION = "equivocation"
     # capacity and dependencies
     BUDGET_EXHAUSTED = "budget-exhausted"
     RATE_LIMITED = "rate-limited"
@@ -64,6 +66,7 @@ TABLE: Final[dict[Code, Mapping]] = {
     Code.CIPHERTEXT_INVALID: Mapping(grpc.StatusCode.INVALID_ARGUMENT),
     Code.CHUNK_STREAM_INVALID: Mapping(grpc.StatusCode.INVALID_ARGUMENT),
     Code.PROOF_INVALID: Mapping(grpc.StatusCode.INVALID_ARGUMENT),
+    Code.STATEMENT_INVALID: Mapping(grpc.StatusCode.INVALID_ARGUMENT),
     Code.UNAUTHENTICATED: Mapping(grpc.StatusCode.UNAUTHENTICATED),
     Code.PERMISSION_DENIED: Mapping(grpc.StatusCode.PERMISSION_DENIED),
     Code.NOT_FOUND: Mapping(grpc.StatusCode.NOT_FOUND),
@@ -73,6 +76,7 @@ TABLE: Final[dict[Code, Mapping]] = {
     Code.PRIVACY_REFUSED: Mapping(grpc.StatusCode.FAILED_PRECONDITION),
     Code.LOST_RACE: Mapping(grpc.StatusCode.ABORTED, retryable=True),
     Code.REQUEST_ID_REUSED: Mapping(grpc.StatusCode.ALREADY_EXISTS),
+    Code.EQUIVOCATION: Mapping(grpc.StatusCode.FAILED_PRECONDITION),
     Code.BUDGET_EXHAUSTED: Mapping(grpc.StatusCode.RESOURCE_EXHAUSTED),
     Code.RATE_LIMITED: Mapping(grpc.StatusCode.RESOURCE_EXHAUSTED, retryable=True),
     Code.TOO_LARGE: Mapping(grpc.StatusCode.RESOURCE_EXHAUSTED),

@@ -1,0 +1,432 @@
+"""Signed statements: what a hospital says for others to rely on, in exactly one spelling.
+
+A statement is canonical JSON (sorted keys, no spaces, ASCII) with a `type`, signed with Ed25519 (RFC 8032) over
+"fedmesh secure-sum v1\\n" || statement. A model is read by pydantic's own parser and written again: bytes that differ
+from what it writes are refused, which covers other key orders, keys that occur twice, other numbers and spaces at once.
+Every list is sorted and free of repetitions, so that a set has one spelling too. See docs/secure-sum.md.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Protocol, Self, TypeVar
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import Field, ValidationError, model_validator
+
+from services.common.errors import Code, FedmeshError
+from services.plans.document import Strict, canonical_json
+
+SIGNATURE_DOMAIN: Final = b"fedmesh secure-sum v1\n"
+SIGNATURE_BYTES: Final = 64
+MAX_MEMBERS: Final = 64
+"""Members of a roster at most. Bounds every list of hospitals before anything is computed from it."""
+MAX_SEGMENTS: Final = 2048
+
+_CACHED_BYTES: Final = 4096
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Complaints = Annotated[tuple[Name, ...], Field(max_length=MAX_MEMBERS)]
+Counter = Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class Signed(NamedTuple):
+    """A statement with its signature."""
+
+    hospital_id: str
+    statement: bytes
+    signature: bytes
+    """64 bytes."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the statement, hex: the name by which other statements refer to it."""
+        return hashlib.sha256(self.statement).hexdigest()
+
+
+class Signers(Protocol):
+    """Who may sign: a `Roster`, or `SigningKeys` where only those are known."""
+
+    def signing_key(self, hospital_id: str) -> bytes:
+        """Ed25519 public key, 32 bytes. Raises: FedmeshError(STATEMENT_INVALID) for a hospital that may not sign."""
+        ...
+
+
+class Signer(Protocol):
+    """Whoever holds a signing key: `MemberKeys`."""
+
+    @property
+    def hospital_id(self) -> str: ...
+    @property
+    def signing(self) -> Ed25519PrivateKey: ...
+
+
+@dataclass(frozen=True)
+class SigningKeys:
+    """The signing keys of some hospitals, for a verifier that was told them by somebody who knows the roster."""
+
+    keys: Mapping[str, bytes]
+
+    def signing_key(self, hospital_id: str) -> bytes:
+        """Raises: FedmeshError(STATEMENT_INVALID) for anybody else."""
+        if hospital_id not in self.keys:
+            raise FedmeshError(Code.STATEMENT_INVALID, "the signer is not among those who may sign here")
+        return self.keys[hospital_id]
+
+
+class AttemptRef(Strict):
+    """One try at one round of one job."""
+
+    job_id: Name
+    round: Counter
+    attempt: Counter
+
+    def encode(self) -> bytes:
+        """Canonical JSON: how an attempt enters hashes and key derivations."""
+        return canonical_json(self)
+
+
+class Statement(Strict):
+    """What all statements have: a type, a spelling, and (except a roster and survivors) one speaker."""
+
+    MAX_BYTES: ClassVar[int] = 64 * 1024
+
+    def encode(self) -> bytes:
+        """The canonical bytes, which are signed and hashed."""
+        return canonical_json(self)
+
+    @property
+    def speaker(self) -> str | None:
+        """The hospital that the statement itself names as its author; None where several sign the same bytes."""
+        return None
+
+
+class RosterMember(Strict):
+    """A hospital and its public keys."""
+
+    hospital_id: Name
+    signing_key: Hex32
+    sealing_key: Hex32
+
+
+class RosterStatement(Statement):
+    """The members of a consortium. `previous` is the SHA-256 of the roster before, empty in the founding one."""
+
+    type: Literal["roster"] = "roster"
+    consortium: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,251}$")]
+    version: Counter
+    previous: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    members: Annotated[tuple[RosterMember, ...], Field(min_length=2, max_length=MAX_MEMBERS)]
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        self.require(_ascending(member.hospital_id for member in self.members), "members are not a sorted set")
+        keys = {key for member in self.members for key in (member.signing_key, member.sealing_key)}
+        self.require(len(keys) == 2 * len(self.members), "a key occurs twice")
+        return self.require((self.version == 1) == (self.previous == ""), "only version 1 has nothing before it")
+
+
+class Box(Strict):
+    """Keys of an epoch, sealed to one member."""
+
+    to: Name
+    box: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,512}$")]
+
+
+class EpochStatement(Statement):
+    """The keys of a key epoch, sealed to every member; see `epoch`. `content` is base64."""
+
+    MAX_BYTES: ClassVar[int] = 256 * 1024
+
+    type: Literal["epoch"] = "epoch"
+    roster: Hex32
+    epoch: Counter
+    maker: Name
+    parameter_set: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
+    key_sha256: Hex32
+    content: str
+    boxes: Annotated[tuple[Box, ...], Field(min_length=2, max_length=MAX_MEMBERS)]
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        self.require(_ascending(box.to for box in self.boxes), "boxes are not a sorted set")
+        try:
+            canonical = base64.b64encode(self.content_bytes()).decode("ascii") == self.content
+        except (binascii.Error, ValueError):
+            canonical = False
+        return self.require(canonical, "content is not canonical base64")
+
+    def content_bytes(self) -> bytes:
+        """The encrypted keys."""
+        return base64.b64decode(self.content, validate=True)
+
+    @property
+    def speaker(self) -> str:
+        return self.maker
+
+
+class Advert(Statement):
+    """Fresh public keys of one hospital for one attempt, and a commitment to its self seed."""
+
+    type: Literal["advert"] = "advert"
+    roster: Hex32
+    epoch: Counter
+    attempt: AttemptRef
+    hospital_id: Name
+    mask_key: Hex32
+    transport_key: Hex32
+    seed_commitment: Hex32
+
+    @property
+    def speaker(self) -> str:
+        return self.hospital_id
+
+
+class Share(Statement):
+    """Two sealed shares from one hospital to another, and commitments to them."""
+
+    type: Literal["share"] = "share"
+    attempt: AttemptRef
+    adverts: Hex32
+    sender: Name
+    recipient: Name
+    box: Annotated[str, Field(pattern=r"^[0-9a-f]{120}$")]
+    self_commitment: Hex32
+    mask_commitment: Hex32
+
+    @property
+    def speaker(self) -> str:
+        return self.sender
+
+
+class Upload(Statement):
+    """A masked ciphertext. `complaints`: sharers whose shares for this hospital did not open or match, sorted."""
+
+    MAX_BYTES: ClassVar[int] = 256 * 1024
+
+    type: Literal["upload"] = "upload"
+    attempt: AttemptRef
+    adverts: Hex32
+    hospital_id: Name
+    parameter_set: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
+    lanes: Annotated[int, Field(ge=1, le=2)]
+    vector_length: Annotated[int, Field(ge=1, le=1 << 27)]
+    sharers: Hex32
+    complaints: Complaints = ()
+    ciphertext_sha256: Hex32
+    segments: Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=MAX_SEGMENTS)]
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        return self.require(_ascending(self.complaints), "complaints are not a sorted set")
+
+    @property
+    def speaker(self) -> str:
+        return self.hospital_id
+
+
+class Survivor(Strict):
+    """A hospital whose upload counts: the SHA-256 of its `upload` statement, and the complaints in it."""
+
+    hospital_id: Name
+    upload: Hex32
+    complaints: Complaints = ()
+
+
+class Survivors(Statement):
+    """Whose uploads count. At least t survivors sign the same bytes before anything is revealed."""
+
+    type: Literal["survivors"] = "survivors"
+    roster: Hex32
+    epoch: Counter
+    attempt: AttemptRef
+    adverts: Hex32
+    sharers: Annotated[tuple[Name, ...], Field(min_length=2, max_length=MAX_MEMBERS)]
+    survivors: Annotated[tuple[Survivor, ...], Field(min_length=2, max_length=MAX_MEMBERS)]
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        self.require(_ascending(self.sharers), "sharers are not a sorted set")
+        self.require(_ascending(self.ids), "survivors are not a sorted set")
+        sharers = set(self.sharers)
+        for survivor in self.survivors:
+            others = sharers - {survivor.hospital_id}
+            fit = _ascending(survivor.complaints) and others.issuperset(survivor.complaints)
+            self.require(fit, "complaints are not a sorted set of other sharers")
+        return self.require(sharers.issuperset(self.ids), "a survivor is not among the sharers")
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The survivors, sorted."""
+        return tuple(survivor.hospital_id for survivor in self.survivors)
+
+    @property
+    def complaints(self) -> dict[str, tuple[str, ...]]:
+        """Whose shares each survivor does not hold."""
+        return {survivor.hospital_id: survivor.complaints for survivor in self.survivors}
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The sharers who did not upload, sorted."""
+        survived = set(self.ids)
+        return tuple(name for name in self.sharers if name not in survived)
+
+
+class RevealedShare(Strict):
+    """A share in the clear: of a survivor's self seed, or of a dropped sharer's mask seed."""
+
+    of: Name
+    kind: Literal["self", "mask"]
+    share: Hex16
+
+
+class Reveal(Statement):
+    """What one survivor reveals. `of` is unique: never both secrets of one hospital."""
+
+    type: Literal["reveal"] = "reveal"
+    attempt: AttemptRef
+    survivors: Hex32
+    sender: Name
+    shares: Annotated[tuple[RevealedShare, ...], Field(min_length=1, max_length=MAX_MEMBERS)]
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        return self.require(_ascending(share.of for share in self.shares), "shares are not a sorted set")
+
+    @property
+    def speaker(self) -> str:
+        return self.sender
+
+
+class Digest(Statement):
+    """What one survivor decrypted and made of it. `digest` is keyed: the centre learns nothing from it."""
+
+    type: Literal["digest"] = "digest"
+    attempt: AttemptRef
+    survivors: Hex32
+    hospital_id: Name
+    sum_sha256: Hex32
+    digest: Hex32
+    next_state_sha256: Hex32
+
+    @property
+    def speaker(self) -> str:
+        return self.hospital_id
+
+
+S = TypeVar("S", bound=Statement)
+
+
+def sign(statement: Statement, keys: Signer) -> Signed:
+    """Sign a statement as the hospital that it names.
+
+    Raises: FedmeshError(STATEMENT_INVALID) when it names another.
+    """
+    if statement.speaker not in (None, keys.hospital_id):
+        raise FedmeshError(Code.STATEMENT_INVALID, f"{keys.hospital_id} cannot sign for {statement.speaker}")
+    encoded = statement.encode()
+    return Signed(keys.hospital_id, encoded, sign_bytes(encoded, keys))
+
+
+def sign_bytes(statement: bytes, keys: Signer) -> bytes:
+    """An Ed25519 signature over the domain and the statement, 64 bytes."""
+    return keys.signing.sign(SIGNATURE_DOMAIN + statement)
+
+
+def parse(kind: type[S], statement: bytes) -> S:
+    """Read a statement that must be canonical and of this type. It is not verified: see `open_signed`.
+
+    Raises: FedmeshError(STATEMENT_INVALID).
+    """
+    if len(statement) > kind.MAX_BYTES:
+        raise FedmeshError(Code.STATEMENT_INVALID, f"a statement is longer than {kind.MAX_BYTES} bytes")
+    parser = _parse_cached if len(statement) <= _CACHED_BYTES else _parse
+    found = parser(kind, statement)
+    assert isinstance(found, kind)
+    return found
+
+
+def verify(statement: bytes, hospital_id: str, signature: bytes, signers: Signers) -> None:
+    """Check a signature over a statement's exact bytes.
+
+    Raises: FedmeshError(STATEMENT_INVALID) when the hospital may not sign, or did not sign this.
+    """
+    key = signers.signing_key(hospital_id)
+    check = _verify_cached if len(statement) <= _CACHED_BYTES else _verify
+    try:
+        check(key, statement, signature)
+    except (InvalidSignature, ValueError):
+        raise FedmeshError(
+            Code.STATEMENT_INVALID, f"the signature is not one of {hospital_id} over this statement"
+        ) from None
+
+
+def open_signed(kind: type[S], signed: Signed, signers: Signers) -> S:
+    """Read a statement of this type that its own speaker signed.
+
+    Raises: FedmeshError(STATEMENT_INVALID).
+    """
+    verify(signed.statement, signed.hospital_id, signed.signature, signers)
+    found = parse(kind, signed.statement)
+    if found.speaker not in (None, signed.hospital_id):
+        raise FedmeshError(Code.STATEMENT_INVALID, f"{signed.hospital_id} signed a statement of another hospital")
+    return found
+
+
+def adverts_digest(adverts: Iterable[Signed]) -> str:
+    """What names a group and its keys: SHA-256, hex, over the sorted list of [hospital_id, SHA-256 of its advert].
+
+    Of statements of another type, one from each hospital, it is likewise a name.
+    """
+    return _list_digest(sorted([advert.hospital_id, advert.sha256] for advert in adverts))
+
+
+def sharers_digest(ids: Iterable[str]) -> str:
+    """What names the sharers in an upload: SHA-256, hex, over the sorted list of ids."""
+    return _list_digest(sorted(ids))
+
+
+def _list_digest(items: list[str] | list[list[str]]) -> str:
+    return hashlib.sha256(json.dumps(items, separators=(",", ":"), ensure_ascii=True).encode("ascii")).hexdigest()
+
+
+def _parse(kind: type[Statement], statement: bytes) -> Statement:
+    try:
+        found = kind.model_validate_json(statement)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        name = kind.model_fields["type"].default
+        raise FedmeshError(
+            Code.STATEMENT_INVALID, f"this is no {name} statement: {where[:80]}: {first['msg']}"
+        ) from None
+    if found.encode() != statement:
+        raise FedmeshError(Code.STATEMENT_INVALID, "a statement is not in canonical form")
+    return found
+
+
+def _verify(key: bytes, statement: bytes, signature: bytes) -> None:
+    _public_key(key).verify(signature, SIGNATURE_DOMAIN + statement)
+
+
+# A statement passes several checks on its way (when it comes, when a reveal is held against it, when masks are opened);
+# what was found in order once is not computed again. Failures raise and are never cached.
+_parse_cached = lru_cache(maxsize=1024)(_parse)
+_verify_cached = lru_cache(maxsize=4096)(_verify)
+
+
+@lru_cache(maxsize=256)
+def _public_key(key: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(key)
+
+
+def _ascending(names: Iterable[str]) -> bool:
+    return all(a < b for a, b in pairwise(names))

@@ -1,0 +1,131 @@
+"""A consortium of members for tests of the secure sum: real keys, real statements, no services."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from services.secure_sum import masks, opening, roster
+from services.secure_sum.member import Member, MemberState
+from services.secure_sum.opening import Opening
+from services.secure_sum.roster import MemberKeys, Roster
+from services.secure_sum.statements import AttemptRef, Signed, Survivors, parse
+
+JOB = "0b3f3c5e-53a5-4f0c-9f43-1d1f3e3c1a11"
+ATTEMPT = AttemptRef(job_id=JOB, round=1, attempt=1)
+EPOCH = 1
+MODULUS = 1 << 48
+HASH = "ab" * 32
+
+Vector = npt.NDArray[np.uint64]
+
+
+def names(n: int) -> list[str]:
+    return [f"hospital-{i:02d}" for i in range(1, n + 1)]
+
+
+def make_keys(n: int) -> list[MemberKeys]:
+    return [MemberKeys.generate(name) for name in names(n)]
+
+
+def make_roster(keys: Sequence[MemberKeys]) -> Roster:
+    statement = roster.found("consortium", [key.public() for key in keys])
+    return roster.verify_founding(statement, {key.hospital_id: roster.sign_roster(statement, key) for key in keys})
+
+
+@dataclass
+class Consortium:
+    """Members that take the steps of one attempt together; `states` is what each remembers."""
+
+    keys: dict[str, MemberKeys]
+    roster: Roster
+    attempt: AttemptRef = ATTEMPT
+    states: dict[str, MemberState] = field(default_factory=dict)
+    inputs: dict[str, Vector] = field(default_factory=dict)
+    masked: dict[str, Vector] = field(default_factory=dict)
+    survivors: bytes = b""
+
+    @classmethod
+    def of(cls, n: int) -> "Consortium":
+        keys = make_keys(n)
+        return cls({key.hospital_id: key for key in keys}, make_roster(keys))
+
+    def again(self, attempt: int) -> "Consortium":
+        """The same members in another attempt."""
+        return Consortium(self.keys, self.roster, ATTEMPT.model_copy(update={"attempt": attempt}))
+
+    def member(self, name: str) -> Member:
+        return Member(self.keys[name], self.roster)
+
+    @property
+    def adverts(self) -> list[Signed]:
+        return [state.advert for state in self.states.values()]
+
+    @property
+    def shares(self) -> list[Signed]:
+        return [signed for state in self.states.values() for signed in state.shares_out]
+
+    def shares_for(self, name: str, sharers: Iterable[str]) -> list[Signed]:
+        group = sorted(self.states)
+        return [
+            self.states[sender].shares_out[[other for other in group if other != sender].index(name)]
+            for sender in sharers
+            if sender != name
+        ]
+
+    def begin(self, group: Iterable[str]) -> None:
+        for name in group:
+            self.states[name] = self.member(name).begin(self.attempt, EPOCH, list(self.keys))
+            opening.check_advert(self.states[name].advert, self.roster, self.attempt, EPOCH)
+
+    def share(self) -> None:
+        adverts = self.adverts
+        for name, state in self.states.items():
+            self.states[name] = self.member(name).share(state, adverts)
+            opening.check_shares(self.states[name].shares_out, self.roster, self.attempt, adverts, name)
+
+    def receive(self, sharers: Sequence[str]) -> None:
+        for name in sharers:
+            received = self.shares_for(name, sharers)
+            self.states[name] = self.member(name).receive(self.states[name], sharers, received)
+
+    def upload(self, uploaders: Iterable[str], length: int = 32) -> None:
+        generator = np.random.default_rng(1)
+        for name in uploaders:
+            member, state = self.member(name), self.states[name]
+            self.inputs[name] = generator.integers(0, MODULUS, length, dtype=np.uint64)
+            mask = masks.coefficients(member.mask_plan(state), 0, length)
+            self.masked[name] = (self.inputs[name] + mask) % np.uint64(MODULUS)
+            self.states[name] = member.commit(state, "bfv-n4096-q60-t48-v1", 1, length, HASH, [HASH])
+
+    def confirm(self) -> dict[str, bytes]:
+        sharers = self.states[next(iter(self.masked))].sharers
+        uploads = {name: upload for name in self.masked if (upload := self.states[name].upload) is not None}
+        self.survivors = opening.survivors_statement(self.roster, EPOCH, self.attempt, self.adverts, sharers, uploads)
+        for name in uploads:
+            self.states[name] = self.member(name).confirm(self.states[name], self.survivors)
+            opening.check_confirmation(self.survivors, self.roster, name, self.states[name].confirmation)
+        return {name: self.states[name].confirmation for name in uploads}
+
+    def reveal(self, revealers: Iterable[str], confirmations: dict[str, bytes]) -> list[Signed]:
+        reveals = []
+        for name in revealers:
+            self.states[name] = self.member(name).reveal(self.states[name], confirmations)
+            reveal = self.states[name].reveal
+            assert reveal is not None
+            opening.check_reveal(reveal, self.roster, self.survivors, self.shares)
+            reveals.append(reveal)
+        return reveals
+
+    def unmask(self, opened: Opening) -> Vector:
+        """The sum of the survivors' masked vectors without their masks."""
+        listed = parse(Survivors, self.survivors)
+        keys = opening.mask_keys(self.adverts, self.roster, listed.sharers)
+        plan = opening.correction(self.attempt, keys, listed.ids, opened)
+        total = sum((self.masked[name] for name in listed.ids), start=np.zeros(1, dtype=np.uint64))
+        return (total - masks.coefficients(plan, 0, total.size)) % np.uint64(MODULUS)
+
+    def expected(self) -> Vector:
+        listed = parse(Survivors, self.survivors)
+        return sum((self.inputs[name] for name in listed.ids), start=np.zeros(1, dtype=np.uint64)) % np.uint64(MODULUS)
