@@ -209,7 +209,7 @@ class Coordinator:
             opening.check_reveal(answer.signed[0], self.roster, run.survivors, flat)
             run.reveals[who] = answer.signed[0]
         elif run.step is Step.AGREE and who in run.listed:
-            run.digests[who] = statements.open_signed(Digest, answer.signed[0], self.roster)
+            run.digests[who] = opening.check_digest(answer.signed[0], self.roster, run.survivors)
 
     def _take_upload(self, answer: Answer) -> None:
         run, who, signed = self.run, answer.hospital_id, answer.signed[0]

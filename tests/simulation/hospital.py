@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from services.common.errors import Code, FedmeshError
-from services.secure_sum import opening, statements
+from services.secure_sum import opening
 from services.secure_sum.member import Member, MemberState
 from services.secure_sum.roster import MemberKeys, Roster
-from services.secure_sum.statements import AttemptRef, Signed, Survivors
+from services.secure_sum.statements import AttemptRef, Signed
 from tests.simulation.arithmetic import Arithmetic, Integers, Segments, segment_hashes, sha256
 from tests.simulation.messages import Answer, Step, Task
 
@@ -116,21 +116,9 @@ class Hospital:
         if task.attempt in self.disk:
             state, record = self.state(task.attempt), self.disk[task.attempt]
         else:
-            self.require_no_other_reveal(task.attempt)
             state = self.member().begin(task.attempt, task.epoch, task.cohort)
             record = Record(b"", self._draw(task.attempt), self._arithmetic.prepare())
         return self._outcome(task, record, state, signed=(state.advert,))
-
-    def require_no_other_reveal(self, attempt: AttemptRef) -> None:
-        """At most one sum of a round is ever unmasked, whatever the centre says about the other attempt.
-
-        With at most f colluders, two attempts would need 2 (t - f) honest hospitals that reveal, which is more than
-        the n - f that there are.
-        """
-        for other in self.disk:
-            same_round = (other.job_id, other.round) == (attempt.job_id, attempt.round)
-            if same_round and other != attempt and self.state(other).reveal is not None:
-                raise FedmeshError(Code.EQUIVOCATION, "this hospital revealed in another attempt at this round")
 
     def _share(self, task: Task) -> Outcome:
         state = self.state(task.attempt)
@@ -164,10 +152,15 @@ class Hospital:
         return self._outcome(task, self.disk[task.attempt], state, signed=(_made(state.reveal),))
 
     def _revealed(self, task: Task) -> MemberState:
-        self.require_no_other_reveal(task.attempt)
         state = self.state(task.attempt)
         member = self.member(state)
-        return member.reveal(member.confirm(state, task.survivors), task.confirmations)
+        return member.reveal(
+            member.confirm(state, task.survivors), task.confirmations, self.other_attempts(task.attempt)
+        )
+
+    def other_attempts(self, attempt: AttemptRef) -> list[MemberState]:
+        """Everything that is remembered of other attempts: a hospital reveals in one attempt of a round only."""
+        return [self.state(other) for other in self.disk if other != attempt]
 
     def _agree(self, task: Task) -> Outcome:
         state = self._revealed(task)
@@ -185,14 +178,11 @@ class Hospital:
         Raises:
             FedmeshError: the aggregator or the coordinator lied.
         """
-        listed = {s.hospital_id: s.upload for s in statements.parse(Survivors, state.survivors).survivors}
         roster = self._rosters[state.roster]
-        uploads = {signed.hospital_id: signed for signed in task.uploads}
-        adverts = statements.adverts_digest(state.adverts)
-        if task.opening is None or {h: u.sha256 for h, u in uploads.items()} != listed:
-            raise FedmeshError(Code.STATEMENT_INVALID, "the uploads are not those of the survivors")
-        for hospital, signed in uploads.items():
-            upload = opening.check_upload(signed, roster, task.attempt, adverts, state.sharers)
+        listed = opening.check_listed(state.survivors, roster, task.uploads)
+        if task.opening is None:
+            raise FedmeshError(Code.STATEMENT_INVALID, "no opening")
+        for hospital, upload in listed.items():
             if sha256(task.ciphertexts[hospital]) != upload.ciphertext_sha256:
                 raise FedmeshError(Code.CIPHERTEXT_INVALID, "a ciphertext is not what its hospital committed to")
         keys = opening.mask_keys(state.adverts, roster, state.sharers)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
+from services.secure_sum.member import MemberState
 from services.secure_sum.statements import AttemptRef
 from tests.simulation.arithmetic import Segments
-from tests.simulation.centre import Coordinator, Registry, Stored
+from tests.simulation.centre import Coordinator, Running
 from tests.simulation.hospital import Hospital, Outcome
 from tests.simulation.messages import Task
 from tests.simulation.oracle import Violation
@@ -71,20 +72,15 @@ def forgetful_save(hospital: Hospital, outcome: Outcome) -> None:
     hospital.disk.setdefault(outcome.answer.attempt, outcome.record)
 
 
-def generous_registry(registry: Registry) -> AttemptRef:
+def beginning_anew(coordinator: Coordinator) -> Running:
     """Another attempt although survivors are stored."""
-    registry.stored = None
-    registry.attempts += 1
-    return AttemptRef(job_id=registry.job_id, round=registry.round, attempt=registry.attempts)
+    coordinator._registry.stored = None
+    return Running(coordinator._registry.open_attempt())
 
 
-def trusting_store(registry: Registry, stored: Stored) -> None:
-    """The last list stands, not the first."""
-    registry.stored = stored
-
-
-def careless_hospital(hospital: Hospital, attempt: AttemptRef) -> None:
-    """Reveals in any attempt."""
+def careless_hospital(hospital: Hospital, attempt: AttemptRef) -> list[MemberState]:
+    """Forgets that it revealed in another attempt."""
+    return []
 
 
 def unchecked(hospital: Hospital, state: object, task: Task) -> None:
@@ -115,10 +111,10 @@ def find(seeds: range) -> str:
     [
         ([(Hospital, "save", forgetful_save)], "same bytes"),
         (
-            [(Registry, "open_attempt", generous_registry), (Hospital, "require_no_other_reveal", careless_hospital)],
+            [(Coordinator, "_begin", beginning_anew), (Hospital, "other_attempts", careless_hospital)],
             "is unmasked for one round|is revealed in|are not the stored",
         ),
-        ([(Registry, "open_attempt", generous_registry)], "revealed in another attempt"),
+        ([(Coordinator, "_begin", beginning_anew)], "revealed in another attempt"),
         ([(Coordinator, "_unmask", counting_twice)], "the aggregator's sum is wrong"),
         (
             [(Coordinator, "_unmask", counting_twice), (Hospital, "check_sum", unchecked)],
