@@ -31,11 +31,13 @@ class Residue:
 class Knowledge:
     """Shares and seeds, collected over all attempts; never asks who an adversary may be."""
 
-    def __init__(self, roster: Roster, plain: Plain) -> None:
-        self._roster = roster
+    def __init__(self, roster: Roster, plain: Plain, self_masks: bool = True, pair_masks: bool = True) -> None:
+        self.roster = roster
+        self._self_masks, self._pair_masks = self_masks, pair_masks
         self._plain = plain
         self._shares: dict[Secret, dict[int, bytes]] = {}
         self._seeds: dict[Secret, list[bytes]] = {}
+        self._cache: dict[tuple[AttemptRef, str, ShareKind, int], bytes] = {}
         self.adverts: dict[tuple[AttemptRef, str], Advert] = {}
         self.uploads: dict[tuple[AttemptRef, str], Integers] = {}
         self.sharers: dict[tuple[AttemptRef, str], tuple[str, ...]] = {}
@@ -56,7 +58,7 @@ class Knowledge:
         self.private[private.public_key().public_bytes_raw()] = private
 
     def share(self, attempt: AttemptRef, of: str, kind: ShareKind, holder: str, share: bytes) -> None:
-        self._shares.setdefault((attempt, of, kind), {})[self._roster.position(holder)] = share
+        self._shares.setdefault((attempt, of, kind), {})[self.roster.position(holder)] = share
 
     def revealed(self, signed: Signed) -> None:
         reveal = statements.parse(Reveal, signed.statement)
@@ -87,29 +89,38 @@ class Knowledge:
     # --- concluding
 
     def seeds(self, attempt: AttemptRef, of: str, kind: ShareKind) -> list[bytes]:
-        """Known, or put together from t shares; checked against the advert where there is one."""
-        found = list(self._seeds.get((attempt, of, kind), ()))
-        held = self._shares.get((attempt, of, kind), {})
-        if len(held) >= self._roster.threshold:
-            found.append(shares.combine(held, self._roster.threshold))
+        """Known, or put together from t shares, in this attempt or any other; fits the advert where there is one."""
+        found = []
+        for owner, known in self._seeds.items():
+            if owner[1:] == (of, kind):
+                found.extend(known)
+        for owner, held in self._shares.items():
+            if owner[1:] == (of, kind) and len(held) >= self.roster.threshold:
+                found.append(self._combined(owner, len(held)))
         advert = self._advert(attempt, of)
         return [seed for seed in found if advert is None or _fits(advert, attempt, of, kind, seed)]
+
+    def _combined(self, owner: Secret, number: int) -> bytes:
+        key = (*owner, number)
+        if key not in self._cache:
+            self._cache[key] = shares.combine(self._shares[owner], self.roster.threshold)
+        return self._cache[key]
 
     def residue(self, attempt: AttemptRef, hospital: str) -> Residue:
         """Take every mask off an upload whose key the coalition can compute."""
         plan: list[tuple[bytes, int]] = []
         bare = True
-        selfs = self.seeds(attempt, hospital, "self")
-        if selfs:
-            plan.append((derive.self_key(selfs[0], attempt, hospital), 1))
-        bare = bool(selfs)
-        for peer in self.sharers[attempt, hospital]:
+        if self._self_masks:
+            seeds = self.seeds(attempt, hospital, "self")
+            bare = bool(seeds)
+            plan += [(derive.self_key(seed, attempt, hospital), 1) for seed in seeds[:1]]
+        peers = self.sharers[attempt, hospital] if self._pair_masks else ()
+        for peer in peers:
             if peer != hospital:
                 pair = self._pair(attempt, hospital, peer)
-                if pair is None:
-                    bare = False
-                else:
-                    before = self._roster.position(hospital) < self._roster.position(peer)
+                bare = bare and pair is not None
+                if pair is not None:
+                    before = self.roster.position(hospital) < self.roster.position(peer)
                     plan.append((pair, 1 if before else -1))
         return Residue(hospital, self.take_off(self.uploads[attempt, hospital], tuple(plan)), bare)
 
