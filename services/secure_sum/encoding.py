@@ -132,19 +132,29 @@ def encode(values: Int64Vector, params: ParameterSet, lanes: int) -> Coefficient
         FedmeshError: INVALID_ARGUMENT if `values` is not one-dimensional int64, has a bad length, or holds a value
             outside the lane's signed range.
     """
-    if values.ndim != 1 or values.dtype != np.int64:
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"values must be int64[n], got {values.dtype}{list(values.shape)}")
+    require_encodable(values, params, lanes)
     count = ciphertext_count(params, values.size, lanes)
-    half = 1 << (lane_bits(params, lanes) - 1)
-    if values.min() < -half or values.max() >= half:
-        raise FedmeshError(
-            Code.INVALID_ARGUMENT, f"a value lies outside the signed {lane_bits(params, lanes)}-bit lane", lanes=lanes
-        )
     padded = np.zeros(count * params.poly_modulus_degree * lanes, dtype=np.int64)
     padded[: values.size] = values
     packed = padded if lanes == 1 else padded[0::2] + (padded[1::2] << lane_bits(params, lanes))
     coefficients = packed.view(np.uint64) & np.uint64(params.plain_modulus - 1)
     return coefficients.reshape(count, params.poly_modulus_degree)
+
+
+def require_encodable(values: Int64Vector, params: ParameterSet, lanes: int) -> None:
+    """Refuse what `encode` cannot encode.
+
+    Raises:
+        FedmeshError: INVALID_ARGUMENT, as `encode`.
+    """
+    if values.ndim != 1 or values.dtype != np.int64:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"values must be int64[n], got {values.dtype}{list(values.shape)}")
+    ciphertext_count(params, values.size, lanes)
+    half = 1 << (lane_bits(params, lanes) - 1)
+    if values.min() < -half or values.max() >= half:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT, f"a value lies outside the signed {lane_bits(params, lanes)}-bit lane", lanes=lanes
+        )
 
 
 def decode(coefficients: Coefficients, params: ParameterSet, lanes: int, vector_length: int) -> Int64Vector:

@@ -17,13 +17,20 @@ class ParameterSet:
     classical row of the HomomorphicEncryption.org standard (2018, table 1: log2(q) <= 75 at N = 4096; the 128-bit row
     allows 109). SEAL is asked for that level and refuses anything weaker.
 
-    *Exactness.* SEAL's error is centred binomial with |e| <= 21, and its scaling round(q*m/t) errs by at most 1/2, so
-    the sum of k fresh ciphertexts has noise <= 21.5 * k. Decryption is exact while that is below q/(2t) - 1/2 = 2047:
-    k <= 95. At k = 16 the noise is at most 344, so an honest sum never fails to decrypt.
+    *Exactness.* SEAL's error is centred binomial with |e| <= 21. Every plaintext that is added or subtracted scaled, as
+    round(q*m/t), errs by at most 1/2 in each coefficient; an upload has two (values and mask), and the correction that
+    takes the masks off a sum is one more. What the integers exceed t by vanishes mod q without error, since q*t/t = q.
+    So the sum of k uploads has noise <= 22 * k + 1/2. Decryption is exact while that is below q/(2t) - 1/2 = 2047:
+    k <= 93. At k = 16 the noise is at most 352.5, so an honest sum never fails to decrypt.
+
+    *Why the secret key encrypts.* Under a public key the noise of an upload is e*u + e2*s + e1, of standard deviation
+    236 at this N: for 16 of them 2047 are not even 2.2 deviations, so nearly every vector would decrypt wrongly, and an
+    upload could not be seeded and would be twice as large. What keeps a hospital's update from the other holders of the
+    secret key are its masks.
     """
 
     name: str
-    """Stable identifier, at most 32 ASCII characters, written into every upload and every sum."""
+    """Stable identifier, at most 32 ASCII characters, named by every `upload` statement."""
     poly_modulus_degree: int
     """N: coefficients a plaintext."""
     coeff_modulus_bits: int
@@ -35,9 +42,9 @@ class ParameterSet:
     security_bits: int
     """Level of the HomomorphicEncryption.org table that SEAL must enforce."""
     max_contributions: int
-    """Ciphertexts that one sum may hold: the lesser of the noise bound (95) and what the lanes are dimensioned for."""
+    """Ciphertexts that one sum may hold: the lesser of the noise bound (93) and what the lanes are dimensioned for."""
     max_vector_length: int
-    """Values that one sum may hold; keeps a hostile header from asking for unbounded memory."""
+    """Values that one sum may hold; keeps a hostile header from asking for unbounded room."""
 
     @property
     def plain_modulus(self) -> int:

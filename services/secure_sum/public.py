@@ -1,89 +1,92 @@
-"""Adding uploads without any key. Runs in the aggregator, on bytes that nobody vouches for.
+"""Masking and adding uploads without any key, segment by segment.
 
-`add` and `validate_upload` are module-level functions of bytes so that they can run in a disposable process
-(`services.secure_sum.disposable`); call them there, not in the process that serves requests.
+`check_segment` and `sum_segment` work on bytes that nobody vouches for and are module-level functions of bytes, so that
+they can run in a disposable process (`services.secure_sum.disposable`): the aggregator calls them there, not in the
+process that serves requests. Hospitals use `add_mask` on their own bytes, and repeat `sum_segment` to check a sum.
 """
 
-import hashlib
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from tenseal import sealapi
 
 from services.common.errors import Code, FedmeshError
-from services.secure_sum import seal, wire
+from services.secure_sum import ring, seal, wire
 from services.secure_sum.encoding import Coefficients
-from services.secure_sum.parameters import ParameterSet
+from services.secure_sum.wire import Bytes, Layout
 
 
-def validate_upload(upload: bytes, params: ParameterSet, vector_length: int, lanes: int = 2) -> bytes:
-    """Check an upload completely without adding it, and return its SHA-256 (32 bytes).
-
-    Raises:
-        FedmeshError: CIPHERTEXT_INVALID if the bytes are not exactly one upload for this sum.
-    """
-    blob = wire.parse(upload, wire.Kind.UPLOAD, params, vector_length, lanes)
-    wire.unpack(blob.c0, params, blob.count)
-    return hashlib.sha256(upload).digest()
-
-
-def validate_sum(sum_blob: bytes, params: ParameterSet, vector_length: int, lanes: int = 2) -> int:
-    """Check a sum completely and return the number of contributions that it claims to hold.
+def check_segment(layout: Layout, index: int, segment: bytes) -> None:
+    """Check that bytes are exactly one segment of an upload: its length, and every coefficient below q.
 
     Raises:
-        FedmeshError: CIPHERTEXT_INVALID if the bytes are not exactly one sum of this shape.
+        FedmeshError: CIPHERTEXT_INVALID if they are not; INVALID_ARGUMENT if there is no such segment.
     """
-    blob = wire.parse(sum_blob, wire.Kind.SUM, params, vector_length, lanes)
-    polynomials(blob, params)
-    return blob.contributions
+    wire.split_upload(layout, index, segment)
 
 
-def polynomials(blob: wire.Blob, params: ParameterSet) -> Coefficients:
-    """c0 and c1 of a parsed sum, uint64[count, 2, N]; the c0 coefficients that do not travel are zero.
+def add_mask(layout: Layout, index: int, segment: bytes, mask: Coefficients) -> bytes:
+    """Add plaintext coefficients, uint64[count] below t, to the segment of an upload: c0 += round(q * mask / t).
 
     Raises:
-        FedmeshError: CIPHERTEXT_INVALID if a coefficient is not below q.
+        FedmeshError: CIPHERTEXT_INVALID if the segment is none; INVALID_ARGUMENT if the mask does not fit it.
     """
-    both = (wire.unpack(part.reshape(-1), params, blob.count) for part in (blob.c0, blob.c1))
-    return np.stack(list(both), axis=1)
+    c0, seeds = wire.split_upload(layout, index, segment)
+    _require_plain(layout, index, mask)
+    c0 += ring.scale(mask, layout.params)
+    return wire.join(ring.reduce(c0, layout.params), seeds)
 
 
-def add(accumulator: bytes | None, upload: bytes, params: ParameterSet, vector_length: int, lanes: int = 2) -> bytes:
-    """Add one upload to a sum and return the new sum; `accumulator` None starts one.
+def sum_segment(layout: Layout, index: int, uploads: Sequence[bytes], correction: Coefficients) -> bytes:
+    """Add the segments of uploads and subtract plaintext coefficients, uint64[count] below t; a segment of the sum.
 
-    The sum does not depend on the order of the uploads. Noise grows by <= 21.5 a contribution (see `ParameterSet`).
+    The result does not depend on the order of the uploads. For its noise see `ParameterSet`.
 
     Raises:
-        FedmeshError: CIPHERTEXT_INVALID if either blob is not exactly what this sum expects; INVALID_ARGUMENT if the
-            sum already holds as many contributions as the parameter set allows.
+        FedmeshError: CIPHERTEXT_INVALID if an upload's segment is none, naming its position as `position`;
+            INVALID_ARGUMENT for no uploads or more than the parameter set allows, or a correction that does not fit.
     """
-    blob = wire.parse(upload, wire.Kind.UPLOAD, params, vector_length, lanes)
-    c0 = wire.unpack(blob.c0, params, blob.count)
-    contributions = 1
-    previous: Coefficients | None = None
-    if accumulator is not None:
-        held = wire.parse(accumulator, wire.Kind.SUM, params, vector_length, lanes)
-        contributions += held.contributions
-        if contributions > params.max_contributions:
-            raise FedmeshError(
-                Code.INVALID_ARGUMENT, f"a sum under {params.name} holds at most {params.max_contributions} uploads"
-            )
-        previous = polynomials(held, params)
-    total = _add(params, c0, blob.c1, previous)
-    c1 = wire.pack(total[:, 1].reshape(-1)).reshape(blob.count, -1)
-    return wire.write(wire.Kind.SUM, params, vector_length, lanes, contributions, total[:, 0], c1)
+    params = layout.params
+    _require_plain(layout, index, correction)
+    most = min(params.max_contributions, ring.lazy_terms(params))
+    if not 1 <= len(uploads) <= most:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT, f"a sum under {params.name} holds 1 to {most} uploads, not {len(uploads)}"
+        )
+    total = np.zeros(layout.coefficients(index)[1], dtype=np.uint64)
+    seeds: list[Bytes] = []
+    for position, upload in enumerate(uploads):
+        try:
+            c0, seed = wire.split_upload(layout, index, upload)
+        except FedmeshError as error:
+            raise FedmeshError(error.code, error.message, **error.detail, position=position) from error
+        total += c0
+        seeds.append(seed)
+    total = ring.subtract(ring.reduce(total, params), ring.scale(correction, params), params)
+    return wire.join(total, wire.pack(_sum_expanded(layout, np.stack(seeds, axis=1))))
 
 
-def _add(
-    params: ParameterSet, c0: Coefficients, seeds: npt.NDArray[np.uint8], previous: Coefficients | None
-) -> Coefficients:
-    """uint64[count, 2, N]: the expanded uploads plus `previous` (same shape) if given."""
+def _sum_expanded(layout: Layout, seeds: Bytes) -> Coefficients:
+    """The sum of the c1 that uint8[ciphertexts, uploads, 64] expand to, uint64[ciphertexts * N].
+
+    SEAL expands the seeds and adds, on ciphertexts with c0 = 0, and saves each sum once.
+    """
+    params = layout.params
     evaluator = sealapi.Evaluator(seal.context(params))
-    total = np.empty((len(c0), 2, params.poly_modulus_degree), dtype=np.uint64)
-    with seal.memory_file() as file:
-        for i in range(len(c0)):
-            ciphertext = seal.load_seeded(params, file, c0[i], seeds[i].tobytes())
-            if previous is not None:
-                evaluator.add_inplace(ciphertext, seal.load_full(params, file, previous[i]))
-            total[i] = seal.save_full(params, file, ciphertext)
-    return total
+    total = np.empty((len(seeds), params.poly_modulus_degree), dtype=np.uint64)
+    with seal.memory_file() as file, seal.seed_loader(params) as load:
+        for row, of_one in zip(total, seeds, strict=True):
+            added = load(of_one[0].tobytes())
+            for seed in of_one[1:]:
+                evaluator.add_inplace(added, load(seed.tobytes()))
+            row[:] = seal.save_full(params, file, added)[1]
+    return total.reshape(-1)
+
+
+def _require_plain(layout: Layout, index: int, plain: Coefficients) -> None:
+    count = layout.coefficients(index)[1]
+    if plain.shape != (count,) or plain.dtype != np.uint64 or plain.max() >= layout.params.plain_modulus:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT,
+            f"segment {index} takes {count} plaintext coefficients of {layout.params.plain_modulus_bits} bits",
+        )

@@ -65,6 +65,10 @@ class MemoryFile:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)
 
+    def patch(self, content: bytes, offset: int) -> None:
+        """Overwrite a part of the content."""
+        os.pwrite(self._descriptor, content, offset)
+
     def read(self) -> bytes:
         """The whole content."""
         return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
@@ -115,18 +119,33 @@ def _seed_prefix() -> bytes:
     return header(1 + SEED_BYTES) + _BLAKE2XB
 
 
-def load_seeded(params: ParameterSet, file: MemoryFile, c0: Coefficients, seed: bytes) -> Any:
-    """A Ciphertext from c0, uint64[N] below q, and the 64-byte seed of c1."""
-    return _load(params, file, _prefix(params) + array(c0) + _seed_prefix() + seed)
+@contextmanager
+def seed_loader(params: ParameterSet) -> Iterator[Callable[[bytes], Any]]:
+    """A function that makes a Ciphertext with c0 = 0 and the c1 of a 64-byte seed; only the seed is written each time.
+
+    A CIPHERTEXT_INVALID of that function means that SEAL refuses what every seed should give.
+    """
+    zero = np.zeros(params.poly_modulus_degree, dtype=np.uint64)
+    body = _prefix(params) + array(zero) + _seed_prefix()
+    content = header(len(body) + SEED_BYTES) + body
+    with memory_file() as file:
+        file.write(content + bytes(SEED_BYTES))
+
+        def load(seed: bytes) -> Any:
+            file.patch(seed, len(content))
+            return _load(params, file)
+
+        yield load
 
 
 def load_full(params: ParameterSet, file: MemoryFile, polynomials: Coefficients) -> Any:
     """A Ciphertext from c0 and c1, uint64[2, N] below q."""
-    return _load(params, file, _prefix(params) + array(polynomials))
-
-
-def _load(params: ParameterSet, file: MemoryFile, body: bytes) -> Any:
+    body = _prefix(params) + array(polynomials)
     file.write(header(len(body)) + body)
+    return _load(params, file)
+
+
+def _load(params: ParameterSet, file: MemoryFile) -> Any:
     ciphertext = sealapi.Ciphertext()
     try:
         ciphertext.load(context(params), file.path)
@@ -141,17 +160,10 @@ def save_seeded(params: ParameterSet, file: MemoryFile, serializable: Any) -> tu
     Raises:
         FedmeshError: INTERNAL if SEAL's format is not the one described above.
     """
-    file.write(b"")
-    serializable.save(file.path)
-    body = _stored(file.read())
-    c0_bytes = params.poly_modulus_degree * 8
-    start = len(_prefix(params)) + _HEADER_BYTES + 8
-    c0 = np.frombuffer(body, dtype=np.uint64, count=params.poly_modulus_degree, offset=start)
-    seed = body[-SEED_BYTES:]
-    expected = _prefix(params) + array(c0) + _seed_prefix() + seed
-    if len(body) != start + c0_bytes + _HEADER_BYTES + 1 + SEED_BYTES or body != expected:
-        raise FedmeshError(Code.INTERNAL, "this SEAL writes seeded ciphertexts in another format")
-    return c0, seed
+    c0, rest = _saved_array(file, serializable, _prefix(params), params.poly_modulus_degree)
+    if len(rest) != _HEADER_BYTES + 1 + SEED_BYTES or not rest.startswith(_seed_prefix()):
+        raise _other_format()
+    return c0, rest[-SEED_BYTES:]
 
 
 def save_full(params: ParameterSet, file: MemoryFile, ciphertext: Any) -> Coefficients:
@@ -160,18 +172,62 @@ def save_full(params: ParameterSet, file: MemoryFile, ciphertext: Any) -> Coeffi
     Raises:
         FedmeshError: INTERNAL if SEAL's format is not the one described above.
     """
-    file.write(b"")
-    ciphertext.save(file.path)
-    body = _stored(file.read())
     degree = params.poly_modulus_degree
-    flat = np.frombuffer(body[-2 * degree * 8 :], dtype=np.uint64)
-    if body != _prefix(params) + array(flat):
-        raise FedmeshError(Code.INTERNAL, "this SEAL writes ciphertexts in another format")
+    flat, rest = _saved_array(file, ciphertext, _prefix(params), 2 * degree)
+    if rest:
+        raise _other_format()
     return flat.reshape(2, degree)
 
 
+def load_plaintext(params: ParameterSet, file: MemoryFile, coefficients: Coefficients, into: Any, ntt: bool) -> Any:
+    """Load uint64[n] into a Plaintext, or with `ntt` into a SecretKey, which is a Plaintext in NTT form.
+
+    Raises:
+        RuntimeError, ValueError: if SEAL refuses it.
+    """
+    body = _plain_prefix(params, coefficients.size, ntt) + array(coefficients)
+    file.write(header(len(body)) + body)
+    into.load(context(params), file.path)
+    return into
+
+
+def save_plaintext(params: ParameterSet, file: MemoryFile, plaintext: Any) -> Coefficients:
+    """The coefficients of a Plaintext that is not in NTT form, uint64[n]; SEAL drops leading zero coefficients.
+
+    Raises:
+        FedmeshError: INTERNAL if SEAL's format is not the one described above.
+    """
+    count = plaintext.coeff_count()
+    coefficients, rest = _saved_array(file, plaintext, _plain_prefix(params, count, ntt=False), count)
+    if rest:
+        raise _other_format()
+    return coefficients
+
+
+def _plain_prefix(params: ParameterSet, count: int, ntt: bool) -> bytes:
+    """A plaintext's body up to its array: parms_id[32] (zero when not in NTT form), count, scale."""
+    return (parms_id(params) if ntt else bytes(32)) + struct.pack("<Qd", count, 1.0)
+
+
+def _saved_array(file: MemoryFile, saved: Any, prefix: bytes, count: int) -> tuple[Coefficients, bytes]:
+    """The array in what SEAL saves, after checking everything before it, and the bytes behind it."""
+    file.write(b"")
+    saved.save(file.path)
+    body = _stored(file.read())
+    start = len(prefix) + _HEADER_BYTES + 8
+    end = start + count * 8
+    expected = prefix + header(8 + count * 8) + struct.pack("<Q", count)
+    if len(body) < end or not body.startswith(expected):
+        raise _other_format()
+    return np.frombuffer(body, dtype=np.uint64, count=count, offset=start), body[end:]
+
+
+def _other_format() -> FedmeshError:
+    return FedmeshError(Code.INTERNAL, "this SEAL writes in another format")
+
+
 def elements(read: Callable[[int], int], count: int) -> Coefficients:
-    """uint64[count] through one of SEAL's element accessors: slow (0.2 us each), and the only uncompressed way out."""
+    """uint64[count] through one of SEAL's element accessors: slow (0.2 us each), for what cannot be saved alone."""
     return np.fromiter(map(read, range(count)), np.uint64, count)
 
 

@@ -7,6 +7,7 @@ against chosen ciphertexts: decrypt only a sum that a quorum of hospitals commit
 import hashlib
 import hmac
 import struct
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -15,9 +16,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from tenseal import sealapi
 
 from services.common.errors import Code, FedmeshError
-from services.secure_sum import encoding, public, seal, wire
-from services.secure_sum.encoding import Coefficients, Int64Vector
+from services.secure_sum import encoding, ring, seal, wire
+from services.secure_sum.encoding import Int64Vector
 from services.secure_sum.parameters import DEFAULT, ParameterSet, parameter_set
+from services.secure_sum.wire import Layout
 
 _KEY_HEADER: Final = struct.Struct("<4sHH32s")
 _KEY_MAGIC: Final = b"FMGK"
@@ -50,61 +52,93 @@ def group_key_parameters(group_key: bytes) -> ParameterSet:
     if magic != _KEY_MAGIC or version != _KEY_VERSION or zero != 0:
         raise FedmeshError(Code.INVALID_ARGUMENT, "this is not a group key that this build reads")
     params = parameter_set(name.rstrip(b"\0").decode("ascii", "replace"))
-    if len(group_key) != _KEY_HEADER.size + wire.polynomial_size(params):
+    if len(group_key) != _KEY_HEADER.size + wire.packed_size(params.poly_modulus_degree):
         raise FedmeshError(Code.INVALID_ARGUMENT, "the group key has the wrong length")
     return params
 
 
-def encrypt(values: Int64Vector, group_key: bytes, lanes: int = 2) -> bytes:
-    """Encrypt int64[n] into an upload: fresh randomness from the operating system at every call.
+def encrypt_segments(values: Int64Vector, group_key: bytes, layout: Layout) -> Iterator[bytes]:
+    """Encrypt int64[vector_length] into the segments of an upload: fresh randomness from the operating system.
 
-    Keep the returned bytes and re-send them; encrypting again makes different bytes.
+    Nothing is encrypted before its segment is asked for. Keep the segments, masked, and re-send them; encrypting again
+    makes different bytes.
 
     Raises:
-        FedmeshError: INVALID_ARGUMENT for a bad key, lane count, shape or a value outside its lane.
+        FedmeshError: INVALID_ARGUMENT for a bad key, a key of another parameter set, a wrong length or type, or a
+            value outside its lane; all before the first segment.
     """
-    params = group_key_parameters(group_key)
-    coefficients = encoding.encode(values, params, lanes)
-    c0 = np.empty_like(coefficients)
-    seeds = np.empty((len(coefficients), wire.SEED_BYTES), dtype=np.uint8)
+    _require_set(group_key, layout)
+    encoding.require_encodable(values, layout.params, layout.lanes)
+    if values.size != layout.vector_length:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"expected {layout.vector_length} values, got {values.size}")
+    return _encrypting(values, group_key, layout)
+
+
+def _encrypting(values: Int64Vector, group_key: bytes, layout: Layout) -> Iterator[bytes]:
     with seal.memory_file() as file:
-        encryptor = sealapi.Encryptor(seal.context(params), _secret_key(params, group_key, file))
-        for i, row in enumerate(coefficients):
-            c0[i], seed = _encrypt_one(params, encryptor, row, file)
-            seeds[i] = np.frombuffer(seed, dtype=np.uint8)
-    return wire.write(wire.Kind.UPLOAD, params, values.size, lanes, 1, c0, seeds)
+        encryptor = sealapi.Encryptor(seal.context(layout.params), _secret_key(layout.params, group_key, file))
+        for index in range(layout.segments):
+            start, count = layout.values(index)
+            plain = encoding.encode(values[start : start + count], layout.params, layout.lanes)
+            # A ciphertext of m is a ciphertext of zero plus m scaled: this spares SEAL the loading of plaintexts.
+            c0 = ring.scale(plain, layout.params)
+            seeds = np.empty((len(plain), wire.SEED_BYTES), dtype=np.uint8)
+            for i in range(len(plain)):
+                zero, seed = seal.save_seeded(layout.params, file, encryptor.encrypt_zero_symmetric())
+                c0[i] += zero
+                seeds[i] = np.frombuffer(seed, dtype=np.uint8)
+            used = c0.reshape(-1)[: layout.coefficients(index)[1]]
+            yield wire.join(ring.reduce(used, layout.params), seeds)
 
 
-def _encrypt_one(
-    params: ParameterSet, encryptor: Any, coefficients: Coefficients, file: seal.MemoryFile
-) -> tuple[Coefficients, bytes]:
-    plaintext = _plaintext(params, coefficients, file)
-    # Only the one-argument overload makes a seeded ciphertext.
-    return seal.save_seeded(params, file, encryptor.encrypt_symmetric(plaintext))
-
-
-def decrypt(sum_blob: bytes, group_key: bytes, vector_length: int, lanes: int = 2) -> Int64Vector:
-    """Decrypt a sum into int64[vector_length], exactly.
+def decrypt_segments(segments: Iterable[bytes], group_key: bytes, layout: Layout) -> Int64Vector:
+    """Decrypt the segments of a sum into int64[vector_length], exactly.
 
     The result is meaningless, not an error, if the sum was made under another group key: compare keyed digests.
 
     Raises:
-        FedmeshError: CIPHERTEXT_INVALID if the bytes are not exactly one sum of this shape under the key's parameter
-            set; INVALID_ARGUMENT for a bad key.
+        FedmeshError: CIPHERTEXT_INVALID if they are not exactly the segments of one sum of this layout;
+            INVALID_ARGUMENT for a bad key or one of another parameter set.
     """
-    params = group_key_parameters(group_key)
-    blob = wire.parse(sum_blob, wire.Kind.SUM, params, vector_length, lanes)
-    pairs = public.polynomials(blob, params)
-    coefficients = np.zeros((blob.count, params.poly_modulus_degree), dtype=np.uint64)
-    plaintext = sealapi.Plaintext()
+    _require_set(group_key, layout)
+    values = np.empty(layout.vector_length, dtype=np.int64)
+    seen = 0
     with seal.memory_file() as file:
-        decryptor = sealapi.Decryptor(seal.context(params), _secret_key(params, group_key, file))
-        for row, pair in zip(coefficients, pairs, strict=True):
-            decryptor.decrypt(seal.load_full(params, file, pair), plaintext)
-            # SEAL drops leading zero coefficients.
-            count = plaintext.coeff_count()
-            row[:count] = seal.elements(plaintext.data, count)
-    return encoding.decode(coefficients, params, lanes, vector_length)
+        decryptor = sealapi.Decryptor(seal.context(layout.params), _secret_key(layout.params, group_key, file))
+        for index, segment in enumerate(segments):
+            if index == layout.segments:
+                raise FedmeshError(Code.CIPHERTEXT_INVALID, f"a sum of this form has {layout.segments} segment(s)")
+            start, count = layout.values(index)
+            values[start : start + count] = _decrypt(layout, index, segment, decryptor, file)
+            seen += 1
+    if seen != layout.segments:
+        raise FedmeshError(
+            Code.CIPHERTEXT_INVALID, f"a sum of this form has {layout.segments} segment(s), {seen} were there"
+        )
+    return values
+
+
+def _decrypt(layout: Layout, index: int, segment: bytes, decryptor: Any, file: seal.MemoryFile) -> Int64Vector:
+    params = layout.params
+    c0, c1 = wire.split_sum(layout, index, segment)
+    whole = np.zeros_like(c1)
+    whole.reshape(-1)[: c0.size] = c0
+    pairs = np.stack((whole, c1), axis=1)
+    plain = np.zeros_like(c1)
+    plaintext = sealapi.Plaintext()
+    for row, pair in zip(plain, pairs, strict=True):
+        decryptor.decrypt(seal.load_full(params, file, pair), plaintext)
+        found = seal.save_plaintext(params, file, plaintext)
+        row[: found.size] = found
+    return encoding.decode(plain, params, layout.lanes, layout.values(index)[1])
+
+
+def _require_set(group_key: bytes, layout: Layout) -> None:
+    held = group_key_parameters(group_key)
+    if held != layout.params:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT, f"the group key belongs to {held.name}, this sum uses {layout.params.name}"
+        )
 
 
 def round_context(job_id: str, round_number: int, attempt: int) -> bytes:
@@ -138,23 +172,12 @@ def keyed_digest(group_key: bytes, context: bytes, ciphertext_sha256: bytes, pla
     return mac.digest()
 
 
-def _plaintext(params: ParameterSet, coefficients: Coefficients, file: seal.MemoryFile) -> Any:
-    """A SEAL Plaintext of uint64[N]; its body is parms_id[32] (zero: not in NTT form), count, scale, array."""
-    body = bytes(32) + struct.pack("<Qd", coefficients.size, 1.0) + seal.array(coefficients)
-    file.write(seal.header(len(body)) + body)
-    plaintext = sealapi.Plaintext()
-    plaintext.load(seal.context(params), file.path)
-    return plaintext
-
-
 def _secret_key(params: ParameterSet, group_key: bytes, file: seal.MemoryFile) -> Any:
-    packed = np.frombuffer(group_key, dtype=np.uint8, offset=_KEY_HEADER.size)
-    coefficients = wire.unpack(packed, params, 1)[0]
-    body = seal.parms_id(params) + struct.pack("<Qd", coefficients.size, 1.0) + seal.array(coefficients)
-    file.write(seal.header(len(body)) + body)
-    key = sealapi.SecretKey()
     try:
-        key.load(seal.context(params), file.path)
-    except (RuntimeError, ValueError) as error:
+        packed = np.frombuffer(group_key, dtype=np.uint8, offset=_KEY_HEADER.size)
+        coefficients = wire.unpack(packed, params)
+        return seal.load_plaintext(params, file, coefficients, sealapi.SecretKey(), ntt=True)
+    except (RuntimeError, ValueError, FedmeshError) as error:
         raise FedmeshError(Code.INVALID_ARGUMENT, "the group key is damaged") from error
-    return key
+    finally:
+        file.write(b"")

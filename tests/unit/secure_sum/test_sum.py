@@ -1,6 +1,8 @@
-import hashlib
+"""The sum is exact: against integers added independently, with masks, at the edges of lanes and segments."""
+
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,24 +12,49 @@ from tenseal import sealapi
 
 from services.common.errors import Code, FedmeshError
 from services.secure_sum import encoding, public, seal, secret, wire
-from services.secure_sum.encoding import Int64Vector
+from services.secure_sum.encoding import Coefficients, Int64Vector
 from services.secure_sum.parameters import DEFAULT
+from services.secure_sum.wire import Layout, layout_of
 
 KEY = secret.generate_group_key()
+SEGMENT = 65536
+"""Coefficients of a segment."""
 
 
-def summed(vectors: list[Int64Vector], lanes: int) -> bytes:
-    total: bytes | None = None
-    for vector in vectors:
-        total = public.add(total, secret.encrypt(vector, KEY, lanes), DEFAULT, vector.size, lanes)
-    assert total is not None
+def layout(size: int, lanes: int = 2) -> Layout:
+    return layout_of(DEFAULT.name, size, lanes)
+
+
+def masked_sum(vectors: Sequence[Int64Vector], lanes: int, seed: int = 0) -> list[bytes]:
+    """Upload every vector under a random mask, and take the masks off the sum."""
+    rng = np.random.default_rng(seed)
+    form = layout(vectors[0].size, lanes)
+    uploads = [secret.encrypt_segments(vector, KEY, form) for vector in vectors]
+    total = []
+    for index in range(form.segments):
+        count = form.coefficients(index)[1]
+        masks = rng.integers(0, DEFAULT.plain_modulus, (len(vectors), count), dtype=np.uint64)
+        masks[:, :1] = DEFAULT.plain_modulus - 1
+        masked = [public.add_mask(form, index, next(u), mask) for u, mask in zip(uploads, masks, strict=True)]
+        correction: Coefficients = masks.sum(axis=0) % np.uint64(DEFAULT.plain_modulus)
+        total.append(public.sum_segment(form, index, masked, correction))
+    assert all(next(upload, None) is None for upload in uploads)
     return total
+
+
+def opened(total: Sequence[bytes], size: int, lanes: int) -> Int64Vector:
+    return secret.decrypt_segments(iter(total), KEY, layout(size, lanes))
+
+
+def extremes(rng: np.random.Generator, size: int, lanes: int, hospitals: int) -> list[Int64Vector]:
+    limit = encoding.contribution_limit(DEFAULT, lanes, hospitals)
+    return [rng.choice(np.array([-limit, 1 - limit, -1, 0, 1, limit]), size) for _ in range(hospitals)]
 
 
 @given(
     seed=st.integers(0, 2**32),
     hospitals=st.integers(1, 16),
-    size=st.sampled_from([1, 2, 3, 97, 4096, 4097, 8191, 8192, 8195, 16384]),
+    size=st.sampled_from([1, 2, 3, 97, 4095, 4096, 4097, 8191, 8192, 8193, 16384]),
     lanes=st.sampled_from(encoding.LANES),
     extreme=st.booleans(),
 )
@@ -35,78 +62,145 @@ def summed(vectors: list[Int64Vector], lanes: int) -> bytes:
 def test_the_sum_is_exact(seed: int, hospitals: int, size: int, lanes: int, extreme: bool) -> None:
     rng = np.random.default_rng(seed)
     limit = encoding.contribution_limit(DEFAULT, lanes, hospitals)
-    if extreme:
-        vectors = [rng.choice(np.array([-limit, -1, 0, 1, limit]), size) for _ in range(hospitals)]
-    else:
+    vectors = extremes(rng, size, lanes, hospitals)
+    if not extreme:
         vectors = [rng.integers(-limit, limit + 1, size) for _ in range(hospitals)]
-    result = secret.decrypt(summed(vectors, lanes), KEY, size, lanes)
+    result = opened(masked_sum(vectors, lanes, seed), size, lanes)
     assert result.dtype == np.int64
     assert np.array_equal(result, np.sum(vectors, axis=0))
 
 
+BOUNDARIES = [1, 2, 4096, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT - 1, 2 * SEGMENT, 2 * SEGMENT + 1]
+
+
+@pytest.mark.parametrize("lanes", encoding.LANES)
+@pytest.mark.parametrize("size", BOUNDARIES)
+def test_the_sum_is_exact_around_a_segment(size: int, lanes: int) -> None:
+    vectors = extremes(np.random.default_rng(size), size, lanes, 2)
+    assert np.array_equal(opened(masked_sum(vectors, lanes), size, lanes), np.sum(vectors, axis=0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hospitals", range(11, 17))
+@pytest.mark.parametrize("lanes", encoding.LANES)
+@pytest.mark.parametrize("size", [*BOUNDARIES, 4 * SEGMENT + 1])
+def test_the_sum_of_a_whole_cohort_is_exact_around_a_segment(size: int, lanes: int, hospitals: int) -> None:
+    vectors = extremes(np.random.default_rng(size), size, lanes, hospitals)
+    assert np.array_equal(opened(masked_sum(vectors, lanes), size, lanes), np.sum(vectors, axis=0))
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("lanes", encoding.LANES)
-def test_sixteen_hospitals_at_the_limit_are_exact(lanes: int, sign: int) -> None:
-    limit = encoding.contribution_limit(DEFAULT, lanes, 16)
+@pytest.mark.parametrize("hospitals", [11, 16])
+def test_a_cohort_at_the_limit_is_exact(lanes: int, sign: int, hospitals: int) -> None:
+    limit = encoding.contribution_limit(DEFAULT, lanes, hospitals)
     vector = np.full(8192, sign * limit)
-    assert np.array_equal(secret.decrypt(summed([vector] * 16, lanes), KEY, 8192, lanes), 16 * vector)
+    result = opened(masked_sum([vector] * hospitals, lanes), 8192, lanes)
+    assert np.array_equal(result, hospitals * vector)
 
 
 @pytest.mark.parametrize("lanes", encoding.LANES)
-@pytest.mark.parametrize("size", [1, 2, 3, 2049, 8192, 8193, 100_000])
+@pytest.mark.parametrize("size", [1, 2, 3, 2049, 8192, 8193, 140_001])
 def test_sizes_are_known_beforehand(size: int, lanes: int) -> None:
-    upload = secret.encrypt(np.zeros(size, np.int64), KEY, lanes)
-    assert len(upload) == wire.upload_size(DEFAULT, size, lanes)
-    assert len(public.add(None, upload, DEFAULT, size, lanes)) == wire.sum_size(DEFAULT, size, lanes)
+    form = layout(size, lanes)
+    upload = list(secret.encrypt_segments(np.zeros(size, np.int64), KEY, form))
+    total = masked_sum([np.zeros(size, np.int64)], lanes)
+    assert [len(segment) for segment in upload] == [form.upload_segment_bytes(i) for i in range(form.segments)]
+    assert [len(segment) for segment in total] == [form.sum_segment_bytes(i) for i in range(form.segments)]
+    assert sum(map(len, upload)) == form.upload_bytes
+    assert sum(map(len, total)) == form.sum_bytes
 
 
-def test_an_upload_is_smaller_than_float32() -> None:
-    assert wire.upload_size(DEFAULT, 1_000_000) / 1_000_000 < 3.8
-    assert wire.upload_size(DEFAULT, 2000) / 2000 < 3.9
+def test_a_segment_fits_a_message_and_an_upload_is_smaller_than_float32() -> None:
+    form = layout(1_000_000)
+    assert form.upload_segment_bytes(0) == 492_544
+    assert form.sum_segment_bytes(0) == 983_040
+    assert form.upload_bytes / 1_000_000 < 3.8
+    assert layout(2000).upload_bytes / 2000 < 3.9
+
+
+def test_the_segments_of_a_layout_cover_the_vector() -> None:
+    form = layout(300_001, 2)
+    assert [form.coefficients(i) for i in range(3)] == [(0, SEGMENT), (SEGMENT, SEGMENT), (2 * SEGMENT, 18_930)]
+    assert [form.values(i) for i in range(3)] == [(0, 2 * SEGMENT), (2 * SEGMENT, 2 * SEGMENT), (4 * SEGMENT, 37_857)]
+    for index in (-1, 3):
+        with pytest.raises(FedmeshError, match="segments 0 to 2"):
+            form.coefficients(index)
 
 
 def test_the_sum_does_not_depend_on_the_order() -> None:
     rng = np.random.default_rng(1)
-    uploads = [secret.encrypt(rng.integers(-9, 9, 3000), KEY) for _ in range(4)]
-    sums = []
-    for order in (uploads, uploads[::-1]):
-        total = None
-        for upload in order:
-            total = public.add(total, upload, DEFAULT, 3000)
-        sums.append(total)
-    assert sums[0] == sums[1]
+    form = layout(3000)
+    uploads = [next(secret.encrypt_segments(rng.integers(-9, 9, 3000), KEY, form)) for _ in range(4)]
+    correction = rng.integers(0, DEFAULT.plain_modulus, 1500, dtype=np.uint64)
+    sums = {
+        public.sum_segment(form, 0, order, correction) for order in (uploads, uploads[::-1], uploads[2:] + uploads[:2])
+    }
+    assert len(sums) == 1
 
 
 def test_encrypting_twice_differs_and_hides_the_values() -> None:
     values = np.zeros(8192, np.int64)
-    first, second = (secret.encrypt(values, KEY)[wire.HEADER_BYTES :] for _ in range(2))
+    first, second = (next(secret.encrypt_segments(values, KEY, layout(8192))) for _ in range(2))
     same = np.mean(np.frombuffer(first, np.uint8) == np.frombuffer(second, np.uint8))
     assert same < 0.01  # independent bytes agree once in 256
 
 
-def test_a_seventeenth_contribution_is_refused() -> None:
-    upload = secret.encrypt(np.ones(10, np.int64), KEY)
-    total = None
-    for _ in range(16):
-        total = public.add(total, upload, DEFAULT, 10)
-    assert total is not None
-    assert public.validate_sum(total, DEFAULT, 10) == 16
-    with pytest.raises(FedmeshError, match="at most 16") as caught:
-        public.add(total, upload, DEFAULT, 10)
+def test_a_masked_upload_decrypts_to_noise() -> None:
+    values = np.arange(8192, dtype=np.int64)
+    form = layout(8192)
+    mask = np.random.default_rng(5).integers(0, DEFAULT.plain_modulus, 4096, dtype=np.uint64)
+    masked = public.add_mask(form, 0, next(secret.encrypt_segments(values, KEY, form)), mask)
+    alone = public.sum_segment(form, 0, [masked], np.zeros(4096, dtype=np.uint64))
+    assert np.mean(opened([alone], 8192, 2) == values) < 0.01
+
+
+def test_only_as_many_uploads_as_the_set_allows_are_added() -> None:
+    form = layout(10)
+    upload = next(secret.encrypt_segments(np.ones(10, np.int64), KEY, form))
+    correction = np.zeros(6, dtype=np.uint64)
+    assert public.sum_segment(form, 0, [upload] * 16, correction)
+    for count in (0, 17):
+        with pytest.raises(FedmeshError, match="1 to 16") as caught:
+            public.sum_segment(form, 0, [upload] * count, correction)
+        assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.zeros(5, np.uint64),
+        np.zeros(7, np.uint64),
+        np.zeros(6, np.int64),
+        np.zeros((6, 1), np.uint64),
+        np.full(6, DEFAULT.plain_modulus, np.uint64),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(mask: Coefficients) -> None:
+    form = layout(10)
+    upload = next(secret.encrypt_segments(np.ones(10, np.int64), KEY, form))
+    with pytest.raises(FedmeshError) as masking:
+        public.add_mask(form, 0, upload, mask)
+    with pytest.raises(FedmeshError) as adding:
+        public.sum_segment(form, 0, [upload], mask)
+    assert masking.value.code is adding.value.code is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    "values", [np.ones(9, np.int64), np.ones(10, np.int32), np.full(10, 1 << 23), np.ones((10, 1), np.int64)]
+)
+def test_what_cannot_be_encrypted_is_refused_at_once(values: Int64Vector) -> None:
+    with pytest.raises(FedmeshError) as caught:
+        secret.encrypt_segments(values, KEY, layout(10))
     assert caught.value.code is Code.INVALID_ARGUMENT
-
-
-def test_validating_returns_the_hash() -> None:
-    upload = secret.encrypt(np.ones(10, np.int64), KEY)
-    assert public.validate_upload(upload, DEFAULT, 10) == hashlib.sha256(upload).digest()
 
 
 def test_another_key_decrypts_to_noise_and_another_digest() -> None:
     values = np.arange(4000, dtype=np.int64)
-    total = summed([values], 2)
-    wrong = secret.decrypt(total, secret.generate_group_key(), 4000)
+    total = masked_sum([values], 2)
+    wrong = secret.decrypt_segments(total, secret.generate_group_key(), layout(4000))
     assert np.mean(wrong == values) < 0.01
-    digest = hashlib.sha256(total).digest()
+    digest = bytes(32)
     context = secret.round_context("job", 3, 1)
     assert secret.keyed_digest(KEY, context, digest, wrong) != secret.keyed_digest(KEY, context, digest, values)
 
@@ -144,7 +238,7 @@ def test_the_digest_binds_everything() -> None:
 )
 def test_a_damaged_group_key_is_refused(damage) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(FedmeshError) as caught:
-        secret.encrypt(np.ones(10, np.int64), damage(KEY))
+        secret.encrypt_segments(np.ones(10, np.int64), damage(KEY), layout(10))
     assert caught.value.code is Code.INVALID_ARGUMENT
 
 
@@ -160,17 +254,15 @@ def test_compressed_ciphertexts_are_read_too() -> None:
 def test_seal_agrees_with_the_parameters_and_the_noise_bound() -> None:
     context = seal.context(DEFAULT)
     assert context.first_context_data().qualifiers().sec_level == sealapi.SEC_LEVEL_TYPE.TC192
-    size = 8192
-    upload = secret.encrypt(np.full(size, 5, np.int64), KEY)
-    total = None
-    for _ in range(16):
-        total = public.add(total, upload, DEFAULT, size)
-    assert total is not None
-    blob = wire.parse(total, wire.Kind.SUM, DEFAULT, size)
+    form = layout(8192)
+    mask = np.full(4096, 12_345_678_901, dtype=np.uint64)
+    upload = public.add_mask(form, 0, next(secret.encrypt_segments(np.full(8192, 5), KEY, form)), mask)
+    total = public.sum_segment(form, 0, [upload] * 16, mask * np.uint64(16))
+    c0, c1 = wire.split_sum(form, 0, total)
     with seal.memory_file() as file:
-        ciphertext = seal.load_full(DEFAULT, file, public.polynomials(blob, DEFAULT)[0])
+        ciphertext = seal.load_full(DEFAULT, file, np.stack((c0, c1[0])))
         decryptor = sealapi.Decryptor(context, secret._secret_key(DEFAULT, KEY, file))
-        # The same upload sixteen times: noise adds coherently, to at most 344 of the 2047 allowed: log2 = 2.57 bits.
+        # The same upload sixteen times: noise adds coherently, to at most 352.5 of the 2047 allowed: log2 = 2.5 bits.
         assert decryptor.invariant_noise_budget(ciphertext) >= 2
 
 
