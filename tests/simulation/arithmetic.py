@@ -1,18 +1,21 @@
 """How a simulated hospital turns integers into something that can be added blindly.
 
 `Plain` leaves the encryption out: a vector is 8-byte words mod 2^48, so that thousands of attempts take seconds and an
-attacker who holds the group key has nothing left to decrypt. `services.secure_sum`'s masks are used as they are.
+attacker who holds the group key has nothing left to decrypt. `Encrypted` is the real BFV layer, keys of a key epoch
+included. Both use the masks of `services.secure_sum` as they are.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import numpy as np
 
-from services.secure_sum import masks
+from services.secure_sum import masks, public, secret
+from services.secure_sum.encoding import Coefficients
 from services.secure_sum.masks import MaskPlan
 from services.secure_sum.parameters import DEFAULT
+from services.secure_sum.wire import layout_of
 
 Integers = tuple[int, ...]
 Segments = tuple[bytes, ...]
@@ -96,6 +99,36 @@ class Plain:
         return np.array(masked, dtype="<u8").tobytes()
 
 
-def disclosed(uploads: Mapping[str, Segments], plain: Plain) -> dict[str, Integers]:
-    """What a holder of the group key reads in uploads."""
-    return {hospital: plain.open(upload) for hospital, upload in uploads.items()}
+class Encrypted:
+    """BFV under the group key of a key epoch, which every member opened for itself."""
+
+    parameter_set = DEFAULT.name
+
+    def __init__(self, group_key: bytes, length: int, lanes: int) -> None:
+        self.length = length
+        self.lanes = lanes
+        self.layout = layout_of(DEFAULT.name, length, lanes)
+        self._group_key = group_key
+
+    def prepare(self) -> Segments:
+        return tuple(secret.encrypt_zeros(self._group_key, self.layout))
+
+    def protect(self, prepared: Segments, values: Integers, plan: MaskPlan) -> Segments:
+        return tuple(self._masked(index, zeros, values, plan) for index, zeros in enumerate(prepared))
+
+    def _masked(self, index: int, zeros: bytes, values: Integers, plan: MaskPlan) -> bytes:
+        start, count = self.layout.values(index)
+        part = np.array(values[start : start + count], dtype=np.int64)
+        return public.add_masked(self.layout, index, zeros, part, self._mask(plan, index))
+
+    def _mask(self, plan: MaskPlan, index: int) -> Coefficients:
+        return masks.coefficients(plan, *self.layout.coefficients(index))
+
+    def total(self, uploads: Sequence[Segments], correction: MaskPlan) -> Segments:
+        return tuple(
+            public.sum_segment(self.layout, index, of_segment, self._mask(correction, index))
+            for index, of_segment in enumerate(zip(*uploads, strict=True))
+        )
+
+    def open(self, total: Segments) -> Integers:
+        return tuple(int(v) for v in secret.decrypt_segments(total, self._group_key, self.layout))

@@ -137,7 +137,7 @@ class Attack:
             if answer is not None:
                 run.shares[hospital] = answer.signed
                 self.game.knowledge.sealed(answer.signed)
-        for hospital in self.game.corrupt:
+        for hospital in set(self.game.corrupt) & run.adverts.keys():
             state = self.game.hospitals[hospital].state(run.attempt)
             if state.own_share is not None:
                 for kind, share in zip(("self", "mask"), state.own_share, strict=True):

@@ -163,21 +163,26 @@ def any_successor(current: Roster, statement: bytes, signatures: Mapping[str, by
 
 @dataclass(frozen=True)
 class Mutant:
+    """A build, and who breaks it."""
+
     build: Build
     broken_by: type[Attack]
+    opens_targets: bool = False
+    """Uploads in which the two worlds differ are opened, so that they are told apart."""
 
 
 MUTANTS = (
-    Mutant(Build("no self mask", WithoutSelfMask, self_masks=False), strategies.DropOne),
-    Mutant(Build("no pair masks", WithoutPairMasks, pair_masks=False), strategies.Look),
+    Mutant(Build("no self mask", WithoutSelfMask, self_masks=False), strategies.DropOne, opens_targets=True),
+    Mutant(Build("no pair masks", WithoutPairMasks, pair_masks=False), strategies.Look, opens_targets=True),
     Mutant(Build("masks reused", WithSameSeeds), strategies.CompareRounds),
     Mutant(Build("noise reused", fresh_noise=False), strategies.CompareRounds),
     Mutant(
         Build("unsigned adverts and shares", patches=((opening, "open_signed", unsigned(Advert, Share)),)),
         strategies.SwapAdverts,
+        opens_targets=True,
     ),
     Mutant(Build("any list of survivors", WithAnyList), strategies.RevealTwice),
-    Mutant(Build("both secrets revealed", TellsBothSecrets), strategies.Look),
+    Mutant(Build("both secrets revealed", TellsBothSecrets), strategies.Look, opens_targets=True),
     Mutant(Build("two reveals in a round", ForgetsReveals), strategies.RetryAfterUnmasking),
     Mutant(Build("seeds unchecked", patches=((opening, "_check_seed", unchecked_seed),)), strategies.LieAboutSeeds),
     Mutant(Build("dealers unchecked", patches=((opening, "_check_seed", unchecked_seed),)), strategies.DealBadly),
