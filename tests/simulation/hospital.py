@@ -164,7 +164,8 @@ class Hospital:
 
     def _agree(self, task: Task) -> Outcome:
         state = self._revealed(task)
-        self.check_sum(state, task)
+        if state.digest is None:
+            self.check_sum(state, task)
         result = self._arithmetic.open(task.total)
         plaintext = repr((task.attempt, result)).encode()
         digest = hmac.digest(DIGEST_KEY, plaintext, "sha256")

@@ -12,7 +12,7 @@ from tests.simulation.centre import Coordinator, Running
 from tests.simulation.hospital import Hospital, Outcome
 from tests.simulation.messages import Task
 from tests.simulation.oracle import Violation
-from tests.simulation.schedules import build, play_all, total
+from tests.simulation.schedules import build, encrypted, play_all, total
 
 CHUNK = 25
 DEFAULT_CHUNKS = 12
@@ -33,6 +33,16 @@ def test_every_sum_is_the_survivors_sum_or_there_is_none(chunk: int) -> None:
 @pytest.mark.parametrize("chunk", range(DEFAULT_CHUNKS, SLOW_CHUNKS))
 def test_every_sum_is_the_survivors_sum_or_there_is_none_in_many_more(chunk: int) -> None:
     run_chunk(chunk)
+
+
+def test_sums_under_encryption_are_the_survivors_sums() -> None:
+    assert total(play_all(range(3000, 3008), encrypted())).committed >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", range(8))
+def test_sums_under_encryption_are_the_survivors_sums_in_many_more(chunk: int) -> None:
+    assert total(play_all(range(3100 + CHUNK * chunk, 3100 + CHUNK * (chunk + 1)), encrypted())).committed >= CHUNK // 2
 
 
 def test_the_schedules_reach_what_they_are_for() -> None:
