@@ -233,10 +233,13 @@ def check_listed(survivors: bytes, roster: Roster, uploads: Sequence[Signed]) ->
     named = {survivor.hospital_id: survivor.upload for survivor in statement.survivors}
     if len(uploads) != len(named) or {signed.hospital_id: signed.sha256 for signed in uploads} != named:
         _refuse("these are not the uploads that the list of survivors names")
-    return {
+    checked = {
         signed.hospital_id: check_upload(signed, roster, statement.attempt, statement.adverts, statement.sharers)
         for signed in uploads
     }
+    if {name: upload.complaints for name, upload in checked.items()} != statement.complaints:
+        _refuse("the list of survivors has other complaints than the uploads")
+    return checked
 
 
 def check_digest(signed: Signed, roster: Roster, survivors: bytes) -> Digest:
