@@ -2,7 +2,7 @@
 
 `check_segment` and `sum_segment` work on bytes that nobody vouches for and are module-level functions of bytes, so that
 they can run in a disposable process (`services.secure_sum.disposable`): the aggregator calls them there, not in the
-process that serves requests. Hospitals use `add_mask` on their own bytes, and repeat `sum_segment` to check a sum.
+process that serves requests. Hospitals use `add_masked` on their own bytes, and repeat `sum_segment` to check a sum.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ import numpy as np
 from tenseal import sealapi
 
 from services.common.errors import Code, FedmeshError
-from services.secure_sum import ring, seal, wire
-from services.secure_sum.encoding import Coefficients
+from services.secure_sum import encoding, ring, seal, wire
+from services.secure_sum.encoding import Coefficients, Int64Vector
 from services.secure_sum.wire import Bytes, Layout
 
 
@@ -28,6 +28,9 @@ def check_segment(layout: Layout, index: int, segment: bytes) -> None:
 def add_mask(layout: Layout, index: int, segment: bytes, mask: Coefficients) -> bytes:
     """Add plaintext coefficients, uint64[count] below t, to the segment of an upload: c0 += round(q * mask / t).
 
+    Hospitals use `add_masked`: a mask that is added to a ciphertext of values hides them from holders of the group key
+    only up to how the two scaled parts were rounded.
+
     Raises:
         FedmeshError: CIPHERTEXT_INVALID if the segment is none; INVALID_ARGUMENT if the mask does not fit it.
     """
@@ -35,6 +38,28 @@ def add_mask(layout: Layout, index: int, segment: bytes, mask: Coefficients) -> 
     _require_plain(layout, index, mask)
     c0 += ring.scale(mask, layout.params)
     return wire.join(ring.reduce(c0, layout.params), seeds)
+
+
+def add_masked(layout: Layout, index: int, zeros: bytes, values: Int64Vector, mask: Coefficients) -> bytes:
+    """Turn a segment of `secret.encrypt_zeros` into the upload's: c0 += round(q * ((m + mask) mod t) / t).
+
+    `values`, int64[n], are those of this segment, m their coefficients. Values and mask are added before they are
+    scaled, so that the result is distributed as a fresh ciphertext of a uniform plaintext: a holder of the group key
+    learns m + mask and noise that depends on nothing. Scaled one by one, the two are rounded one by one, and the noise
+    tells q * m / t mod 1 (N = 4096 coefficients are enough to tell two vectors apart with certainty).
+
+    Raises:
+        FedmeshError: CIPHERTEXT_INVALID if the segment is none; INVALID_ARGUMENT if values or mask do not fit it.
+    """
+    params = layout.params
+    count = layout.coefficients(index)[1]
+    if values.shape != (layout.values(index)[1],):
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"segment {index} takes {layout.values(index)[1]} values")
+    _require_plain(layout, index, mask)
+    plain = encoding.encode(values, params, layout.lanes).reshape(-1)[:count]
+    plain += mask
+    plain &= np.uint64(params.plain_modulus - 1)
+    return add_mask(layout, index, zeros, plain)
 
 
 def sum_segment(layout: Layout, index: int, uploads: Sequence[bytes], correction: Coefficients) -> bytes:

@@ -29,13 +29,18 @@ def masked_sum(vectors: Sequence[Int64Vector], lanes: int, seed: int = 0) -> lis
     """Upload every vector under a random mask, and take the masks off the sum."""
     rng = np.random.default_rng(seed)
     form = layout(vectors[0].size, lanes)
-    uploads = [secret.encrypt_segments(vector, KEY, form) for vector in vectors]
+    uploads = [secret.encrypt_zeros(KEY, form) for _ in vectors]
     total = []
     for index in range(form.segments):
         count = form.coefficients(index)[1]
+        start, size = form.values(index)
+        parts = [vector[start : start + size] for vector in vectors]
         masks = rng.integers(0, DEFAULT.plain_modulus, (len(vectors), count), dtype=np.uint64)
         masks[:, :1] = DEFAULT.plain_modulus - 1
-        masked = [public.add_mask(form, index, next(u), mask) for u, mask in zip(uploads, masks, strict=True)]
+        masked = [
+            public.add_masked(form, index, next(zeros), part, mask)
+            for zeros, part, mask in zip(uploads, parts, masks, strict=True)
+        ]
         correction: Coefficients = masks.sum(axis=0) % np.uint64(DEFAULT.plain_modulus)
         total.append(public.sum_segment(form, index, masked, correction))
     assert all(next(upload, None) is None for upload in uploads)
@@ -150,9 +155,27 @@ def test_a_masked_upload_decrypts_to_noise() -> None:
     values = np.arange(8192, dtype=np.int64)
     form = layout(8192)
     mask = np.random.default_rng(5).integers(0, DEFAULT.plain_modulus, 4096, dtype=np.uint64)
-    masked = public.add_mask(form, 0, next(secret.encrypt_segments(values, KEY, form)), mask)
+    masked = public.add_masked(form, 0, next(secret.encrypt_zeros(KEY, form)), values, mask)
     alone = public.sum_segment(form, 0, [masked], np.zeros(4096, dtype=np.uint64))
     assert np.mean(opened([alone], 8192, 2) == values) < 0.01
+
+
+def test_values_and_mask_are_scaled_as_one() -> None:
+    """Two roundings would leave a trace of the values in the noise: see tests/simulation/collusion."""
+    form, values = layout(8192), np.arange(-4096, 4096, dtype=np.int64)
+    mask = np.random.default_rng(6).integers(0, DEFAULT.plain_modulus, 4096, dtype=np.uint64)
+    zeros = next(secret.encrypt_zeros(KEY, form))
+    plain = (encoding.encode(values, DEFAULT, 2).reshape(-1) + mask) % np.uint64(DEFAULT.plain_modulus)
+    assert public.add_masked(form, 0, zeros, values, mask) == public.add_mask(form, 0, zeros, plain)
+
+
+@pytest.mark.parametrize(("values", "masks"), [(8191, 4096), (8193, 4096), (8192, 4095)])
+def test_values_and_mask_must_fit_the_segment(values: int, masks: int) -> None:
+    form = layout(8192)
+    zeros = next(secret.encrypt_zeros(KEY, form))
+    with pytest.raises(FedmeshError, match="segment 0 takes") as caught:
+        public.add_masked(form, 0, zeros, np.zeros(values, np.int64), np.zeros(masks, np.uint64))
+    assert caught.value.code is Code.INVALID_ARGUMENT
 
 
 def test_only_as_many_uploads_as_the_set_allows_are_added() -> None:

@@ -1,0 +1,43 @@
+"""Play schedules again by their seeds: `python -m tests.simulation --seed N`."""
+
+import argparse
+import sys
+import time
+
+from tests.simulation.arithmetic import Arithmetic
+from tests.simulation.oracle import Violation
+from tests.simulation.schedules import build, encrypted, play_all, total
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="the (first) seed")
+    parser.add_argument("--count", type=int, default=1, help="seeds from there on; one is shown event by event")
+    parser.add_argument("--encrypted", action="store_true", help="with the real BFV layer")
+    arguments = parser.parse_args()
+    arithmetic = encrypted() if arguments.encrypted else None
+    if arguments.count > 1:
+        return run_many(range(arguments.seed, arguments.seed + arguments.count), arithmetic)
+    world = build(arguments.seed, arithmetic)
+    try:
+        world.run()
+    except Violation as violation:
+        world.log.append(f"VIOLATION: {violation}")
+        return 1
+    finally:
+        print("\n".join(world.log))
+        print(world.summary)
+    return 0
+
+
+def run_many(seeds: range, arithmetic: Arithmetic | None) -> int:
+    began = time.monotonic()
+    whole = total(play_all(seeds, arithmetic))
+    print(f"{len(seeds)} schedules in {time.monotonic() - began:.1f} s: {whole.attempts} attempts, ", end="")
+    print(f"{whole.committed} rounds committed, {whole.burnt} burnt")
+    print(", ".join(f"{what} {count}" for what, count in sorted(whole.happened.items())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
