@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from services.common.config import ClientConfig, RedisConfig, Section, ServerConfig, TelemetryConfig
+from services.common.standing import StandingConfig
 
 
 class UploadConfig(Section):
@@ -27,5 +28,6 @@ class AggregatorConfig(Section):
         description="the registry, which keeps accepted and refused uploads for the audit log"
     )
     telemetry: TelemetryConfig = Field(TelemetryConfig(), description="logs and traces")
+    standing: StandingConfig = Field(StandingConfig(), description="how suspended hospitals come to be known")
     uploads: UploadConfig = Field(UploadConfig(), description="limits of uploads")
     adding: AddingConfig = Field(AddingConfig(), description="how ciphertexts are added")

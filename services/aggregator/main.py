@@ -13,6 +13,7 @@ from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
+from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.secure_sum.disposable import DisposablePool
@@ -49,7 +50,14 @@ async def main(config: AggregatorConfig) -> None:
                 max_uploads=config.uploads.max_concurrent,
                 idle_s=config.uploads.idle_s,
             )
-            await run_server(config.server, [endpoint(usecases)], dependencies=lambda: redis_ready(redis))
+            standing = Standing(registry, config.standing)
+            await run_server(
+                config.server,
+                [endpoint(usecases)],
+                background=[standing.run],
+                dependencies=lambda: redis_ready(redis),
+                admit=standing.admit,
+            )
     finally:
         await redis.aclose()
         shutdown_telemetry()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.cli import audit, inspection, plan, stack
+from services.cli import audit, inspection, members, plan, stack
 from services.common.errors import Code, FedmeshError
 
 app = typer.Typer(
@@ -19,7 +19,9 @@ app = typer.Typer(
 app.add_typer(audit.app, name="audit")
 app.add_typer(plan.app, name="plan")
 app.add_typer(inspection.privacy_app, name="privacy")
+app.add_typer(members.roster_app, name="roster")
 inspection.register(app)
+members.register(app)
 stack.register(app)
 
 

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from services.common.config import ClientConfig, RedisConfig, Section, ServerConfig, TelemetryConfig
+from services.common.standing import StandingConfig
 
 
 class RoundConfig(Section):
@@ -50,4 +51,5 @@ class CoordinatorConfig(Section):
     )
     driver: DriverConfig = Field(DriverConfig(), description="how replicas share the jobs")
     tasks: TaskConfig = Field(TaskConfig(), description="task streams to hospitals")
+    standing: StandingConfig = Field(StandingConfig(), description="how suspended hospitals come to be known")
     rate: RateConfig = Field(RateConfig(), description="limit of each hospital's reports")

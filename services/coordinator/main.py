@@ -5,8 +5,9 @@ from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 from services.common.clock import SystemClock
 from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel
-from services.common.grpc.server import Endpoint, run_server
+from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
+from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.coordinator.config import CoordinatorConfig
@@ -44,14 +45,17 @@ async def main(config: CoordinatorConfig) -> None:
     redis = connect_redis(config.redis)
     try:
         async with (
-            MeshChannel(config.registry.target, tls) as to_registry,
+            MeshChannel(config.registry.target, tls, max_message_bytes=MAX_RECORD_BYTES) as to_registry,
             MeshChannel(config.aggregator.target, tls) as to_aggregator,
         ):
             store = RedisRounds(redis, lease_ms=int(config.driver.lease_s * 1000))
+            standing = Standing(to_registry, config.standing)
             registry = Registry(to_registry, config.driver.call_timeout_s)
             aggregator = Aggregator(to_aggregator, config.driver.call_timeout_s)
             rosters = Rosters(registry)
-            parts = Parts(store, registry, aggregator, rosters, clock, _settings(config, str(identity)), _nobody)
+            parts = Parts(
+                store, registry, aggregator, rosters, clock, _settings(config, str(identity)), standing.barred
+            )
             driver = Driver(store, registry, lambda job_id: JobRunner(job_id, parts), poll_s=config.driver.job_poll_s)
             hub = Hub(
                 redis,
@@ -64,23 +68,17 @@ async def main(config: CoordinatorConfig) -> None:
             rate = RateLimit(config.rate.per_second, config.rate.burst)
             intake = Intake(store, rosters)
             consortium = identity.consortium
-            usecases = CoordinatorUseCases(
-                store, hub, intake, registry, clock, consortium=consortium, rate=rate, barred=_nobody
-            )
+            usecases = CoordinatorUseCases(store, hub, intake, registry, clock, consortium=consortium, rate=rate)
             await run_server(
                 config.server,
                 [endpoint(usecases)],
-                background=[hub.run, driver.run],
+                background=[hub.run, driver.run, standing.run],
+                admit=standing.admit,
                 dependencies=lambda: redis_ready(redis),
             )
     finally:
         await redis.aclose()
         shutdown_telemetry()
-
-
-def _nobody(_hospital_id: str) -> bool:
-    """Who is suspended."""
-    return False
 
 
 def _settings(config: CoordinatorConfig, actor: str) -> Settings:

@@ -43,6 +43,17 @@ class RelayConfig(Section):
     )
 
 
+class EpochConfig(Section):
+    max_age_h: float = Field(
+        default=24.0, gt=0, le=24 * 31, description="hours after which the hospitals make new keys; daily at least"
+    )
+
+
+class StrikeConfig(Section):
+    limit: int = Field(default=5, ge=1, le=1000, description="strikes that suspend a hospital")
+    window_s: float = Field(default=3600.0, gt=0, le=86400 * 31, description="seconds within which strikes count")
+
+
 class RegistryConfig(Section):
     server: ServerConfig = Field(description="where the registry listens, and its certificate, also used towards audit")
     postgres: PostgresConfig = Field(description="the database, as role registry_service")
@@ -51,4 +62,8 @@ class RegistryConfig(Section):
     blobs: BlobConfig = Field(default_factory=BlobConfig, description="limits of uploads")
     relay: RelayConfig = Field(
         default_factory=RelayConfig, description="how events travel from the outbox to the audit log"
+    )
+    epochs: EpochConfig = Field(default_factory=EpochConfig, description="key epochs of the secure sum")
+    strikes: StrikeConfig = Field(
+        default_factory=StrikeConfig, description="when a hospital that sends what no honest node sends is suspended"
     )

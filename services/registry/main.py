@@ -1,16 +1,19 @@
 """Composition of the registry process."""
 
+from datetime import timedelta
+
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
 
-from services.common.clock import SystemClock
+from services.common.clock import Clock, SystemClock
 from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel, call
-from services.common.grpc.server import Endpoint, run_server
+from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.postgres import Database, require_migrated
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.registry.config import RegistryConfig
+from services.registry.domain.entities import StrikeRule
 from services.registry.relay import Relay
 from services.registry.servicer import RegistryServicer, UseCases
 from services.registry.store import MIGRATIONS, SCHEMA
@@ -20,7 +23,9 @@ from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.plans import PlanUseCases
+from services.registry.usecases.rosters import RosterUseCases
 from services.registry.usecases.rounds import RoundUseCases
+from services.registry.usecases.survivors import SurvivorUseCases
 
 
 def check(config: RegistryConfig) -> None:
@@ -60,6 +65,7 @@ async def main(config: RegistryConfig) -> None:
                 ],
                 background=[relay.run],
                 dependencies=database.ready,
+                max_message_bytes=MAX_RECORD_BYTES,
             )
     finally:
         await database.close()
@@ -86,7 +92,7 @@ def build_relay(config: RegistryConfig, store: PostgresStore, audit: MeshChannel
     )
 
 
-def build_usecases(config: RegistryConfig, store: PostgresStore, clock: SystemClock, relay: Relay) -> UseCases:
+def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, relay: Relay) -> UseCases:
     """All use cases over one store."""
     mutations = Mutations(store, clock, relay.wake)
     blobs = BlobUseCases(
@@ -100,9 +106,11 @@ def build_usecases(config: RegistryConfig, store: PostgresStore, clock: SystemCl
         idle_s=config.blobs.idle_s,
     )
     return UseCases(
-        hospitals=HospitalUseCases(store, mutations, clock),
+        hospitals=HospitalUseCases(store, mutations, clock, StrikeRule(config.strikes.limit, config.strikes.window_s)),
+        rosters=RosterUseCases(store, mutations, clock, timedelta(hours=config.epochs.max_age_h)),
         plans=PlanUseCases(store, mutations, clock),
         jobs=JobUseCases(store, mutations, clock),
+        survivors=SurvivorUseCases(store, mutations, clock),
         rounds=RoundUseCases(store, mutations, clock),
         blobs=blobs,
     )

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from fedmesh.registry.v1 import registry_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2_grpc as rpc
@@ -11,14 +10,24 @@ from fedmesh.registry.v1 import registry_pb2_grpc as rpc
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.gate import caller
 from services.common.ids import require_name, require_sha256, require_uuid
-from services.registry import wire
-from services.registry.domain.entities import Hospital, Job, JobStatus, Plan
+from services.registry import wire, wire_sum
+from services.registry.domain.entities import (
+    Hospital,
+    Job,
+    JobStatus,
+    KeyEpoch,
+    OpenedAttempt,
+    Plan,
+    PublishedRoster,
+)
 from services.registry.usecases.blobs import BlobUseCases
-from services.registry.usecases.hospitals import HospitalUseCases
+from services.registry.usecases.hospitals import HospitalUseCases, Struck
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.ports import Command
+from services.registry.usecases.rosters import RosterUseCases
 from services.registry.usecases.rounds import RoundUseCases
+from services.registry.usecases.survivors import SurvivorUseCases
 
 
 @dataclass(frozen=True)
@@ -26,8 +35,10 @@ class UseCases:
     """What the servicer calls, by noun."""
 
     hospitals: HospitalUseCases
+    rosters: RosterUseCases
     plans: PlanUseCases
     jobs: JobUseCases
+    survivors: SurvivorUseCases
     rounds: RoundUseCases
     blobs: BlobUseCases
 
@@ -37,8 +48,10 @@ class RegistryServicer(rpc.RegistryServiceServicer):
 
     def __init__(self, usecases: UseCases) -> None:
         self._hospitals = usecases.hospitals
+        self._rosters = usecases.rosters
         self._plans = usecases.plans
         self._jobs = usecases.jobs
+        self._survivors = usecases.survivors
         self._rounds = usecases.rounds
         self._blobs = usecases.blobs
 
@@ -66,6 +79,40 @@ class RegistryServicer(rpc.RegistryServiceServicer):
     async def ListHospitals(self, request: pb.ListHospitalsRequest, _context: Any) -> pb.ListHospitalsResponse:
         found = await self._hospitals.list(caller())
         return pb.ListHospitalsResponse(hospitals=map(wire.hospital, found))
+
+    async def RecordStrike(self, request: pb.RecordStrikeRequest, _context: Any) -> pb.RecordStrikeResponse:
+        command: Command[Struck] = wire.command(
+            request,
+            caller(),
+            "RecordStrike",
+            lambda s: pb.RecordStrikeResponse(strikes=s.strikes, suspended=s.barred),
+        )
+        strike = wire_sum.read_strike(request, caller())
+        return pb.RecordStrikeResponse.FromString(await self._hospitals.record_strike(command, strike))
+
+    # --- rosters and key epochs
+
+    async def PublishRoster(self, request: pb.PublishRosterRequest, _context: Any) -> pb.PublishRosterResponse:
+        command: Command[PublishedRoster] = wire.command(
+            request, caller(), "PublishRoster", lambda r: pb.PublishRosterResponse(roster=wire_sum.roster(r))
+        )
+        signatures = wire_sum.read_signatures(request.signatures, "signatures")
+        return pb.PublishRosterResponse.FromString(await self._rosters.publish(command, request.statement, signatures))
+
+    async def ListRosters(self, request: pb.ListRostersRequest, _context: Any) -> pb.ListRostersResponse:
+        found = await self._rosters.list(caller(), request.after_version)
+        return pb.ListRostersResponse(rosters=wire.fitting([wire_sum.roster(item) for item in found]))
+
+    async def PublishEpoch(self, request: pb.PublishEpochRequest, _context: Any) -> pb.PublishEpochResponse:
+        command: Command[KeyEpoch] = wire.command(
+            request, caller(), "PublishEpoch", lambda e: pb.PublishEpochResponse(epoch=wire_sum.signed(e.signed))
+        )
+        signed = wire_sum.read_signed(request.epoch, "epoch")
+        return pb.PublishEpochResponse.FromString(await self._rosters.publish_epoch(command, signed))
+
+    async def GetEpoch(self, request: pb.GetEpochRequest, _context: Any) -> pb.GetEpochResponse:
+        roster = require_sha256(request.roster_sha256, "roster_sha256") if request.roster_sha256 else ""
+        return wire_sum.epoch_standing(await self._rosters.epoch(caller(), roster, request.epoch))
 
     # --- plans
 
@@ -139,12 +186,21 @@ class RegistryServicer(rpc.RegistryServiceServicer):
     # --- rounds
 
     async def OpenAttempt(self, request: pb.OpenAttemptRequest, _context: Any) -> pb.OpenAttemptResponse:
-        command: Command[tuple[UUID, int, int]] = wire.command(
-            request, caller(), "OpenAttempt", lambda a: pb.OpenAttemptResponse(attempt=wire.attempt(*a))
-        )
+        command: Command[OpenedAttempt] = wire.command(request, caller(), "OpenAttempt", wire_sum.opened_attempt)
         job_id = require_uuid(request.job_id, "job_id")
         reason = wire.require_text(request.reason, "reason", 500)
         return pb.OpenAttemptResponse.FromString(await self._jobs.open_attempt(command, job_id, request.round, reason))
+
+    async def StoreSurvivors(self, request: pb.StoreSurvivorsRequest, _context: Any) -> pb.StoreSurvivorsResponse:
+        command: Command[None] = wire.command(
+            request, caller(), "StoreSurvivors", lambda _: pb.StoreSurvivorsResponse()
+        )
+        told = wire_sum.read_survivors(request.survivors)
+        return pb.StoreSurvivorsResponse.FromString(await self._survivors.store(command, told))
+
+    async def GetSurvivors(self, request: pb.GetSurvivorsRequest, _context: Any) -> pb.GetSurvivorsResponse:
+        job_id = require_uuid(request.job_id, "job_id")
+        return wire_sum.survivors(await self._survivors.get(caller(), job_id))
 
     async def RecordEvents(self, request: pb.RecordEventsRequest, _context: Any) -> pb.RecordEventsResponse:
         command: Command[None] = wire.command(request, caller(), "RecordEvents", lambda _: pb.RecordEventsResponse())

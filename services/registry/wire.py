@@ -118,7 +118,7 @@ def page_token(before: int | None) -> str:
 
 
 def read_round(request: pb.CommitRoundRequest) -> entities.Round:
-    """The round to commit.
+    """The round to commit. Of a burnt one, sum, state and finalizer may be empty.
 
     Raises: FedmeshError(INVALID_ARGUMENT) naming the field that is malformed.
     """
@@ -127,9 +127,8 @@ def read_round(request: pb.CommitRoundRequest) -> entities.Round:
         raise FedmeshError(Code.INVALID_ARGUMENT, "attempt.round must equal version", field="version")
     if told.upload_bytes > _MAX_BIGINT:
         raise FedmeshError(Code.INVALID_ARGUMENT, "upload_bytes is out of range", field="upload_bytes")
-    content = pb.CommittedRound()
-    content.CopyFrom(told)
-    content.ClearField("committed_at")
+    if told.burnt_reason and not told.burnt:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "burnt_reason is for burnt rounds", field="burnt_reason")
     return entities.Round(
         job_id=require_uuid(told.attempt.job_id, "attempt.job_id"),
         version=told.version,
@@ -141,17 +140,31 @@ def read_round(request: pb.CommitRoundRequest) -> entities.Round:
             )
             for item in told.contributions
         ),
-        sum_sha256=require_sha256(told.sum_sha256, "sum_sha256"),
+        sum_sha256=_made(told.burnt, told.sum_sha256, "sum_sha256", require_sha256),
         agreeing=tuple(require_name(name, "agreeing") for name in told.agreeing),
         dissenting=tuple(require_name(name, "dissenting") for name in told.dissenting),
-        finalizer=require_name(told.finalizer, "finalizer"),
+        finalizer=_made(told.burnt, told.finalizer, "finalizer", require_name),
         attesting=tuple(require_name(name, "attesting") for name in told.attesting),
-        state_sha256=require_sha256(told.state_sha256, "state_sha256"),
+        state_sha256=_made(told.burnt, told.state_sha256, "state_sha256", require_sha256),
         metrics_json=told.metrics_json,
         upload_bytes=told.upload_bytes,
         sealed_at=require_time(told.sealed_at, told.HasField("sealed_at"), "sealed_at"),
-        content_sha256=hashlib.sha256(content.SerializeToString(deterministic=True)).digest(),
+        content_sha256=_round_digest(told),
+        survivors_sha256=require_sha256(told.survivors_sha256, "survivors_sha256"),
+        burnt=told.burnt,
+        burnt_reason=require_text(told.burnt_reason, "burnt_reason", 500),
     )
+
+
+def _made(burnt: bool, value: str, field: str, require: Callable[[str, str], str]) -> str:
+    return "" if burnt and not value else require(value, field)
+
+
+def _round_digest(told: pb.CommittedRound) -> bytes:
+    content = pb.CommittedRound()
+    content.CopyFrom(told)
+    content.ClearField("committed_at")
+    return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
 
 
 def read_events(events: Sequence[audit_pb2.Event], source: Identity) -> list[entities.Event]:
@@ -222,6 +235,7 @@ def hospital(value: entities.Hospital) -> pb.Hospital:
         display_name=value.display_name,
         status=_HOSPITAL_STATUS_OUT[value.status],
         created_at=timestamp(value.created_at),
+        strikes=value.strikes,
     )
 
 
@@ -250,6 +264,7 @@ def job(value: entities.Job) -> pb.Job:
         state_sha256=value.state_sha256,
         created_at=timestamp(value.created_at),
         ended_at=timestamp(value.ended_at),
+        roster_sha256=value.roster_sha256,
     )
 
 
@@ -276,6 +291,9 @@ def committed_round(value: entities.CommittedRound) -> pb.CommittedRound:
         sealed_at=timestamp(told.sealed_at),
         committed_at=timestamp(value.committed_at),
         upload_bytes=told.upload_bytes,
+        burnt=told.burnt,
+        burnt_reason=told.burnt_reason,
+        survivors_sha256=told.survivors_sha256,
     )
 
 

@@ -44,7 +44,7 @@ _SERVICE_CONFIG: Final = json.dumps(
 class MeshChannel:
     """A channel to one service. Close it when done, or use it as an async context manager."""
 
-    def __init__(self, target: str, tls: TlsConfig) -> None:
+    def __init__(self, target: str, tls: TlsConfig, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self.target = target
         self._channel = grpc.aio.secure_channel(
             target,
@@ -52,8 +52,8 @@ class MeshChannel:
             options=[
                 ("grpc.service_config", _SERVICE_CONFIG),
                 ("grpc.enable_retries", 1),
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
                 ("grpc.keepalive_time_ms", 20_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),

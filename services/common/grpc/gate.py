@@ -32,15 +32,21 @@ def caller() -> Identity:
     return _caller.get()
 
 
-class Gate(grpc.aio.ServerInterceptor):
-    """Lets a call through only when TLS, certificate, policy and deadline allow it, and maps every error.
+Admit = Callable[[Identity], None]
+"""Raises FedmeshError for a caller that is to be refused, whatever it asks."""
 
-    policy: rules by full method name. consortium: the only trust domain whose certificates are let in.
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Lets a call through only when TLS, certificate, policy, standing and deadline allow it, and maps every error.
+
+    policy: rules by full method name. consortium: the only trust domain whose certificates are let in. admit: asked
+    for every call and again for every message of a stream, so that a suspension ends what is under way.
     """
 
-    def __init__(self, policy: Mapping[str, Rule], consortium: str) -> None:
+    def __init__(self, policy: Mapping[str, Rule], consortium: str, admit: Admit | None = None) -> None:
         self._policy = policy
         self._consortium = consortium
+        self._admit_caller = admit
 
     async def intercept_service(
         self,
@@ -55,44 +61,55 @@ class Gate(grpc.aio.ServerInterceptor):
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
+        messages = handler.request_streaming
         if handler.response_streaming:
-            stream = self._streaming(method, handler.stream_stream or handler.unary_stream)
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
+            stream = self._streaming(method, handler.stream_stream or handler.unary_stream, messages)
+            make = grpc.stream_stream_rpc_method_handler if messages else grpc.unary_stream_rpc_method_handler
             return make(stream, **codec)
-        unary = self._single(method, handler.stream_unary or handler.unary_unary)
-        make_unary = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        )
+        unary = self._single(method, handler.stream_unary or handler.unary_unary, messages)
+        make_unary = grpc.stream_unary_rpc_method_handler if messages else grpc.unary_unary_rpc_method_handler
         return make_unary(unary, **codec)
 
-    def _single(self, method: str, behaviour: Any) -> Any:
+    def _single(self, method: str, behaviour: Any, messages: bool) -> Any:
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._observed(method, context) as call:
                 try:
                     self._admit(method, context, needs_deadline=True)
-                    return await behaviour(request, context)
+                    return await behaviour(self._guarded(request) if messages else request, context)
                 except Exception as error:
                     call["error"] = error
                     await _abort(context, method, error)
 
         return answer
 
-    def _streaming(self, method: str, behaviour: Any) -> Any:
+    def _streaming(self, method: str, behaviour: Any, messages: bool) -> Any:
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with self._observed(method, context) as call:
                 try:
                     self._admit(method, context, needs_deadline=False)
-                    async for response in behaviour(request, context):
+                    responses = behaviour(self._guarded(request) if messages else request, context)
+                    async for response in self._guarded(responses):
                         yield response
                 except Exception as error:
                     call["error"] = error
                     await _abort(context, method, error)
 
         return answer
+
+    async def _guarded(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The messages, as long as their caller is admitted; then what makes them is closed."""
+        try:
+            async for message in messages:
+                self._require_admitted(caller())
+                yield message
+        finally:
+            close = getattr(messages, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _require_admitted(self, identity: Identity) -> None:
+        if self._admit_caller is not None:
+            self._admit_caller(identity)
 
     def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
         rule = self._policy.get(method)
@@ -103,6 +120,7 @@ class Gate(grpc.aio.ServerInterceptor):
             raise FedmeshError(
                 Code.PERMISSION_DENIED, f"{identity.kind.value} {identity.name} may not call {method.rsplit('/', 1)[1]}"
             )
+        self._require_admitted(identity)
         remaining = context.time_remaining()
         if needs_deadline and remaining is None:
             raise FedmeshError(Code.INVALID_ARGUMENT, "the call has no deadline: set one")

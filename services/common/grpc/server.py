@@ -16,7 +16,7 @@ from prometheus_client import start_http_server
 from services.common.config import ServerConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import load_policy
-from services.common.grpc.gate import Gate
+from services.common.grpc.gate import Admit, Gate
 from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger
 from services.common.tls import load_tls, server_credentials
@@ -25,6 +25,8 @@ log = get_logger(__name__)
 
 # Large payloads travel in 1 MiB chunks; the rest of the room is for the message around the chunk.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024 + 64 * 1024
+# The registry keeps a record of up to 4 MiB for the coordinator in one message.
+MAX_RECORD_BYTES: Final = 4 * 1024 * 1024 + MAX_MESSAGE_BYTES
 _HEALTH_CHECK_S: Final = 2.0
 
 
@@ -38,15 +40,22 @@ class Endpoint:
 
 
 class MeshServer:
-    """A gRPC server with mutual TLS, health, reflection and graceful stop."""
+    """A gRPC server with mutual TLS, health, reflection and graceful stop. admit: see `Gate`."""
 
-    def __init__(self, config: ServerConfig, endpoints: Sequence[Endpoint]) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        endpoints: Sequence[Endpoint],
+        *,
+        admit: Admit | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
         self._config = config
         material = load_tls(config.tls)
         policy = load_policy(endpoint.descriptor for endpoint in endpoints)
         options = [
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_connection_age_ms", int(config.max_connection_age_s * 1000)),
             ("grpc.max_connection_age_grace_ms", int(config.drain_s * 1000) or 1),
             ("grpc.keepalive_time_ms", 20_000),
@@ -55,7 +64,8 @@ class MeshServer:
             # Two processes must never share a port by accident; replicas have their own addresses.
             ("grpc.so_reuseport", 0),
         ]
-        self._server = grpc.aio.server(interceptors=[Gate(policy, material.identity.consortium)], options=options)
+        gate = Gate(policy, material.identity.consortium, admit)
+        self._server = grpc.aio.server(interceptors=[gate], options=options)
         for endpoint in endpoints:
             endpoint.add_to_server(endpoint.servicer, self._server)
         self._health = health.aio.HealthServicer()
@@ -141,12 +151,16 @@ async def run_server(
     *,
     background: Sequence[Callable[[], Awaitable[None]]] = (),
     dependencies: Callable[[], Awaitable[bool]] = always_ready,
+    admit: Admit | None = None,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `background` loops run beside the server; if one fails, all stops.
 
+    admit: refuses callers, see `Gate`. max_message_bytes: largest message either way.
+
     Raises: FedmeshError(CONFIG_INVALID) for addresses or certificates; whatever a background loop raised.
     """
-    server = MeshServer(config, endpoints)
+    server = MeshServer(config, endpoints, admit=admit, max_message_bytes=max_message_bytes)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,10 +1,14 @@
 """The things that the registry remembers. Times are UTC-aware; digests are SHA-256 in 64 lower-case hex digits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, Generic, TypeVar
 from uuid import UUID
+
+from services.secure_sum.roster import Roster
+from services.secure_sum.statements import Signed
 
 MAX_PAGE: Final = 500
 DEFAULT_PAGE: Final = 100
@@ -30,12 +34,89 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Hospital:
-    """A member of the consortium."""
+    """A member of the consortium. `strikes`: those that count now; known in listings only."""
 
     hospital_id: str
     display_name: str
     status: HospitalStatus
     created_at: datetime
+    strikes: int = 0
+
+
+@dataclass(frozen=True)
+class Strike:
+    """Something that no honest node sends. `attempt` is (job, round, attempt), None outside of one."""
+
+    hospital_id: str
+    request_id: UUID
+    code: str
+    reason: str
+    attempt: tuple[UUID, int, int] | None
+    reported_by: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class StrikeRule:
+    """At `limit` strikes within `window_s` seconds a hospital is suspended."""
+
+    limit: int
+    window_s: float
+
+
+@dataclass(frozen=True)
+class PublishedRoster:
+    """A roster that was verified when it came, as it came."""
+
+    roster: Roster
+    statement: bytes
+    signatures: Mapping[str, bytes]
+    published_by: str
+    published_at: datetime
+
+
+@dataclass(frozen=True)
+class KeyEpoch:
+    """The sealed keys of an epoch: the first publication of this number."""
+
+    roster_sha256: str
+    epoch: int
+    signed: Signed
+    published_at: datetime
+
+
+@dataclass(frozen=True)
+class EpochStanding:
+    """An epoch that was asked for, and what is due. due: number to be made now, 0 for none; due_for_s: since when."""
+
+    found: KeyEpoch | None
+    due: int
+    due_for_s: float
+    present_roster: str
+
+
+@dataclass(frozen=True)
+class OpenedAttempt:
+    """An attempt with the roster and key epoch that it is bound to."""
+
+    job_id: UUID
+    round: int
+    attempt: int
+    roster_sha256: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class SurvivorList:
+    """Confirmed survivors of an attempt. `details` is the coordinator's own record, empty once it was dropped."""
+
+    job_id: UUID
+    round: int
+    attempt: int
+    statement: bytes
+    confirmations: Mapping[str, bytes]
+    details: bytes
+    stored_at: datetime
 
 
 @dataclass(frozen=True)
@@ -55,7 +136,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """One training by one plan. `hospital_ids` is the sorted cohort; `state_sha256` is empty at version 0."""
+    """One training by one plan.
+
+    hospital_ids: the sorted cohort. state_sha256: of the newest version that was not burnt, empty before the first.
+    roster_sha256, roster_size: the roster that it is bound to; empty and 0 for a job from before there were rosters.
+    """
 
     job_id: UUID
     plan_id: str
@@ -69,6 +154,8 @@ class Job:
     state_sha256: str
     created_at: datetime
     ended_at: datetime | None
+    roster_sha256: str
+    roster_size: int
 
 
 @dataclass(frozen=True)
@@ -83,7 +170,9 @@ class Contribution:
 class Round:
     """How version `version` of a job came to be, as the coordinator tells it.
 
-    upload_bytes: size of one hospital's upload. content_sha256: digest of what was told, 32 bytes.
+    upload_bytes: size of one hospital's upload. content_sha256: digest of what was told, 32 bytes. burnt: the version
+    is used up without a new state; `state_sha256` is then the one before or empty, `sum_sha256` and `finalizer` may be
+    empty. survivors_sha256: empty in rounds from before there were masks.
     """
 
     job_id: UUID
@@ -100,6 +189,9 @@ class Round:
     upload_bytes: int
     sealed_at: datetime
     content_sha256: bytes
+    survivors_sha256: str
+    burnt: bool = False
+    burnt_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +205,7 @@ class CommittedRound:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A model version with its lineage; `size_bytes` is the state's size."""
+    """A model version with its lineage; `size_bytes` is the state's size, 0 when every version so far was burnt."""
 
     plan_id: str
     plan_name: str

@@ -19,13 +19,19 @@ OWN_TYPES: Final = frozenset(
     {
         "hospital.registered",
         "hospital.status_changed",
+        "hospital.strike",
+        "hospital.suspended",
+        "roster.published",
+        "epoch.published",
         "plan.proposed",
         "plan.approved",
         "job.created",
         "job.ended",
         "attempt.opened",
         "blob.stored",
+        "survivors.stored",
         "round.committed",
+        "round.burnt",
     }
 )
 """Facts that only the registry can state; nobody else may report them."""

@@ -31,9 +31,11 @@ def contributions_root(committed: Round) -> str:
 
 
 def committed_facts(job: Job, committed: CommittedRound) -> dict[str, Any]:
-    """The body of a `round.committed` event."""
+    """The body of a `round.committed` or `round.burnt` event."""
     told = committed.round
+    burnt = {"reason": told.burnt_reason} if told.burnt else {}
     return {
+        **burnt,
         "attempt": told.attempt,
         "version": told.version,
         "plan_id": job.plan_id,
@@ -44,6 +46,7 @@ def committed_facts(job: Job, committed: CommittedRound) -> dict[str, Any]:
             for item in sorted(told.contributions, key=lambda item: item.hospital_id)
         ],
         "contributions_root": committed.contributions_root,
+        "survivors_sha256": told.survivors_sha256,
         "sum_sha256": told.sum_sha256,
         "state_sha256": told.state_sha256,
         "parent": told.version - 1,

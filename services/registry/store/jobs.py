@@ -1,17 +1,20 @@
 """Jobs and their attempts."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from services.common.postgres import Connection
-from services.registry.domain.entities import Job, JobStatus, Page
+from services.registry.domain.entities import Job, JobStatus, OpenedAttempt, Page
 
 _SELECT = (
     "select j.seq, j.job_id, j.plan_id, p.name as plan_name, p.private, j.hospital_ids, j.status, j.reason, p.rounds,"
-    " j.version, coalesce(r.state_sha256, '') as state_sha256, j.created_at, j.ended_at"
+    " j.version, coalesce(r.state_sha256, '') as state_sha256, j.created_at, j.ended_at,"
+    " coalesce(j.roster_sha256, '') as roster_sha256, coalesce(cardinality(m.members), 0) as roster_size"
     " from registry.jobs j join registry.plans p using (plan_id)"
     " left join registry.rounds r on r.job_id = j.job_id and r.version = j.version"
+    " left join registry.rosters m on m.sha256 = j.roster_sha256"
 )
 
 
@@ -21,8 +24,8 @@ class PostgresJobs:
 
     async def add(self, job: Job) -> None:
         await self._connection.execute(
-            "insert into registry.jobs (job_id, plan_id, hospital_ids, status, reason, version, created_at)"
-            " values (%s, %s, %s, %s, %s, %s, %s)",
+            "insert into registry.jobs (job_id, plan_id, hospital_ids, status, reason, version, created_at,"
+            " roster_sha256) values (%s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 job.job_id,
                 job.plan_id,
@@ -31,6 +34,7 @@ class PostgresJobs:
                 job.reason,
                 job.version,
                 job.created_at,
+                job.roster_sha256,
             ),
         )
         await self._connection.execute(
@@ -44,6 +48,9 @@ class PostgresJobs:
         )
         row = await rows.fetchone()
         return None if row is None else _job(row)
+
+    async def touch(self, job_id: UUID) -> None:
+        await self._connection.execute("update registry.jobs set version = version where job_id = %s", (job_id,))
 
     async def end(self, job_id: UUID, status: JobStatus, reason: str, at: datetime) -> None:
         await self._connection.execute(
@@ -61,18 +68,27 @@ class PostgresJobs:
         more = len(found) > size
         return Page(tuple(_job(row) for row in found[:size]), found[size - 1]["seq"] if more else None)
 
-    async def newest_attempt(self, job_id: UUID, round_number: int) -> int:
+    async def running_with(self, hospital_ids: Sequence[str]) -> tuple[Job, ...]:
         rows = await self._connection.execute(
-            "select coalesce(max(attempt), 0) as newest from registry.attempts where job_id = %s and round = %s",
+            f"{_SELECT} where j.status = 'running' and j.hospital_ids && %s::text[] order by j.job_id for update of j",
+            (list(hospital_ids),),
+        )
+        return tuple([_job(row) async for row in rows])
+
+    async def newest_attempt(self, job_id: UUID, round_number: int) -> tuple[int, int | None]:
+        rows = await self._connection.execute(
+            "select attempt, epoch from registry.attempts where job_id = %s and round = %s"
+            " order by attempt desc limit 1",
             (job_id, round_number),
         )
         row = await rows.fetchone()
-        return 0 if row is None else int(row["newest"])
+        return (0, None) if row is None else (row["attempt"], row["epoch"])
 
-    async def add_attempt(self, job_id: UUID, round_number: int, attempt: int, reason: str, at: datetime) -> None:
+    async def add_attempt(self, opened: OpenedAttempt, reason: str, at: datetime) -> None:
         await self._connection.execute(
-            "insert into registry.attempts (job_id, round, attempt, reason, opened_at) values (%s, %s, %s, %s, %s)",
-            (job_id, round_number, attempt, reason, at),
+            "insert into registry.attempts (job_id, round, attempt, epoch, reason, opened_at)"
+            " values (%s, %s, %s, %s, %s, %s)",
+            (opened.job_id, opened.round, opened.attempt, opened.epoch, reason, at),
         )
 
 
@@ -90,4 +106,6 @@ def _job(row: dict[str, Any]) -> Job:
         state_sha256=row["state_sha256"],
         created_at=row["created_at"],
         ended_at=row["ended_at"],
+        roster_sha256=row["roster_sha256"],
+        roster_size=row["roster_size"],
     )

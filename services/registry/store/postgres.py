@@ -13,7 +13,9 @@ from services.registry.store.jobs import PostgresJobs
 from services.registry.store.outbox import PostgresOutbox
 from services.registry.store.plans import PostgresPlans
 from services.registry.store.requests import PostgresRequests
+from services.registry.store.rosters import PostgresRosters
 from services.registry.store.rounds import PostgresRounds
+from services.registry.store.survivors import PostgresSurvivors
 from services.registry.usecases.ports import Transaction
 
 T = TypeVar("T")
@@ -26,7 +28,9 @@ class PostgresTransaction:
         self.requests = PostgresRequests(connection)
         self.hospitals = PostgresHospitals(connection)
         self.plans = PostgresPlans(connection)
+        self.rosters = PostgresRosters(connection)
         self.jobs = PostgresJobs(connection)
+        self.survivors = PostgresSurvivors(connection)
         self.rounds = PostgresRounds(connection)
         self.blobs = PostgresBlobs(connection)
         self.outbox = PostgresOutbox(connection)
@@ -38,8 +42,10 @@ class PostgresStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def run(self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run `body` seeing what the caller may see; None is the registry itself.
+    async def run(
+        self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]], *, whole: bool = False
+    ) -> T:
+        """Run `body` seeing what the caller may see; None is the registry itself. `whole` as in `ports.Store`.
 
         Raises: FedmeshError(PERMISSION_DENIED) for a hospital that is not an active member, and as
             `Database.run_tx`.
@@ -50,6 +56,8 @@ class PostgresStore:
             await _enter(connection, caller)
             if caller is not None and caller.kind is Kind.HOSPITAL:
                 await _require_active(tx, caller)
+                if whole:
+                    await _enter(connection, None)
             return await body(tx)
 
         return await self._database.run_tx(name, scoped)
@@ -70,5 +78,7 @@ async def _require_active(tx: PostgresTransaction, caller: Identity) -> None:
         raise FedmeshError(Code.PERMISSION_DENIED, f"hospital {caller.name} is not registered in this consortium")
     if hospital.status is not HospitalStatus.ACTIVE:
         raise FedmeshError(
-            Code.PERMISSION_DENIED, f"hospital {caller.name} is {hospital.status.value}", status=hospital.status.value
+            Code.PERMISSION_DENIED,
+            f"hospital {caller.name} is {hospital.status.value}: ask the consortium",
+            status=hospital.status.value,
         )

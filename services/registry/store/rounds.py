@@ -1,5 +1,6 @@
 """Committed rounds, model versions and metrics."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
 
@@ -10,15 +11,16 @@ _MAX_METRICS: Final = 5000
 _ROUND: Final = (
     "r.job_id, r.version, r.seq, r.attempt, r.sum_sha256, r.state_sha256, r.contributions_root, r.agreeing,"
     " r.dissenting, r.attesting, r.finalizer, r.metrics_json, r.upload_bytes, r.sealed_at, r.committed_at,"
-    " r.content_sha256, (select array_agg(array[c.hospital_id::text, c.ciphertext_sha256::text] order by c.hospital_id)"
+    " r.content_sha256, r.burnt, r.burnt_reason, r.survivors_sha256,"
+    " (select array_agg(array[c.hospital_id::text, c.ciphertext_sha256::text] order by c.hospital_id)"
     " from registry.contributions c where c.job_id = r.job_id and c.version = r.version) as contributions"
 )
 _ROUNDS: Final = f"select {_ROUND} from registry.rounds r"  # noqa: S608 - constant text
 _MODEL: Final = (
-    f"select {_ROUND}, j.plan_id, p.name as plan_name, p.private, b.size_bytes,"  # noqa: S608 - constant text
-    " j.status = 'completed' and j.version = r.version as final"
+    f"select {_ROUND}, j.plan_id, p.name as plan_name, p.private,"  # noqa: S608 - constant text
+    " coalesce(b.size_bytes, 0) as size_bytes, j.status = 'completed' and j.version = r.version as final"
     " from registry.rounds r join registry.jobs j using (job_id) join registry.plans p using (plan_id)"
-    " join registry.blobs b on b.sha256 = r.state_sha256"
+    " left join registry.blobs b on b.sha256 = r.state_sha256"
 )
 
 
@@ -26,28 +28,32 @@ class PostgresRounds:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def add(self, committed: CommittedRound, metrics: dict[str, float]) -> None:
+    async def add(self, committed: CommittedRound, metrics: Mapping[str, float]) -> None:
         told = committed.round
         await self._connection.execute(
             "insert into registry.rounds (job_id, version, attempt, sum_sha256, state_sha256, contributions_root,"
             " agreeing, dissenting, attesting, finalizer, metrics_json, upload_bytes, sealed_at, committed_at,"
-            " content_sha256) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            " content_sha256, burnt, burnt_reason, survivors_sha256)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 told.job_id,
                 told.version,
                 told.attempt,
-                told.sum_sha256,
-                told.state_sha256,
+                told.sum_sha256 or None,
+                told.state_sha256 or None,
                 committed.contributions_root,
                 list(told.agreeing),
                 list(told.dissenting),
                 list(told.attesting),
-                told.finalizer,
+                told.finalizer or None,
                 told.metrics_json,
                 told.upload_bytes,
                 told.sealed_at,
                 committed.committed_at,
                 told.content_sha256,
+                told.burnt,
+                told.burnt_reason,
+                told.survivors_sha256,
             ),
         )
         await self._connection.execute(
@@ -119,16 +125,19 @@ def _committed(row: dict[str, Any]) -> CommittedRound:
         version=row["version"],
         attempt=row["attempt"],
         contributions=tuple(Contribution(hospital, digest) for hospital, digest in row["contributions"] or ()),
-        sum_sha256=row["sum_sha256"],
+        sum_sha256=row["sum_sha256"] or "",
         agreeing=tuple(row["agreeing"]),
         dissenting=tuple(row["dissenting"]),
-        finalizer=row["finalizer"],
+        finalizer=row["finalizer"] or "",
         attesting=tuple(row["attesting"]),
-        state_sha256=row["state_sha256"],
+        state_sha256=row["state_sha256"] or "",
         metrics_json=row["metrics_json"],
         upload_bytes=row["upload_bytes"],
         sealed_at=row["sealed_at"],
         content_sha256=bytes(row["content_sha256"]),
+        survivors_sha256=row["survivors_sha256"] or "",
+        burnt=row["burnt"],
+        burnt_reason=row["burnt_reason"],
     )
     return CommittedRound(told, row["contributions_root"], row["committed_at"])
 

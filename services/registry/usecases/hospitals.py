@@ -1,20 +1,33 @@
-"""Membership of the consortium."""
+"""Membership of the consortium: standing and strikes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity
-from services.registry.domain.entities import Hospital, HospitalStatus
+from services.registry.domain.entities import Hospital, HospitalStatus, Strike, StrikeRule
 from services.registry.domain.events import event
 from services.registry.domain.rules import require_status_change
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
 
 
+@dataclass(frozen=True)
+class Struck:
+    """What a strike led to. strikes: those that count now. barred: the hospital is suspended or removed."""
+
+    strikes: int
+    barred: bool
+
+
 class HospitalUseCases:
-    def __init__(self, store: Store, mutations: Mutations, clock: Clock) -> None:
+    def __init__(self, store: Store, mutations: Mutations, clock: Clock, rule: StrikeRule) -> None:
         self._store = store
         self._mutations = mutations
         self._clock = clock
+        self._rule = rule
 
     async def register(self, command: Command[Hospital], hospital_id: str, display_name: str) -> bytes:
         """Add a hospital, active at once.
@@ -36,7 +49,9 @@ class HospitalUseCases:
     async def set_status(
         self, command: Command[Hospital], hospital_id: str, status: HospitalStatus, reason: str
     ) -> bytes:
-        """Suspend, reinstate or remove a hospital. It takes effect with the hospital's next call.
+        """Suspend, reinstate or remove a hospital; strikes from before a reinstatement no longer count.
+
+        The registry heeds it with the hospital's next call, the other services within seconds.
 
         Raises: FedmeshError(NOT_FOUND), (WRONG_STATE) for a removed hospital.
         """
@@ -46,10 +61,13 @@ class HospitalUseCases:
             if hospital is None:
                 raise FedmeshError(Code.NOT_FOUND, f"hospital {hospital_id} is not registered")
             require_status_change(hospital, status)
+            now = self._clock.now()
             await tx.hospitals.set_status(hospital_id, status)
+            if status is HospitalStatus.ACTIVE:
+                await tx.hospitals.forgive(hospital_id, now)
             told = event(
                 "hospital.status_changed",
-                self._clock.now(),
+                now,
                 command.caller,
                 f"hospital/{hospital_id}",
                 before=hospital.status.value,
@@ -61,5 +79,42 @@ class HospitalUseCases:
 
         return await self._mutations.run(command, body)
 
+    async def record_strike(self, command: Command[Struck], make: Callable[[datetime], Strike]) -> bytes:
+        """Note a strike; the one that reaches the limit suspends the hospital. A barred hospital stays so.
+
+        make: the strike, given its time.
+
+        Raises: FedmeshError(NOT_FOUND).
+        """
+        strike = make(self._clock.now())
+
+        async def body(tx: Transaction) -> Struck:
+            hospital = (await tx.hospitals.get([strike.hospital_id], lock=True)).get(strike.hospital_id)
+            if hospital is None:
+                raise FedmeshError(Code.NOT_FOUND, f"hospital {strike.hospital_id} is not registered")
+            # Whoever strikes at the same time runs again and counts this one too.
+            await tx.hospitals.touch([strike.hospital_id])
+            await tx.hospitals.add_strike(strike)
+            since = strike.at - timedelta(seconds=self._rule.window_s)
+            strikes = await tx.hospitals.strikes(strike.hospital_id, since)
+            suspending = hospital.status is HospitalStatus.ACTIVE and strikes >= self._rule.limit
+            await self._tell(tx, command.caller, strike, strikes, suspending)
+            return Struck(strikes, suspending or hospital.status is not HospitalStatus.ACTIVE)
+
+        return await self._mutations.run(command, body)
+
+    async def _tell(self, tx: Transaction, caller: Identity, strike: Strike, strikes: int, suspending: bool) -> None:
+        subject = f"hospital/{strike.hospital_id}"
+        job_id, round_number, attempt = strike.attempt or ("", 0, 0)
+        where = {"job_id": str(job_id), "round": round_number, "attempt": attempt}
+        facts = {"code": strike.code, "reason": strike.reason, "strikes": strikes}
+        events = [event("hospital.strike", strike.at, caller, subject, **where, **facts)]
+        if suspending:
+            await tx.hospitals.set_status(strike.hospital_id, HospitalStatus.SUSPENDED)
+            limits = {"strikes": strikes, "limit": self._rule.limit, "window_s": self._rule.window_s}
+            events.append(event("hospital.suspended", strike.at, caller, subject, **limits))
+        await tx.outbox.add(events)
+
     async def list(self, caller: Identity) -> tuple[Hospital, ...]:
-        return await self._store.run("ListHospitals", caller, lambda tx: tx.hospitals.list())
+        since = self._clock.now() - timedelta(seconds=self._rule.window_s)
+        return await self._store.run("ListHospitals", caller, lambda tx: tx.hospitals.list(since))

@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from services.common.clock import Clock
+from services.common.errors import FedmeshError
+from services.registry.domain.events import event
 from services.registry.usecases.ports import Command, Store, Transaction
 
 T = TypeVar("T")
@@ -17,8 +19,12 @@ class Mutations:
         self._clock = clock
         self._changed = changed
 
-    async def run(self, command: Command[T], body: Callable[[Transaction], Awaitable[T]]) -> bytes:
+    async def run(
+        self, command: Command[T], body: Callable[[Transaction], Awaitable[T]], *, whole: bool = False
+    ) -> bytes:
         """The encoded answer: kept from before when the request is a repetition, else made by `body`.
+
+        whole: as in `Store.run`.
 
         Raises: FedmeshError(REQUEST_ID_REUSED); whatever the store or `body` raises, and then nothing has changed.
         """
@@ -31,6 +37,13 @@ class Mutations:
             await tx.requests.keep(command, answer, self._clock.now())
             return answer
 
-        result = await self._store.run(command.method, command.caller, once)
+        result = await self._store.run(command.method, command.caller, once, whole=whole)
         self._changed()
         return result
+
+    async def note_refusal(self, command: Command[T], subject: str, error: FedmeshError) -> None:
+        """Tell the audit log of a refused command that somebody should look at."""
+        facts = {"method": command.method, "code": error.code.value, "reason": error.message}
+        told = event("call.refused", self._clock.now(), command.caller, subject, **facts)
+        await self._store.run(f"{command.method}.refused", command.caller, lambda tx: tx.outbox.add([told]))
+        self._changed()

@@ -1,6 +1,6 @@
 """What the use cases need from a store. `services.registry.store` implements it on PostgreSQL."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -15,10 +15,15 @@ from services.registry.domain.entities import (
     HospitalStatus,
     Job,
     JobStatus,
+    KeyEpoch,
     Metric,
     ModelVersion,
+    OpenedAttempt,
     Page,
     Plan,
+    PublishedRoster,
+    Strike,
+    SurvivorList,
 )
 
 T = TypeVar("T")
@@ -60,10 +65,46 @@ class Hospitals(Protocol):
         """The registered hospitals among those named. `lock` keeps them unchanged until the transaction ends."""
         ...
 
+    async def touch(self, hospital_ids: Sequence[str]) -> None:
+        """Make concurrent transactions that lock these hospitals run again, and so see what this one adds."""
+        ...
+
     async def set_status(self, hospital_id: str, status: HospitalStatus) -> None: ...
 
-    async def list(self) -> tuple[Hospital, ...]:
-        """All hospitals by id, 2,000 at most."""
+    async def forgive(self, hospital_id: str, at: datetime) -> None:
+        """Strikes up to this moment no longer count."""
+        ...
+
+    async def add_strike(self, strike: Strike) -> None: ...
+
+    async def strikes(self, hospital_id: str, since: datetime) -> int:
+        """Strikes after a moment that still count."""
+        ...
+
+    async def list(self, strikes_since: datetime) -> tuple[Hospital, ...]:
+        """All hospitals by id, 2,000 at most, with the strikes that count since then."""
+        ...
+
+
+class Rosters(Protocol):
+    async def add(self, published: PublishedRoster) -> None:
+        """Store a roster. A concurrent one of the same version makes the transaction run again."""
+        ...
+
+    async def present(self) -> PublishedRoster | None: ...
+
+    async def get(self, sha256: str) -> PublishedRoster | None: ...
+
+    async def after(self, version: int) -> tuple[PublishedRoster, ...]:
+        """Rosters above a version, oldest first, 500 at most."""
+        ...
+
+    async def add_epoch(self, epoch: KeyEpoch) -> None:
+        """Store a key epoch. A concurrent one of the same number makes the transaction run again."""
+        ...
+
+    async def epoch(self, roster_sha256: str, number: int | None) -> KeyEpoch | None:
+        """A key epoch of a roster, the newest when `number` is None."""
         ...
 
 
@@ -88,21 +129,43 @@ class Jobs(Protocol):
         """A job that the transaction may see. `lock` makes all changes of a job one after another."""
         ...
 
+    async def touch(self, job_id: UUID) -> None:
+        """Make concurrent transactions that wait for the job's lock run again, and so see what this one adds."""
+        ...
+
     async def end(self, job_id: UUID, status: JobStatus, reason: str, at: datetime) -> None: ...
 
     async def page(self, status: JobStatus | None, size: int, before: int | None) -> Page[Job]:
         """Newest first."""
         ...
 
-    async def newest_attempt(self, job_id: UUID, round_number: int) -> int:
-        """The number of the newest attempt at a round, 0 when none was opened."""
+    async def running_with(self, hospital_ids: Sequence[str]) -> tuple[Job, ...]:
+        """Running jobs with any of these hospitals in their cohort, locked."""
         ...
 
-    async def add_attempt(self, job_id: UUID, round_number: int, attempt: int, reason: str, at: datetime) -> None: ...
+    async def newest_attempt(self, job_id: UUID, round_number: int) -> tuple[int, int | None]:
+        """The number of the newest attempt at a round and its key epoch; 0 and None when none was opened."""
+        ...
+
+    async def add_attempt(self, opened: OpenedAttempt, reason: str, at: datetime) -> None: ...
+
+
+class Survivors(Protocol):
+    async def add(self, told: SurvivorList) -> None:
+        """Store the survivors of a round. A concurrent list of the same round makes the transaction run again."""
+        ...
+
+    async def get(self, job_id: UUID, round_number: int, *, details: bool = False) -> SurvivorList | None:
+        """The survivors of a round, `details` only when asked for."""
+        ...
+
+    async def drop_details(self, job_id: UUID) -> None:
+        """Forget the coordinator's records of a job's attempts."""
+        ...
 
 
 class Rounds(Protocol):
-    async def add(self, committed: CommittedRound, metrics: dict[str, float]) -> None:
+    async def add(self, committed: CommittedRound, metrics: Mapping[str, float]) -> None:
         """Store a round, its contributions and metrics, and move the job to its version."""
         ...
 
@@ -179,7 +242,11 @@ class Transaction(Protocol):
     @property
     def plans(self) -> Plans: ...
     @property
+    def rosters(self) -> Rosters: ...
+    @property
     def jobs(self) -> Jobs: ...
+    @property
+    def survivors(self) -> Survivors: ...
     @property
     def rounds(self) -> Rounds: ...
     @property
@@ -189,8 +256,12 @@ class Transaction(Protocol):
 
 
 class Store(Protocol):
-    async def run(self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def run(
+        self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]], *, whole: bool = False
+    ) -> T:
         """Run `body` in one transaction on behalf of a caller; None is the registry itself. It may run several times.
+
+        whole: `body` sees everything, once a hospital was found active; for what many hospitals signed together.
 
         Raises: FedmeshError(PERMISSION_DENIED) for a hospital that is not an active member, (STORE_UNAVAILABLE |
             STORE_FULL | LOST_RACE); whatever `body` raises.

@@ -1,7 +1,9 @@
 """Committed rounds, model versions, metrics, and the events of other services."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from uuid import UUID
 
 from services.common.clock import Clock
@@ -12,14 +14,18 @@ from services.registry.domain.events import event
 from services.registry.domain.lineage import committed_facts, contributions_root
 from services.registry.domain.rules import (
     parse_metrics,
+    require_burnt_form,
     require_newest_attempt,
     require_next_version,
     require_quorum,
+    require_roster,
     require_running,
+    require_survivors,
 )
-from services.registry.usecases.jobs import ended_event, find_job
+from services.registry.usecases.jobs import end_job, find_job
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
+from services.secure_sum.statements import Survivors, parse
 from services.transparency.canonical import canonical_json
 
 
@@ -32,10 +38,12 @@ class RoundUseCases:
     async def commit(self, command: Command[Job], told: Round) -> bytes:
         """Make the next version of a job, exactly once; the last round completes the job.
 
-        The very same round under another request id gets the job as it stands.
+        A burnt round uses its version up and keeps the state before it. The very same round under another request id
+        gets the job as it stands.
 
-        Raises: FedmeshError(NOT_FOUND), (WRONG_STATE) for another version, an older attempt, an ended job or a state
-            that was not stored for this job, (INVALID_ARGUMENT) for hospitals or metrics that cannot be.
+        Raises: FedmeshError(NOT_FOUND), (WRONG_STATE) for another version, an older attempt, an ended job, a state
+            that was not stored for this job or other survivors than those stored, (INVALID_ARGUMENT) for hospitals or
+            metrics that cannot be.
         """
         metrics = parse_metrics(told.metrics_json)
         told = replace(told, metrics_json=canonical_json(dict(metrics)).decode() if metrics else "")
@@ -47,31 +55,41 @@ class RoundUseCases:
             ):
                 return job
             require_running(job)
+            require_roster(job)
             require_next_version(job, told.version, "version")
-            require_newest_attempt(told.attempt, await tx.jobs.newest_attempt(told.job_id, told.version))
+            newest, _ = await tx.jobs.newest_attempt(told.job_id, told.version)
+            require_newest_attempt(told.attempt, newest)
             require_quorum(job, told)
-            if await tx.blobs.size_in_job(told.job_id, told.state_sha256) is None:
-                raise FedmeshError(
-                    Code.WRONG_STATE, f"state {told.state_sha256} was not stored for this job: upload it"
-                )
+            await _require_stored_survivors(tx, told)
+            if told.burnt:
+                require_burnt_form(job, told)
+                return await self._store_round(tx, command.caller, job, replace(told, state_sha256=job.state_sha256))
+            await _require_stored_state(tx, told)
             return await self._store_round(tx, command.caller, job, told, metrics)
 
         return await self._mutations.run(command, body)
 
     async def _store_round(
-        self, tx: Transaction, caller: Identity, job: Job, told: Round, metrics: dict[str, float]
+        self,
+        tx: Transaction,
+        caller: Identity,
+        job: Job,
+        told: Round,
+        metrics: Mapping[str, float] = MappingProxyType({}),
     ) -> Job:
         now = self._clock.now()
         committed = CommittedRound(told, contributions_root(told), now)
         await tx.rounds.add(committed, metrics)
+        await tx.survivors.drop_details(job.job_id)
         job = replace(job, version=told.version, state_sha256=told.state_sha256)
-        events = [event("round.committed", now, caller, f"job/{job.job_id}", **committed_facts(job, committed))]
-        if told.version == job.rounds:
-            await tx.jobs.end(job.job_id, JobStatus.COMPLETED, "", now)
-            job = replace(job, status=JobStatus.COMPLETED, ended_at=now)
-            events.append(ended_event(job, caller, JobStatus.COMPLETED, "", now))
-        await tx.outbox.add(events)
-        return job
+        kind = "round.burnt" if told.burnt else "round.committed"
+        await tx.outbox.add([event(kind, now, caller, f"job/{job.job_id}", **committed_facts(job, committed))])
+        if told.version < job.rounds:
+            return job
+        if not job.state_sha256:
+            reason = "every round was burnt: there is no model; see `fedmesh rounds` for the reasons"
+            return await end_job(tx, job, caller, JobStatus.FAILED, reason, now)
+        return await end_job(tx, job, caller, JobStatus.COMPLETED, "", now)
 
     async def list(self, caller: Identity, job_id: UUID, after: int, size: int) -> tuple[CommittedRound, ...]:
         """Raises: FedmeshError(NOT_FOUND)."""
@@ -118,3 +136,15 @@ class RoundUseCases:
             await tx.outbox.add(events)
 
         return await self._mutations.run(command, body)
+
+
+async def _require_stored_survivors(tx: Transaction, told: Round) -> None:
+    survivors = await tx.survivors.get(told.job_id, told.version)
+    statement = b"" if survivors is None else survivors.statement
+    ids = parse(Survivors, statement).ids if statement else ()
+    require_survivors(told, survivors, hashlib.sha256(statement).hexdigest(), ids)
+
+
+async def _require_stored_state(tx: Transaction, told: Round) -> None:
+    if await tx.blobs.size_in_job(told.job_id, told.state_sha256) is None:
+        raise FedmeshError(Code.WRONG_STATE, f"state {told.state_sha256} was not stored for this job: upload it")

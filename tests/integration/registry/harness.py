@@ -22,17 +22,28 @@ from services.common.clock import SystemClock
 from services.common.config import ClientConfig, ServerConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
-from services.common.grpc.server import Endpoint, MeshServer
+from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, MeshServer
 from services.common.ids import new_id
 from services.common.postgres import Database, migrate
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
-from services.registry.config import BlobConfig, RegistryConfig, RelayConfig
+from services.registry.config import BlobConfig, RegistryConfig, RelayConfig, StrikeConfig
 from services.registry.main import build_relay, build_usecases
 from services.registry.relay import Relay
 from services.registry.servicer import RegistryServicer
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
+from services.secure_sum.roster import MemberKeys, Roster, as_roster, found, sign_roster, succeed
+from services.secure_sum.statements import (
+    AttemptRef,
+    Box,
+    EpochStatement,
+    Signed,
+    Survivor,
+    Survivors,
+    sign,
+    sign_bytes,
+)
 from tests.support.audit_log import ListAuditLog
 from tests.support.stores import PostgresDatabase
 
@@ -58,6 +69,89 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@cache
+def keys(name: str) -> MemberKeys:
+    return MemberKeys.generate(name)
+
+
+def founding(*names: str, consortium: str = CONSORTIUM) -> pb.PublishRosterRequest:
+    """A founding roster that every member signed."""
+    statement = found(consortium, [keys(name).public() for name in names])
+    return publishing(statement, *names)
+
+
+def following(present: Roster, *names: str, signers: tuple[str, ...] | None = None) -> pb.PublishRosterRequest:
+    """The roster of these members after `present`, signed by all its members unless others are named."""
+    statement = succeed(present, [keys(name).public() for name in names])
+    return publishing(statement, *(present.ids if signers is None else signers))
+
+
+def publishing(statement: bytes, *signers: str) -> pb.PublishRosterRequest:
+    signatures = [
+        round_pb2.Signature(hospital_id=name, signature=sign_roster(statement, keys(name))) for name in signers
+    ]
+    return pb.PublishRosterRequest(request_id=new_id(), statement=statement, signatures=signatures)
+
+
+def an_epoch(roster: Roster, number: int = 1, maker: str = "", content: str = "c2VhbGVk") -> Signed:
+    """An epoch statement that is in order, with boxes that nobody can open."""
+    maker = maker or roster.ids[0]
+    statement = EpochStatement(
+        roster=roster.sha256,
+        epoch=number,
+        maker=maker,
+        parameter_set="bfv-n4096-q60-t48-v1",
+        key_sha256=digest(f"{maker} {number} {content}".encode()),
+        content=content,
+        boxes=tuple(Box(to=name, box="ab" * 92) for name in roster.ids),
+    )
+    return sign(statement, keys(maker))
+
+
+def signed(value: Signed) -> round_pb2.Signed:
+    return round_pb2.Signed(hospital_id=value.hospital_id, statement=value.statement, signature=value.signature)
+
+
+def survivors(
+    job: pb.Job, version: int, attempt: int, names: tuple[str, ...] = (), *, epoch: int = 1, salt: str = ""
+) -> bytes:
+    """The list of survivors of an attempt: the whole cohort, unless others are named."""
+    return Survivors(
+        roster=job.roster_sha256,
+        epoch=epoch,
+        attempt=AttemptRef(job_id=job.job_id, round=version, attempt=attempt),
+        adverts=digest(f"adverts {salt}".encode()),
+        sharers=tuple(job.hospital_ids),
+        survivors=tuple(
+            Survivor(hospital_id=name, upload=digest(f"{name} {version} {salt}".encode()))
+            for name in names or job.hospital_ids
+        ),
+    ).encode()
+
+
+def storing(
+    job: pb.Job,
+    version: int,
+    attempt: int,
+    statement: bytes = b"",
+    signers: tuple[str, ...] | None = None,
+    details: bytes = b"details",
+) -> pb.StoreSurvivorsRequest:
+    """The survivors of an attempt, signed by the whole cohort unless others are named."""
+    statement = statement or survivors(job, version, attempt)
+    confirmations = [
+        round_pb2.Signature(hospital_id=name, signature=sign_bytes(statement, keys(name)))
+        for name in (job.hospital_ids if signers is None else signers)
+    ]
+    told = pb.Survivors(
+        attempt=round_pb2.Attempt(job_id=job.job_id, round=version, attempt=attempt),
+        statement=statement,
+        confirmations=confirmations,
+        details=details,
+    )
+    return pb.StoreSurvivorsRequest(request_id=new_id(), survivors=told)
+
+
 @dataclass
 class Registry:
     """Handles of one running registry and its neighbours."""
@@ -76,7 +170,7 @@ class Registry:
     def stub(self, tls: TlsConfig) -> Any:
         key = str(tls.certificate)
         if key not in self.channels:
-            self.channels[key] = MeshChannel(f"127.0.0.1:{self.server.port}", tls)
+            self.channels[key] = MeshChannel(f"127.0.0.1:{self.server.port}", tls, max_message_bytes=MAX_RECORD_BYTES)
         return self.channels[key].stub(registry_pb2_grpc.RegistryServiceStub)
 
     def operator(self, name: str = "alice") -> Any:
@@ -118,11 +212,27 @@ class Registry:
         approved = await call(self.operator("bob").ApprovePlan, request)
         return str(approved.plan.plan_id)
 
-    async def job(self, *hospitals: str, private: bool = False, rounds: int = 2) -> pb.Job:
-        """A new running job; registers its hospitals when they are new."""
-        hospitals = hospitals or HOSPITALS
+    async def found(self, *hospitals: str) -> Roster:
+        """The present roster, with a key epoch; when there is none, one of these hospitals, registered before."""
+        listed = (await call(self.operator().ListRosters, pb.ListRostersRequest())).rosters
+        if listed:
+            return as_roster(listed[-1].statement)
         known = await call(self.operator().ListHospitals, pb.ListHospitalsRequest())
-        await self.register(*(set(hospitals) - {item.hospital_id for item in known.hospitals}))
+        await self.register(*sorted(set(hospitals) - {item.hospital_id for item in known.hospitals}))
+        published = await call(self.operator().PublishRoster, founding(*hospitals))
+        roster = as_roster(published.roster.statement)
+        await self.publish_epoch(an_epoch(roster))
+        return roster
+
+    async def publish_epoch(self, epoch: Signed) -> round_pb2.Signed:
+        request = pb.PublishEpochRequest(request_id=new_id(), epoch=signed(epoch))
+        response: pb.PublishEpochResponse = await call(self.hospital(epoch.hospital_id).PublishEpoch, request)
+        return response.epoch
+
+    async def job(self, *hospitals: str, private: bool = False, rounds: int = 2) -> pb.Job:
+        """A new running job; when there is no roster yet, its hospitals found one."""
+        hospitals = hospitals or HOSPITALS
+        await self.found(*hospitals)
         plan_id = await self.approved_plan(private, rounds)
         request = pb.CreateJobRequest(request_id=new_id(), plan_id=plan_id, hospital_ids=hospitals)
         created: pb.CreateJobResponse = await call(self.operator().CreateJob, request)
@@ -131,6 +241,16 @@ class Registry:
     async def open_attempt(self, job_id: str, round_number: int) -> int:
         request = pb.OpenAttemptRequest(request_id=new_id(), job_id=job_id, round=round_number)
         return int((await call(self.service().OpenAttempt, request)).attempt.attempt)
+
+    async def survive(self, job: pb.Job, version: int, attempt: int) -> None:
+        """Store the survivors of an attempt: everybody."""
+        await call(self.service().StoreSurvivors, storing(job, version, attempt))
+
+    async def ready(self, job: pb.Job, version: int = 1, content: bytes = b"state") -> tuple[int, str]:
+        """Take a job up to the commit of a version: its attempt and the new state."""
+        attempt = await self.open_attempt(job.job_id, version)
+        await self.survive(job, version, attempt)
+        return attempt, await self.upload(job.hospital_ids[0], job.job_id, content)
 
     async def upload(self, hospital: str, job_id: str, content: bytes) -> str:
         response = await call(self.hospital(hospital).UploadBlob, lambda: parts(job_id, content))
@@ -141,8 +261,7 @@ class Registry:
 
     async def commit(self, job: pb.Job, version: int, content: bytes = b"", **changes: Any) -> pb.Job:
         """Take a job through one round."""
-        attempt = await self.open_attempt(job.job_id, version)
-        state = await self.upload(job.hospital_ids[0], job.job_id, content or f"state {version}".encode())
+        attempt, state = await self.ready(job, version, content or f"state {version}".encode())
         request = pb.CommitRoundRequest(request_id=new_id(), round=a_round(job, version, attempt, state, **changes))
         committed: pb.CommitRoundResponse = await call(self.service().CommitRound, request)
         return committed.job
@@ -188,9 +307,22 @@ def a_round(job: pb.Job, version: int, attempt: int, state: str, /, **changes: A
         "metrics_json": '{"validation_auroc":0.64,"validation_loss":0.31}',
         "sealed_at": now(),
         "upload_bytes": 33_000,
+        "survivors_sha256": digest(survivors(job, version, attempt)),
         **changes,
     }
     return pb.CommittedRound(**facts)
+
+
+def burning(job: pb.Job, version: int, attempt: int, **changes: Any) -> pb.CommitRoundRequest:
+    """The commit of a burnt version; `changes` overrides fields of the round."""
+    nothing = {"agreeing": [], "attesting": [], "sum_sha256": "", "finalizer": "", "metrics_json": ""}
+    told = a_round(job, version, attempt, "", **{**nothing, "burnt": True, "burnt_reason": "too few", **changes})
+    return pb.CommitRoundRequest(request_id=new_id(), round=told)
+
+
+def striking(hospital: str, **changes: Any) -> pb.RecordStrikeRequest:
+    facts: dict[str, Any] = {"request_id": new_id(), "code": "ciphertext-invalid", "reason": "why", **changes}
+    return pb.RecordStrikeRequest(hospital_id=hospital, **facts)
 
 
 def an_event(event_type: str = "round.sealed", actor: str = "", **changes: Any) -> audit_pb2.Event:
@@ -247,6 +379,7 @@ async def running_registry(
             audit=ClientConfig(target=f"127.0.0.1:{audit_server.port}"),
             blobs=BlobConfig(max_bytes=8 << 20, max_uploads=4, idle_s=1.0, memory_bytes=1 << 20, spool_dir=folder),
             relay=RelayConfig(interval_s=0.05, max_backoff_s=0.2),
+            strikes=StrikeConfig(limit=3, window_s=60.0),
         )
         pool = Database(config.postgres)
         await pool.open()
@@ -264,6 +397,7 @@ async def running_registry(
                     servicer,
                 )
             ],
+            max_message_bytes=MAX_RECORD_BYTES,
         )
         await server.start()
         stack.push_async_callback(server.stop)

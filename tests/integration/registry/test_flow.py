@@ -50,10 +50,13 @@ async def test_every_step_reaches_the_audit_log_in_order(registry: Registry) -> 
     await registry.drained()
     assert registry.audit.types() == [
         *["hospital.registered"] * 4,
+        "roster.published",
+        "epoch.published",
         "plan.proposed",
         "plan.approved",
         "job.created",
         "attempt.opened",
+        "survivors.stored",
         "blob.stored",
         "round.committed",
         "job.ended",
@@ -119,7 +122,7 @@ async def test_a_long_list_of_rounds_fits_in_a_message(registry: Registry) -> No
     await registry.commit(job, 1)
     registry.sql("update registry.jobs set version = 400")
     registry.sql(
-        "insert into registry.attempts select job_id, v, 1, '', opened_at"
+        "insert into registry.attempts (job_id, round, attempt, reason, opened_at) select job_id, v, 1, '', opened_at"
         " from registry.attempts, generate_series(2, 400) v"
     )
     columns = (

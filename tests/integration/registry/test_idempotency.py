@@ -58,8 +58,7 @@ async def test_a_job_is_created_once(registry: Registry) -> None:
 
 async def test_twenty_commits_of_one_request_make_one_version(registry: Registry) -> None:
     job = await registry.job()
-    attempt = await registry.open_attempt(job.job_id, 1)
-    state = await registry.upload(HOSPITALS[0], job.job_id, b"state")
+    attempt, state = await registry.ready(job)
     request = pb.CommitRoundRequest(request_id=new_id(), round=a_round(job, 1, attempt, state))
     answers = await asyncio.gather(*(call(registry.service().CommitRound, request, timeout_s=30) for _ in TWENTY))
     assert {item.SerializeToString(deterministic=True) for item in answers} == {
@@ -73,8 +72,7 @@ async def test_twenty_commits_of_one_request_make_one_version(registry: Registry
 
 async def test_the_same_round_under_twenty_request_ids_makes_one_version(registry: Registry) -> None:
     job = await registry.job()
-    attempt = await registry.open_attempt(job.job_id, 1)
-    state = await registry.upload(HOSPITALS[0], job.job_id, b"state")
+    attempt, state = await registry.ready(job)
     told = a_round(job, 1, attempt, state)
     requests = [pb.CommitRoundRequest(request_id=new_id(), round=told) for _ in TWENTY]
     answers = await asyncio.gather(*(call(registry.service().CommitRound, each, timeout_s=30) for each in requests))
@@ -86,8 +84,7 @@ async def test_the_same_round_under_twenty_request_ids_makes_one_version(registr
 
 async def test_of_twenty_different_rounds_one_wins(registry: Registry) -> None:
     job = await registry.job()
-    attempt = await registry.open_attempt(job.job_id, 1)
-    state = await registry.upload(HOSPITALS[0], job.job_id, b"state")
+    attempt, state = await registry.ready(job)
 
     async def commit(number: int) -> str:
         told = a_round(job, 1, attempt, state, sum_sha256=digest(bytes([number])))

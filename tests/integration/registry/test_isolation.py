@@ -11,7 +11,7 @@ from psycopg import sql
 
 from services.common.errors import Code
 from services.common.grpc.client import call
-from tests.integration.registry.harness import HOSPITALS, Registry, code, digest
+from tests.integration.registry.harness import CONSORTIUM, HOSPITALS, Registry, code, digest, striking
 
 GUARDED = (
     "requests",
@@ -24,9 +24,14 @@ GUARDED = (
     "job_blobs",
     "rounds",
     "contributions",
+    "rosters",
+    "epochs",
+    "survivors",
+    "strikes",
     "outbox",
 )
-OF_A, OF_B = HOSPITALS[:2], HOSPITALS[2:4]
+# Any two cohorts of a roster have hospitals in common; the first of A is not in B, the last of B is not in A.
+OF_A, OF_B = HOSPITALS[:4], HOSPITALS[1:]
 
 
 @contextmanager
@@ -45,10 +50,13 @@ def rows(connection: psycopg.Connection[Any], table: str) -> list[Any]:
 
 @pytest.fixture
 async def two_jobs(registry: Registry) -> tuple[pb.Job, pb.Job]:
-    """Two jobs without a common hospital, each with a committed round."""
+    """Two jobs of different cohorts, each with a committed round; every hospital has a strike."""
+    await registry.found(*HOSPITALS)
     jobs = await registry.job(*OF_A), await registry.job(*OF_B)
     for job in jobs:
         await registry.commit(job, 1, f"state of {job.job_id}".encode())
+    for name in HOSPITALS:
+        await call(registry.service().RecordStrike, striking(name))
     return jobs
 
 
@@ -92,12 +100,20 @@ async def test_a_hospital_sees_nothing_of_others_jobs(registry: Registry, two_jo
         assert column("contributions", "hospital_id") == set(OF_A)
         own = {digest(f"state of {mine.job_id}".encode())}
         assert column("blobs", "sha256") == column("blob_chunks", "sha256") == own
-        assert rows(connection, "outbox") == rows(connection, "requests") == []
+        assert column("strikes", "hospital_id") == {OF_A[0]}
+        assert column("requests", "caller") == {f"spiffe://{CONSORTIUM}/hospital/{OF_A[0]}"}
+        # What is for every member: who is a member, and keys that are sealed to each.
+        assert (len(rows(connection, "rosters")), len(rows(connection, "epochs"))) == (1, 1)
+        assert rows(connection, "outbox") == rows(connection, "survivors") == []
+    with context(registry, hospital_id=OF_B[-1]) as connection:
+        assert rows(connection, "requests") == []
 
 
 async def test_a_hospital_cannot_write_for_others(registry: Registry, two_jobs: tuple[pb.Job, pb.Job]) -> None:
     mine, theirs = two_jobs
     link = "insert into registry.job_blobs values (%s, %s, %s, now())"
+    epoch = "insert into registry.epochs select roster_sha256, 2, %s, statement, signature, now() from registry.epochs"
+    strike = "insert into registry.strikes values (%s, gen_random_uuid(), 'internal', '', null, null, null, '', now())"
     forbidden = [
         (link, (theirs.job_id, "a" * 64, OF_A[0])),
         (link, (mine.job_id, "a" * 64, OF_A[1])),
@@ -105,6 +121,18 @@ async def test_a_hospital_cannot_write_for_others(registry: Registry, two_jobs: 
         ("insert into registry.blob_chunks values (%s, 7, 'x')", (digest(f"state of {theirs.job_id}".encode()),)),
         ("insert into registry.job_hospitals values (%s, %s)", (OF_A[0], theirs.job_id)),
         ("insert into registry.hospitals values ('new', '', 'active', now())", ()),
+        (epoch, (OF_A[1],)),
+        (strike, (OF_A[1],)),
+        (strike, (OF_A[0],)),
+        (
+            "insert into registry.rosters select 2, repeat('a', 64), statement, members, signers, signatures, '', now()"
+            " from registry.rosters",
+            (),
+        ),
+        (
+            "insert into registry.requests values (gen_random_uuid(), %s, '', sha256(''), '', now())",
+            (f"spiffe://{CONSORTIUM}/hospital/{OF_A[1]}",),
+        ),
     ]
     for statement, parameters in forbidden:
         with context(registry, hospital_id=OF_A[0]) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -112,6 +140,10 @@ async def test_a_hospital_cannot_write_for_others(registry: Registry, two_jobs: 
     with context(registry, hospital_id=OF_A[0]) as connection:
         assert connection.execute("update registry.jobs set status = 'failed', ended_at = now()").rowcount == 0
         assert connection.execute("update registry.hospitals set status = 'active'").rowcount == 0
+        assert connection.execute("update registry.hospitals set strikes_from = now()").rowcount == 0
+        assert connection.execute("update registry.survivors set details = null").rowcount == 0
+        made_itself = connection.execute(epoch.encode(), (OF_A[0],))
+        assert made_itself.rowcount == 1
 
 
 async def test_history_cannot_be_changed_by_the_service(registry: Registry, two_jobs: Any) -> None:
@@ -123,6 +155,18 @@ async def test_history_cannot_be_changed_by_the_service(registry: Registry, two_
         "update registry.outbox set body_json = '{}'",
         "update registry.plans set manifest = ''",
         "truncate registry.metrics",
+        "delete from registry.rosters",
+        "update registry.rosters set statement = 'x'",
+        "delete from registry.epochs",
+        "update registry.epochs set statement = 'x'",
+        "delete from registry.survivors",
+        "update registry.survivors set statement = 'x'",
+        "update registry.survivors set details = 'x'",
+        "delete from registry.strikes",
+        "update registry.strikes set at = now()",
+        "update registry.jobs set roster_sha256 = null",
+        "update registry.rounds set burnt = true",
+        "update registry.attempts set epoch = 2",
         "alter table registry.jobs disable row level security",
         "set role registry_owner",
     ):

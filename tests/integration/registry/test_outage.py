@@ -7,13 +7,12 @@ from fedmesh.registry.v1 import registry_pb2 as pb
 from services.common.errors import Code
 from services.common.grpc.client import call
 from services.common.ids import new_id
-from tests.integration.registry.harness import HOSPITALS, Registry, a_round, code
+from tests.integration.registry.harness import HOSPITALS, Registry, a_round, code, storing
 
 
 async def test_a_stopped_database_is_told_and_survived(registry: Registry) -> None:
     job = await registry.job()
-    attempt = await registry.open_attempt(job.job_id, 1)
-    state = await registry.upload(HOSPITALS[0], job.job_id, b"state")
+    attempt, state = await registry.ready(job)
     request = pb.CommitRoundRequest(request_id=new_id(), round=a_round(job, 1, attempt, state))
 
     await asyncio.to_thread(registry.database.stop)
@@ -41,7 +40,9 @@ async def test_changes_in_flight_when_the_database_restarts_happen_once(registry
     async def commit(version: int) -> None:
         opening = pb.OpenAttemptRequest(request_id=new_id(), job_id=job.job_id, round=version)
         opened = await call(registry.service().OpenAttempt, opening, timeout_s=20, patience_s=60)
-        request = pb.CommitRoundRequest(request_id=new_id(), round=a_round(job, version, opened.attempt.attempt, state))
+        attempt = opened.attempt.attempt
+        await call(registry.service().StoreSurvivors, storing(job, version, attempt), timeout_s=20, patience_s=60)
+        request = pb.CommitRoundRequest(request_id=new_id(), round=a_round(job, version, attempt, state))
         await call(registry.service().CommitRound, request, timeout_s=20, patience_s=60)
 
     state = await registry.upload(HOSPITALS[0], job.job_id, b"state")

@@ -20,7 +20,17 @@ from services.common.postgres import Database, migrate
 from services.registry.domain.events import OWN_TYPES
 from services.registry.relay import Relay
 from services.transparency.checkpoint import generate_key, load_signing_key
-from tests.integration.registry.harness import CONSORTIUM, Registry, an_event, code, parts, refused, running_registry
+from tests.integration.registry.harness import (
+    CONSORTIUM,
+    Registry,
+    an_event,
+    burning,
+    code,
+    parts,
+    refused,
+    running_registry,
+    striking,
+)
 from tests.support.stores import PostgresDatabase
 
 
@@ -137,17 +147,22 @@ async def test_the_real_audit_log_takes_every_kind_of_event(postgres: PostgresDa
     try:
         async with running_registry(postgres, tmp_path, endpoint(LogUseCases(store, sequencer, key))) as registry:
             # Names that the log would not take as keys.
-            job = await registry.job("name", "phone", "patient", "email", rounds=1)
+            job = await registry.job("name", "phone", "patient", "email", rounds=2)
             await registry.commit(job, 1)
+            attempt = await registry.open_attempt(job.job_id, 2)
+            await registry.survive(job, 2, attempt)
+            await call(registry.service().CommitRound, burning(job, 2, attempt))
             request = pb.SetHospitalStatusRequest(
                 request_id=new_id(), hospital_id="name", status=pb.HOSPITAL_STATUS_SUSPENDED, reason="why"
             )
             await call(registry.operator().SetHospitalStatus, request)
-            other = await registry.job("phone", "patient", rounds=1)
+            other = await registry.job("phone", "patient", "email", rounds=1)
             broken = call(registry.hospital("phone").UploadBlob, lambda: parts(other.job_id, b"x", sha256="a" * 64))
             assert (await refused(broken)).code is Code.CHUNK_STREAM_INVALID
             ending = pb.EndJobRequest(request_id=new_id(), job_id=other.job_id, status=pb.JOB_STATUS_FAILED)
             await call(registry.service().EndJob, ending)
+            for _ in range(3):
+                await call(registry.service().RecordStrike, striking("phone"))
             await record(registry, 1, body_json='{"a":' * 29 + "1" + "}" * 29)
             await registry.drained()
             kept = registry.sql("select type, refusal, log_index from registry.outbox order by seq")

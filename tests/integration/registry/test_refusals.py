@@ -125,12 +125,16 @@ async def test_plans_are_checked_and_approved_by_another(registry: Registry) -> 
         ([HOSPITALS[0], "nobody"], False, Code.NOT_FOUND),
         ([HOSPITALS[0], "No Name"], False, Code.INVALID_ARGUMENT),
         (HOSPITALS[:3], True, Code.PRIVACY_REFUSED),
+        (HOSPITALS[:2], False, Code.INVALID_ARGUMENT),
+        ([*HOSPITALS[:3], "outside"], False, Code.INVALID_ARGUMENT),
     ],
 )
 async def test_a_cohort_must_be_fit_for_its_plan(
     registry: Registry, hospitals: list[str], private: bool, expected: Code
 ) -> None:
-    await registry.register(*HOSPITALS)
+    await registry.register(*HOSPITALS, "outside")
+    # A roster of three has no room for privacy; one of four asks for three hospitals.
+    await registry.found(*HOSPITALS[: 3 if private else 4])
     plan_id = await registry.approved_plan(private)
     request = pb.CreateJobRequest(request_id=new_id(), plan_id=plan_id, hospital_ids=hospitals)
     assert await code(call(registry.operator().CreateJob, request)) is expected
@@ -198,8 +202,7 @@ async def test_a_round_that_cannot_be_is_not_committed(
     registry: Registry, changes: dict[str, Any], expected: Code
 ) -> None:
     job = await registry.job()
-    attempt = await registry.open_attempt(job.job_id, 1)
-    state = await registry.upload(HOSPITALS[0], job.job_id, b"state")
+    attempt, state = await registry.ready(job)
     request = committing(a_round(job, 1, attempt, state, **changes))
     assert await code(call(registry.service().CommitRound, request)) is expected
     assert (await call(registry.operator().GetJob, pb.GetJobRequest(job_id=job.job_id))).job.version == 0
@@ -212,6 +215,7 @@ async def test_only_the_newest_attempt_commits(registry: Registry) -> None:
     job = await registry.job()
     first = await registry.open_attempt(job.job_id, 1)
     second = await registry.open_attempt(job.job_id, 1)
+    await registry.survive(job, 1, second)
     state = await registry.upload(HOSPITALS[0], job.job_id, b"state")
     commit = registry.service().CommitRound
     assert await code(call(commit, committing(a_round(job, 1, first, state)))) is Code.WRONG_STATE
@@ -223,6 +227,7 @@ async def test_only_the_newest_attempt_commits(registry: Registry) -> None:
 async def test_a_state_of_another_job_does_not_count(registry: Registry) -> None:
     job, other = await registry.job(), await registry.job()
     attempt = await registry.open_attempt(job.job_id, 1)
+    await registry.survive(job, 1, attempt)
     state = await registry.upload(HOSPITALS[0], other.job_id, b"state")
     request = committing(a_round(job, 1, attempt, state))
     assert await code(call(registry.service().CommitRound, request)) is Code.WRONG_STATE

@@ -43,7 +43,10 @@ def fedmesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_help_lists_the_commands(fedmesh: Terminal) -> None:
     shown = fedmesh("--help")
     assert shown.returncode == 0
-    for command in ("demo", "up", "down", "status", "models", "rounds", "jobs", "audit", "plan", "privacy", "migrate"):
+    for command in (
+        *("demo", "up", "down", "status", "models", "rounds", "jobs", "audit", "plan", "privacy", "migrate"),
+        *("hospitals", "roster", "epochs"),
+    ):
         assert command in shown.stdout
 
 
@@ -51,6 +54,8 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
     ("arguments", "expected"),
     [
         (("models",), "run `fedmesh demo` or `fedmesh up`"),
+        (("hospitals",), "run `fedmesh demo` or `fedmesh up`"),
+        (("roster", "show"), "run `fedmesh demo` or `fedmesh up`"),
         (("status",), "run `fedmesh up`"),
         (("audit", "verify", "nowhere"), "no folder"),
         (("demo", "--privacy", "lots"), "use a number such as 0.5, or none"),

@@ -1,7 +1,7 @@
 """The registry's rules, without store or wire."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -14,13 +14,23 @@ from services.registry.domain.entities import (
     HospitalStatus,
     Job,
     JobStatus,
+    KeyEpoch,
     Plan,
     PlanStatus,
+    PublishedRoster,
     Round,
 )
 from services.registry.domain.events import reported_event
 from services.registry.domain.lineage import contribution_leaves, contributions_root
-from services.registry.domain.rules import parse_metrics, require_cohort, require_quorum
+from services.registry.domain.rules import (
+    due_epoch,
+    parse_metrics,
+    require_burnt_form,
+    require_cohort,
+    require_quorum,
+)
+from services.secure_sum.roster import MemberKeys, Roster, as_roster, found
+from services.secure_sum.statements import Signed
 from services.transparency.merkle import leaf_hash, node_hash
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,18 +47,22 @@ def a_plan(private: bool) -> Plan:
 
 
 def a_job(n: int) -> Job:
-    return Job(ID, "a" * 64, "plan", False, names(n), JobStatus.RUNNING, "", 2, 0, "", AT, None)
+    return Job(ID, "a" * 64, "plan", False, names(n), JobStatus.RUNNING, "", 2, 0, "", AT, None, "e" * 64, n)
+
+
+def a_roster(n: int) -> Roster:
+    return as_roster(found("consortium.test", [MemberKeys.generate(name).public() for name in names(n)]))
 
 
 def a_round(n: int, agreeing: int, contributing: int) -> Round:
     contributions = tuple(Contribution(name, "b" * 64) for name in names(contributing))
     seen = names(agreeing)
     finalizer = seen[0] if seen else "h00"
-    return Round(ID, 1, 1, contributions, "c" * 64, seen, (), finalizer, (), "d" * 64, "", 1, AT, b"\0" * 32)
+    return Round(ID, 1, 1, contributions, "c" * 64, seen, (), finalizer, (), "d" * 64, "", 1, AT, b"\0" * 32, "f" * 64)
 
 
-@pytest.mark.parametrize(("n", "needed"), [(2, 2), (3, 2), (4, 3), (5, 4), (9, 7), (15, 11), (16, 11)])
-def test_the_quorum_is_two_thirds_and_one_of_a_cohort_that_can_have_privacy(n: int, needed: int) -> None:
+@pytest.mark.parametrize(("n", "needed"), [(2, 2), (3, 3), (4, 3), (5, 4), (9, 7), (15, 11), (16, 11)])
+def test_the_quorum_is_two_thirds_of_the_roster_and_one(n: int, needed: int) -> None:
     require_quorum(a_job(n), a_round(n, needed, needed))
     for agreeing, contributing in ((needed - 1, needed), (needed, needed - 1)):
         with pytest.raises(FedmeshError) as caught:
@@ -57,24 +71,61 @@ def test_the_quorum_is_two_thirds_and_one_of_a_cohort_that_can_have_privacy(n: i
 
 
 @pytest.mark.parametrize(
-    ("n", "private", "expected"),
+    ("n", "members", "private", "expected"),
     [
-        (1, False, Code.INVALID_ARGUMENT),
-        (17, False, Code.INVALID_ARGUMENT),
-        (3, True, Code.PRIVACY_REFUSED),
-        (2, False, None),
-        (4, True, None),
-        (16, True, None),
+        (1, 2, False, Code.INVALID_ARGUMENT),
+        (17, 20, False, Code.INVALID_ARGUMENT),
+        (3, 3, True, Code.PRIVACY_REFUSED),
+        (2, 2, False, None),
+        (2, 3, False, Code.INVALID_ARGUMENT),
+        (3, 3, False, None),
+        (4, 4, True, None),
+        (3, 4, True, None),
+        (10, 15, True, Code.INVALID_ARGUMENT),
+        (11, 15, True, None),
+        (16, 16, True, None),
+        (4, 0, True, Code.WRONG_STATE),
+        (4, 2, False, Code.INVALID_ARGUMENT),
     ],
 )
-def test_the_size_of_a_cohort(n: int, private: bool, expected: Code | None) -> None:
+def test_a_cohort_has_the_threshold_of_its_roster(n: int, members: int, private: bool, expected: Code | None) -> None:
     known = {name: Hospital(name, "", HospitalStatus.ACTIVE, AT) for name in names(n)}
+    roster = a_roster(members) if members else None
     if expected is None:
-        assert require_cohort(a_plan(private), names(n)[::-1], known) == names(n)
+        assert require_cohort(a_plan(private), names(n)[::-1], known, roster) == names(n)
         return
     with pytest.raises(FedmeshError) as caught:
-        require_cohort(a_plan(private), names(n), known)
+        require_cohort(a_plan(private), names(n), known, roster)
     assert caught.value.code is expected
+
+
+def test_an_epoch_is_due_at_once_and_then_by_age() -> None:
+    published = PublishedRoster(a_roster(4), b"", {}, "", AT)
+    day, hour = timedelta(days=1), timedelta(hours=1)
+    assert due_epoch(published, None, day, AT + hour) == (1, hour)
+    assert due_epoch(published, None, day, AT - hour) == (1, timedelta())
+    newest = KeyEpoch(published.roster.sha256, 7, Signed("h00", b"", b""), AT)
+    assert due_epoch(published, newest, day, AT + day - hour) == (0, timedelta())
+    assert due_epoch(published, newest, day, AT + day) == (8, timedelta())
+    assert due_epoch(published, newest, day, AT + day + hour) == (8, hour)
+
+
+def test_a_burnt_round_needs_survivors_but_no_agreement() -> None:
+    burnt = replace(a_round(4, 0, 3), burnt=True, finalizer="", state_sha256="")
+    require_quorum(a_job(4), burnt)
+    require_burnt_form(a_job(4), burnt)
+    with pytest.raises(FedmeshError):
+        require_quorum(a_job(4), replace(burnt, contributions=burnt.contributions[1:]))
+    kept = replace(a_job(4), state_sha256="d" * 64)
+    require_burnt_form(kept, replace(burnt, state_sha256="d" * 64))
+    for changes in ({"state_sha256": "c" * 64}, {"finalizer": "h00"}, {"metrics_json": "{}"}, {"attesting": ("h00",)}):
+        with pytest.raises(FedmeshError):
+            require_burnt_form(kept, replace(burnt, **changes))
+
+
+def test_only_survivors_send_digests() -> None:
+    with pytest.raises(FedmeshError, match="h03"):
+        require_quorum(a_job(4), a_round(4, 4, 3))
 
 
 @pytest.mark.parametrize(

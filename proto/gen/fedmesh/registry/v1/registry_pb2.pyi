@@ -116,12 +116,15 @@ class Hospital(google.protobuf.message.Message):
     DISPLAY_NAME_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
+    STRIKES_FIELD_NUMBER: builtins.int
     hospital_id: builtins.str
     """Its name in certificates: an RFC 1123 label."""
     display_name: builtins.str
     """For people, at most 200 characters."""
     status: global___HospitalStatus.ValueType
     """Standing."""
+    strikes: builtins.int
+    """In listings: strikes that count now, which are those within the registry's window and since it was reinstated."""
     @property
     def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was registered, UTC."""
@@ -133,9 +136,10 @@ class Hospital(google.protobuf.message.Message):
         display_name: builtins.str = ...,
         status: global___HospitalStatus.ValueType = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        strikes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["created_at", b"created_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "display_name", b"display_name", "hospital_id", b"hospital_id", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "display_name", b"display_name", "hospital_id", b"hospital_id", "status", b"status", "strikes", b"strikes"]) -> None: ...
 
 global___Hospital = Hospital
 
