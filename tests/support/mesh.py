@@ -19,7 +19,7 @@ from services.embedded.ca import CertificateAuthority, create_ca
 from services.plans.document import canonical_json
 from services.plans.manifest import PlanManifest, load_manifest, parse_manifest
 from services.secure_sum import secret
-from services.secure_sum.roster import MemberKeys
+from services.secure_sum.roster import MemberKeys, Roster
 from tests.support.fake_registry import FakeRegistry
 from tests.support.simulated_hospital import Consortium, SimulatedHospital
 from tests.support.stores import RedisServer
@@ -108,6 +108,11 @@ class Mesh:
     aggregators: list[ServiceProcess]
     manifest: PlanManifest
     hospitals: dict[str, SimulatedHospital]
+
+    @property
+    def roster(self) -> Roster:
+        assert self.registry.roster is not None
+        return self.registry.roster
 
     async def start_hospitals(self, names: Sequence[str] | None = None) -> None:
         """Start hospitals and wait until they are connected."""
