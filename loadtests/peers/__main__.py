@@ -1,0 +1,106 @@
+"""`python -m loadtests.peers`: install the peers, measure them, write a JSON report.
+
+python -m loadtests.peers --params 2048,100000,1000000 --hospitals 15 --report peers.json
+python -m loadtests.peers --peer nvflare
+"""
+
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.status import Status
+
+from loadtests.peers.environments import CACHE, prepare
+from loadtests.peers.flower import benchmark as flower
+from loadtests.peers.nvflare import benchmark as nvflare
+from loadtests.peers.settings import Report, Request, Tell
+from loadtests.peers.tables import print_report
+from services.common.errors import FedmeshError
+from services.secure_sum.cohort import threshold
+
+
+class Peer(StrEnum):
+    """What can be measured."""
+
+    FLOWER = "flower"
+    NVFLARE = "nvflare"
+
+
+MEASURES: Final[dict[Peer, Callable[[Request, Tell], Report]]] = {
+    Peer.FLOWER: flower.measure,
+    Peer.NVFLARE: nvflare.measure,
+}
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def run(
+    params: Annotated[str, typer.Option(help="Vector lengths, separated by commas.")] = "2048,100000,1000000",
+    hospitals: Annotated[int, typer.Option(min=4, max=100, help="Clients.")] = 15,
+    runs: Annotated[int, typer.Option(min=1, max=100, help="Measurements of each figure.")] = 3,
+    peer: Annotated[list[Peer] | None, typer.Option(help="Measure only this one; may be repeated.")] = None,
+    timeout: Annotated[float, typer.Option(min=10, help="Give up on a benchmark after this many seconds.")] = 3600,
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+) -> None:
+    """Measure the secure sums of other projects on this machine. Medians; a machine that is busy shows in p99."""
+    sizes = _sizes(params)
+    console, progress = Console(), Console(stderr=True)
+    results: Report = {}
+    for name in peer or list(Peer):
+        with progress.status(f"{name}: preparing") as status:
+            tell = _teller(progress, status)
+            home = prepare(name, tell)
+            work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=CACHE))
+            request = Request(sizes, hospitals, threshold(hospitals), runs, timeout, home, work)
+            results[name] = MEASURES[name](request, tell)
+        shutil.rmtree(work)  # kept when something went wrong: the error names the logs
+    print_report(console, results)
+    if report is not None:
+        report.write_text(json.dumps({"hospitals": hospitals, **results}, indent=2) + "\n")
+        console.print(f"written to {report}")
+
+
+def _sizes(params: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in params.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter("give whole numbers above 0, separated by commas", param_hint="--params")
+    return sizes
+
+
+def _teller(console: Console, status: Status) -> Tell:
+    def tell(line: str) -> None:
+        status.update(line)
+        if not console.is_terminal or line.endswith((" s", "CPU", "WRONG")):
+            console.print(line, highlight=False, soft_wrap=True)
+
+    return tell
+
+
+def _as_interrupt(_signum: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        app()
+    except FedmeshError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
