@@ -4,12 +4,13 @@ python -m loadtests.peers --params 2048,100000,1000000 --hospitals 15 --report p
 python -m loadtests.peers --peer nvflare
 """
 
+import contextlib
 import json
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,7 @@ MEASURES: Final[dict[Peer, Callable[[Request, Tell], Report]]] = {
     Peer.FLOWER: flower.measure,
     Peer.NVFLARE: nvflare.measure,
 }
+_INTERRUPTED: Final = 130
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -55,18 +57,31 @@ def run(
     sizes = _sizes(params)
     console, progress = Console(), Console(stderr=True)
     results: Report = {}
-    for name in peer or list(Peer):
+    for name in dict.fromkeys(peer or Peer):
         with progress.status(f"{name}: preparing") as status:
             tell = _teller(progress, status)
             home = prepare(name, tell)
-            work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=CACHE))
-            request = Request(sizes, hospitals, threshold(hospitals), runs, timeout, home, work)
-            results[name] = MEASURES[name](request, tell)
-        shutil.rmtree(work)  # kept when something went wrong: the error names the logs
+            with _work_folder(name) as work:
+                request = Request(sizes, hospitals, threshold(hospitals), runs, timeout, home, work)
+                results[name] = MEASURES[name](request, tell)
     print_report(console, results)
     if report is not None:
         report.write_text(json.dumps({"hospitals": hospitals, **results}, indent=2) + "\n")
         console.print(f"written to {report}")
+
+
+@contextlib.contextmanager
+def _work_folder(peer: str) -> Iterator[Path]:
+    """A folder that goes with the block, unless an error in it names the logs there."""
+    work = Path(tempfile.mkdtemp(prefix=f"{peer}-", dir=CACHE))
+    try:
+        yield work
+    except FedmeshError:
+        raise
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _sizes(params: str) -> tuple[int, ...]:
@@ -94,12 +109,18 @@ def _as_interrupt(_signum: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Exit codes: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    # Both by hand: a shell starts background jobs with SIGINT ignored, and then Python would leave it so.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _as_interrupt)
     try:
         app()
     except FedmeshError as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # Typer's code for it
+            print("interrupted; everything was stopped", file=sys.stderr, flush=True)
+        raise
 
 
 if __name__ == "__main__":
