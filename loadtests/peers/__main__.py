@@ -97,7 +97,7 @@ def _sizes(params: str) -> tuple[int, ...]:
 def _teller(console: Console, status: Status) -> Tell:
     def tell(line: str) -> None:
         status.update(line)
-        if not console.is_terminal or line.endswith((" s", "CPU", "WRONG")):
+        if not console.is_terminal or line.endswith((" s", "CPU", "WRONG")) or "FAILED" in line:
             console.print(line, highlight=False, soft_wrap=True)
 
     return tell

@@ -58,7 +58,7 @@ def protocol_rounds(request: Request) -> Iterator[dict[str, Any]]:
         numbers = [str(request.hospitals), str(request.threshold), str(request.runs)]
         arguments = [str(records), *numbers, ",".join(map(str, request.params))]
         children.start("protocol", [request.home / "bin" / "python", "-m", "securesum.alone", *arguments])
-        yield from follow(records, children)
+        yield from follow(records, children, deployment.SILENCE_S)
 
 
 def _within(request: Request, folder: str) -> Request:
@@ -70,6 +70,9 @@ def _within(request: Request, folder: str) -> Request:
 def _report(records: Iterable[dict[str, Any]], mode: str, tell: Tell) -> Report:
     rounds: dict[str, list[dict[str, Any]]] = {}
     for record in records:
+        if "failed" in record:
+            tell(f"Flower's {mode}: a round FAILED: {record['failed']}")
+            continue
         state = "warming up" if record["warm_up"] else f"{record['round_s']:.2f} s"
         tell(f"Flower's {mode}: {record['params']:,} parameters: {state}{'' if record['exact'] else ', sum WRONG'}")
         rounds.setdefault(str(record["params"]), []).append(record)

@@ -19,7 +19,9 @@ APP: Final = Path(__file__).parent / "app"
 # How often a SuperExec asks for tasks. Flower's own setting: 1 s by default, at least 0.01 s; sixteen of them ask, so
 # that much less only takes CPU from the round.
 TASK_POLL_S: Final = 0.2
-START_TIMEOUT_S: Final = 60.0
+START_TIMEOUT_S: Final = 180.0
+# Longer than any round may take: its four stages time out after 150 s each.
+SILENCE_S: Final = 900.0
 
 SETTINGS: Final[dict[str, Any]] = {
     "processes": "SuperLink and one SuperNode a hospital; isolation subprocess, state in memory, no TLS",
@@ -44,7 +46,7 @@ def rounds(request: Request, tell: Tell) -> Iterator[dict[str, Any]]:
         _start(request, children, tell)
         tell("Flower's deployment: submitting the run")
         children.start("flwr-run", _submission(request, records), cwd=APP)
-        yield from follow(records, children)
+        yield from follow(records, children, SILENCE_S)
 
 
 def _environment(request: Request) -> dict[str, str]:
@@ -68,11 +70,13 @@ def _start(request: Request, children: Children, tell: Tell) -> None:
     log = children.start("superlink", [programs / "flower-superlink", "--insecure", *listen])
     _wait_for_port(port, children, log)
     tell(f"Flower's deployment: starting {request.hospitals} SuperNodes")
+    logs = []
     for hospital, runtime_port in enumerate(own):
         connect = ["--superlink", f"{LOOPBACK}:{port}", "--node-config", f"partition-id={hospital}"]
         listen = ["--host", LOOPBACK, "--port", str(runtime_port)]
         name = f"supernode-{hospital:02}"
-        children.start(name, [programs / "flower-supernode", "--insecure", *connect, *listen])
+        logs.append(children.start(name, [programs / "flower-supernode", "--insecure", *connect, *listen]))
+    _wait_for_nodes(logs, children)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -99,6 +103,17 @@ def _wait_for_port(port: int, children: Children, log: Path) -> None:
 
     if not wait_until(listening, START_TIMEOUT_S, 0.2):
         raise FedmeshError(Code.SERVICE_UNAVAILABLE, f"the SuperLink does not listen on port {port}; see {log}")
+
+
+def _wait_for_nodes(logs: list[Path], children: Children) -> None:
+    """Until all are connected: what starts meanwhile would compete with them, and Flower ends tasks that start late."""
+
+    def connected() -> bool:
+        children.check()
+        return all("SuperNode ID" in log.read_text(errors="replace") for log in logs)
+
+    if not wait_until(connected, START_TIMEOUT_S, 0.5):
+        raise FedmeshError(Code.SERVICE_UNAVAILABLE, f"not all SuperNodes have connected; see {logs[0].parent}")
 
 
 def _submission(request: Request, records: Path) -> list[str | Path]:

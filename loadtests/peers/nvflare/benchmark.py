@@ -24,7 +24,7 @@ def measure(request: Request, tell: Tell) -> Report:
         tell("NVFlare: encrypting")
         arguments = [str(records), str(request.hospitals), str(request.runs), ",".join(map(str, request.params))]
         children.start("nvflare", [request.home / "bin" / "python", PROGRAM, *arguments])
-        for record in follow(records, children):
+        for record in follow(records, children, request.timeout_s):
             if "settings" in record:
                 settings = record["settings"]
                 continue

@@ -117,8 +117,8 @@ def main(report: str, clients: int, threshold: int, runs: int, sizes: list[int])
         measuring = MeasuringGrid(grid, grid.send_and_receive)
         rounds = Rounds(measuring, _context(1, {}), grid.get_node_ids(), threshold)
         for size in sizes:
-            for record in rounds.measure(size, 1, runs):
-                out.write(json.dumps(record) + "\n")
+            for number in range(1 + runs):
+                out.write(json.dumps(rounds.measure(size, warm_up=number == 0)) + "\n")
         for connection in accepted:
             connection.close()
         for process in processes:

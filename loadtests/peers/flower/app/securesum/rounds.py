@@ -1,7 +1,7 @@
 """Timing rounds of the workflow over whatever grid carries the messages."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from securesum.protocol import within_quantisation, workflow
 
-ROUND_TIMEOUT_S = 600.0
+STAGE_TIMEOUT_S = 150.0
 _NOTHING = Parameters(tensors=[], tensor_type="numpy.ndarray")
 
 
@@ -79,23 +79,24 @@ class Rounds:
     threshold: int
     number: int = field(default=0)
 
-    def measure(self, size: int, warm_ups: int, runs: int) -> Iterator[dict[str, object]]:
-        """`runs` rounds that count, after `warm_ups` that do not.
+    def measure(self, size: int, warm_up: bool) -> dict[str, object]:
+        """One round; raises RuntimeError when it halts or ends without a client.
 
-        A round's clock starts as the workflow is called (group known, nothing sent) and stops as it returns (sum
+        Its clock starts as the workflow is called (group known, nothing sent) and stops as it returns (sum
         unmasked and dequantised). Checking the sum and counting bytes are outside.
         """
-        for number in range(warm_ups + runs):
-            seconds, exact = self._round(size)
-            upload = sum(_uploaded(reply) for reply in self.grid.replies) / len(self.nodes) / size
-            self.grid.replies = []
-            yield {
-                "params": size,
-                "warm_up": number < warm_ups,
-                "round_s": round(seconds, 4),
-                "upload_bytes_per_parameter": round(upload, 3),
-                "exact": exact,
-            }
+        self.grid.replies = []
+        seconds, exact = self._round(size)
+        if any(reply.has_error() for reply in self.grid.replies) or len(self.grid.replies) != 4 * len(self.nodes):
+            raise RuntimeError("a client failed within the round")
+        upload = sum(_uploaded(reply) for reply in self.grid.replies) / len(self.nodes) / size
+        return {
+            "params": size,
+            "warm_up": warm_up,
+            "round_s": round(seconds, 4),
+            "upload_bytes_per_parameter": round(upload, 3),
+            "exact": exact,
+        }
 
     def _round(self, size: int) -> tuple[float, bool]:
         self.number += 1
@@ -106,7 +107,7 @@ class Rounds:
         context = LegacyContext(self.context, strategy=strategy, client_manager=manager)
         context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: self.number})
         context.state.array_records[MAIN_PARAMS_RECORD] = compat.parameters_to_arrayrecord(_NOTHING, True)
-        secure_sum = workflow(len(self.nodes), self.threshold, ROUND_TIMEOUT_S)
+        secure_sum = workflow(len(self.nodes), self.threshold, STAGE_TIMEOUT_S)
         began = time.perf_counter()
         secure_sum(self.grid, context)
         seconds = time.perf_counter() - began

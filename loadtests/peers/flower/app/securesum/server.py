@@ -13,6 +13,9 @@ from securesum.rounds import MeasuringGrid, Rounds
 # HttpGrid.send_and_receive looks for replies every 3 s, hard-coded; the same loop with the same public calls, quicker.
 POLL_S = 0.05
 NODES_TIMEOUT_S = 180.0
+# How many rounds of one size may fail and be repeated. A client's process that is not up within 30 s of its task's
+# start is refused (Flower's HEARTBEAT_DEFAULT_INTERVAL), which happens where cores are few and busy.
+FAILURES = 3
 
 app = ServerApp()
 
@@ -27,8 +30,19 @@ def main(grid: Grid, context: Context) -> None:
     with Path(str(config["report"])).open("a", buffering=1) as report:
         # A round takes a minute or more: only the very first, which installs the app, is not counted.
         for place, size in enumerate(str(config["params"]).split(",")):
-            for record in rounds.measure(int(size), int(place == 0), int(config["runs"])):
+            failures = 0
+            wanted = [True] * int(place == 0) + [False] * int(config["runs"])
+            while wanted:
+                try:
+                    record = rounds.measure(int(size), wanted[0])
+                except RuntimeError as error:
+                    failures += 1
+                    report.write(json.dumps({"failed": f"{error} ({size} parameters, failure {failures})"}) + "\n")
+                    if failures > FAILURES:
+                        raise
+                    continue
                 report.write(json.dumps(record) + "\n")
+                wanted.pop(0)
         report.write(json.dumps({"finished": True}) + "\n")
 
 
