@@ -1,0 +1,1 @@
+"""Benchmarks of other projects' secure sums, each installed in its own environment."""

@@ -1,0 +1,1 @@
+"""Flower's SecAgg+: its own deployment, and its protocol alone."""

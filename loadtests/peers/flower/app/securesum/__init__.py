@@ -1,0 +1,1 @@
+"""Runs inside Flower's environment: one secure sum with its SecAgg+ workflow."""

@@ -1,0 +1,1 @@
+"""NVFlare's homomorphic encryption."""
