@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.cli import audit, inspection, plan, stack
+from services.cli import audit, bench, inspection, plan, stack
 from services.common.errors import Code, FedmeshError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(audit.app, name="audit")
+app.add_typer(bench.app, name="bench")
 app.add_typer(plan.app, name="plan")
 app.add_typer(inspection.privacy_app, name="privacy")
 inspection.register(app)
