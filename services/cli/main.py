@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.cli import audit, inspection, members, plan, roster, stack
+from services.cli import audit, bench, inspection, members, plan, roster, stack
 from services.common.errors import Code, FedmeshError
 from services.plans.manifest import MAX_EPSILON
 
@@ -18,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(audit.app, name="audit")
+app.add_typer(bench.app, name="bench")
 app.add_typer(plan.app, name="plan")
 app.add_typer(roster.hospital_app, name="hospital")
 app.add_typer(roster.app, name="roster")

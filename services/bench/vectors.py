@@ -1,0 +1,18 @@
+"""The integers that benchmark hospitals sum: they follow from a seed, so that the sum can be checked independently."""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+# Bits of a value, sign included, that leave room for the sum of sixteen hospitals in a lane.
+VALUE_BITS: Final = {1: 40, 2: 20}
+
+
+def vector(seed: int, hospital: int, round_number: int, length: int, lanes: int) -> npt.NDArray[np.int64]:
+    """One hospital's contribution in one round: int64[length], uniform over the signed range of `VALUE_BITS`."""
+    half = 1 << (VALUE_BITS[lanes] - 1)
+    values = np.random.default_rng((seed, hospital, round_number)).integers(-half, half, length, dtype=np.int64)
+    # The extremes must survive too.
+    values[0], values[-1] = -half, half - 1
+    return values
