@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import signal
+import socket
+import urllib.request
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -40,15 +42,28 @@ class Centre:
     ca: CertificateAuthority
     registry: FakeRegistry
     aggregators: list[ServiceProcess]
+    metrics: str
+    """Address of the first aggregator's page of metrics."""
 
     def strikes(self) -> list[tuple[str, str]]:
         """Who was struck, and why."""
         return [(item.hospital_id, item.code) for item in self.registry.strikes.values()]
 
+    async def uploading(self, number: int) -> None:
+        """Wait until so many uploads are being received."""
+        async with asyncio.timeout(120):
+            expected = f"\nfedmesh_aggregator_uploads_in_flight {number:.1f}\n"
+            while expected not in await asyncio.to_thread(self._page):  # noqa: ASYNC110 - the aggregator decides
+                await asyncio.sleep(0.02)
+
+    def _page(self) -> str:
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics") as page:
+            return str(page.read().decode())
+
     async def ask(self, tls: Any, method: str, request: Any, *, replica: int = 0) -> Any:
         async with MeshChannel(self.aggregators[replica].target, tls) as channel:
             stub = channel.stub(rpc.AggregatorServiceStub)
-            return await call(getattr(stub, method), request, timeout_s=20, patience_s=0)
+            return await call(getattr(stub, method), request, timeout_s=120)
 
 
 @asynccontextmanager
@@ -63,17 +78,28 @@ async def running_centre(
         "registry": {"target": await registry.start(ca.issue_service("registry"))},
     }
     tls = ca.issue_service("aggregator").model_dump(mode="json")
+    pages = [f"127.0.0.1:{_free_port()}" for _ in range(aggregators)]
     processes = [
-        ServiceProcess("aggregator", {**config, **sections, "server": {"tls": tls, "drain_s": 1}}, folder)
-        for _ in range(aggregators)
+        ServiceProcess(
+            "aggregator",
+            {**config, **sections, "server": {"tls": tls, "drain_s": 1, "metrics_listen": page}},
+            folder,
+        )
+        for page in pages
     ]
     try:
         await asyncio.gather(*(process.start() for process in processes))
-        yield Centre(ca, registry, processes)
+        yield Centre(ca, registry, processes, pages[0])
     finally:
         codes = await asyncio.gather(*(process.stop() for process in processes if process.started))
         await registry.stop()
         assert set(codes) <= {0, -signal.SIGKILL}, [line for process in processes for line in process.log]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -105,15 +131,18 @@ class Attempt:
     uploads: dict[str, Upload] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, centre: Centre, members: int, vector_length: int = 300, lanes: int = 2) -> "Attempt":
-        """All of `members` share; nobody has uploaded."""
+    def of(
+        cls, centre: Centre, members: int, vector_length: int = 300, lanes: int = 2, sharers: int | None = None
+    ) -> "Attempt":
+        """All of `members`, or the first `sharers` of them, have shared; nobody has uploaded."""
         made = Consortium.of(members)
         made.attempt = AttemptRef(job_id=new_id(), round=1, attempt=1)
         made.begin(list(made.keys))
         made.share()
-        made.receive(list(made.keys))
+        shared = sorted(made.keys)[:sharers]
+        made.receive(shared)
         ids = round_pb2.Attempt(job_id=made.attempt.job_id, round=1, attempt=1)
-        return cls(centre, made, layout_of(DEFAULT.name, vector_length, lanes), sorted(made.keys), ids)
+        return cls(centre, made, layout_of(DEFAULT.name, vector_length, lanes), shared, ids)
 
     # ---- hospitals
 
@@ -147,10 +176,10 @@ class Attempt:
         return Upload(state.upload, segments)
 
     async def send(
-        self, name: str, upload: Upload | None = None, *, replica: int = 0, pause_s: float = 0.0, **changes: Any
+        self, name: str, made: Upload | None = None, *, replica: int = 0, pause_s: float = 0.0, **changes: Any
     ) -> pb.UploadResponse:
         """Upload with a header that is right, but for `changes`. pause_s: before each segment."""
-        sent = upload or self.upload_of(name)
+        sent = made or self.upload_of(name)
         fields: dict[str, Any] = {
             "request_id": new_id(),
             "attempt": self.ids,
@@ -180,7 +209,7 @@ class Attempt:
         async with MeshChannel(self.centre.aggregators[replica].target, tls) as channel:
             stub = channel.stub(rpc.AggregatorServiceStub)
             request = pb.DownloadSumRequest(attempt=self.ids)
-            return [part.chunk async for part in stream(stub.DownloadSum, request, timeout_s=10)]
+            return [part.chunk async for part in stream(stub.DownloadSum, request, timeout_s=120)]
 
     async def segment(self, caller: str, whose: str, index: int) -> bytes:
         request = pb.GetSegmentRequest(attempt=self.ids, hospital_id=whose, index=index)

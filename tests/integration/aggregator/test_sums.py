@@ -103,8 +103,7 @@ async def test_uploads_are_counted_once(centre: Centre) -> None:
 
 
 async def test_only_the_group_sees_uploads_and_sum(redis_centre: Centre) -> None:
-    attempt = Attempt.of(redis_centre, 4)
-    attempt.sharers = attempt.sharers[:3]
+    attempt = Attempt.of(redis_centre, 4, sharers=3)
     await attempt.open()
     await attempt.send_all(["hospital-01", "hospital-02"])
     await attempt.close(2)
@@ -323,7 +322,7 @@ async def test_access(redis_centre: Centre) -> None:
                 (stub.CloseSum, pb.CloseSumRequest(request_id=new_id(), attempt=attempt.ids)),
                 (stub.ComputeSum, pb.ComputeSumRequest(request_id=new_id(), attempt=attempt.ids)),
             ):
-                assert await code_of(call(method, request)) is Code.PERMISSION_DENIED
+                assert await code_of(call(method, request, timeout_s=120)) is Code.PERMISSION_DENIED
     segment = pb.GetSegmentRequest(attempt=attempt.ids, hospital_id="hospital-01")
     assert (
         await code_of(redis_centre.ask(ca.issue_service("coordinator"), "GetSegment", segment))
