@@ -1,41 +1,27 @@
-"""A centre that a test leads by hand, and hospital nodes with a trainer that needs no TensorFlow.
-
-The centre speaks the real protos over real mutual TLS and adds real BFV ciphertexts; only its decisions come from the
-test.
-"""
+"""Hospital nodes in this process, with a trainer that needs no TensorFlow."""
 
 import asyncio
 import functools
 import hashlib
 import json
-import os
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from fedmesh.aggregator.v1 import aggregator_pb2, aggregator_pb2_grpc
-from fedmesh.common.v1 import round_pb2
-from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
-from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
 from google.protobuf import timestamp_pb2
 
-from services.common.config import ServerConfig, TlsConfig
+from services.common.config import TlsConfig
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.gate import caller
-from services.common.grpc.server import Endpoint, MeshServer
-from services.embedded.ca import CertificateAuthority
-from services.embedded.processes import free_port
 from services.hospital_node.config import HospitalConfig
 from services.hospital_node.domain.ports import Int64Vector, LocalJob
 from services.hospital_node.main import run_node
 from services.hospital_node.worker import WorkerThread
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
-from services.secure_sum import public
-from services.secure_sum.parameters import parameter_set
+from services.secure_sum.roster import MemberKeys, found, save_roster_file, sign_roster
 
 PLANS = Path(__file__).parents[2] / "plans"
 TIMEOUT_S = 30.0
@@ -104,255 +90,6 @@ def changed_plan(name: str = "readmission-logistic-private", **changes: Any) -> 
     return PlanManifest.model_validate_json(json.dumps(document))
 
 
-@dataclass
-class Faults:
-    """What goes wrong: by method, errors raised before the centre acts, and after it acted."""
-
-    before: dict[str, list[Exception]] = field(default_factory=dict)
-    after: dict[str, list[Exception]] = field(default_factory=dict)
-    held: dict[str, asyncio.Event] = field(default_factory=dict)
-
-    async def enter(self, method: str) -> None:
-        if self.before.get(method):
-            raise self.before[method].pop(0)
-        if method in self.held:
-            await self.held[method].wait()
-
-    def leave(self, method: str) -> None:
-        if self.after.get(method):
-            raise self.after[method].pop(0)
-
-
-class Centre:
-    """Registry, coordinator and aggregator on one port."""
-
-    def __init__(self, ca: CertificateAuthority) -> None:
-        self.config = ServerConfig(
-            listen=f"127.0.0.1:{free_port()}", tls=ca.issue_service("centre"), drain_s=0, metrics_listen=None
-        )
-        self.server: MeshServer | None = None
-        self.faults = Faults()
-        self.plans: dict[str, bytes] = {}
-        self.jobs: dict[str, registry_pb2.Job] = {}
-        self.blobs: dict[str, bytes] = {}
-        self.uploads: dict[tuple[tuple[str, int, int], str], list[bytes]] = {}
-        self.forms: dict[tuple[str, int, int], Any] = {}
-        self.sums: dict[tuple[str, int, int], bytes] = {}
-        self.groups: dict[tuple[str, int, int], tuple[str, ...]] = {}
-        self.reports: list[tuple[str, str, Any]] = []
-        self.refuse: dict[str, FedmeshError] = {}
-        self.watching: dict[str, asyncio.Queue[Any]] = {}
-        self.cursors: list[tuple[str, str]] = []
-        self.fingerprints: dict[str, str] = {}
-        self._sent = 0
-        self.changed = asyncio.Condition()
-
-    async def start(self) -> None:
-        self.server = MeshServer(
-            self.config,
-            [
-                Endpoint(
-                    registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
-                    registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-                    _Registry(self),
-                ),
-                Endpoint(
-                    coordinator_pb2.DESCRIPTOR.services_by_name["CoordinatorService"],
-                    coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server,
-                    _Coordinator(self),
-                ),
-                Endpoint(
-                    aggregator_pb2.DESCRIPTOR.services_by_name["AggregatorService"],
-                    aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server,
-                    _Aggregator(self),
-                ),
-            ],
-        )
-        await self.server.start()
-
-    async def stop(self) -> None:
-        if self.server is not None:
-            await self.server.stop()
-            self.server = None
-
-    async def notify(self) -> None:
-        async with self.changed:
-            self.changed.notify_all()
-
-    async def until(self, condition: Any, what: str) -> None:
-        """Wait until a condition on this centre holds."""
-        async with self.changed:
-            try:
-                await asyncio.wait_for(self.changed.wait_for(condition), TIMEOUT_S)
-            except TimeoutError:
-                kinds = [(hospital, kind) for hospital, kind, _ in self.reports]
-                raise AssertionError(f"never came: {what}; reports so far: {kinds}") from None
-
-    def of_kind(self, kind: str) -> dict[str, Any]:
-        """The last report of a kind by hospital."""
-        return {hospital: request for hospital, name, request in self.reports if name == kind}
-
-    def count(self, kind: str) -> int:
-        return sum(name == kind for _, name, _ in self.reports)
-
-    async def reported(self, kind: str, hospitals: Sequence[str], times: int = 1) -> dict[str, Any]:
-        """Wait until each of `hospitals` has sent a report of a kind `times` times."""
-
-        def enough() -> bool:
-            sent = [hospital for hospital, name, _ in self.reports if name == kind]
-            return all(sent.count(hospital) >= times for hospital in hospitals)
-
-        await self.until(enough, f"{kind} from {list(hospitals)}")
-        return self.of_kind(kind)
-
-    async def connected(self, hospitals: Sequence[str]) -> None:
-        await self.until(lambda: set(hospitals) <= set(self.watching), f"streams of {list(hospitals)}")
-
-    def send(self, hospital: str, task: coordinator_pb2.Task) -> None:
-        self._sent += 1
-        response = coordinator_pb2.WatchTasksResponse(cursor=f"{self._sent}-0", task=task)
-        self.watching[hospital].put_nowait(response)
-
-    def sum_up(self, key: tuple[str, int, int], members: Sequence[str]) -> list[Any]:
-        """Add the accepted uploads of `members`; their contributions."""
-        form = self.forms[key]
-        total = None
-        for hospital in members:
-            upload = self.uploads[key, hospital][0]
-            params = parameter_set(form.parameter_set)
-            total = public.add(total, upload, params, form.vector_length, form.lanes)
-        assert total is not None
-        self.sums[key] = total
-        return [
-            round_pb2.Contribution(
-                hospital_id=hospital, ciphertext_sha256=hashlib.sha256(self.uploads[key, hospital][0]).hexdigest()
-            )
-            for hospital in members
-        ]
-
-
-class _Registry(registry_pb2_grpc.RegistryServiceServicer):
-    def __init__(self, centre: Centre) -> None:
-        self._centre = centre
-
-    async def GetPlan(self, request: Any, _context: Any) -> Any:
-        await self._centre.faults.enter("GetPlan")
-        if request.plan_id not in self._centre.plans:
-            raise FedmeshError(Code.NOT_FOUND, "no such plan")
-        plan = registry_pb2.Plan(plan_id=request.plan_id, manifest=self._centre.plans[request.plan_id])
-        return registry_pb2.GetPlanResponse(plan=plan)
-
-    async def GetJob(self, request: Any, _context: Any) -> Any:
-        return registry_pb2.GetJobResponse(job=self._centre.jobs[request.job_id])
-
-    async def UploadBlob(self, requests: AsyncIterator[Any], _context: Any) -> Any:
-        await self._centre.faults.enter("UploadBlob")
-        header = (await anext(aiter(requests))).header
-        content = b"".join([request.chunk async for request in requests])
-        assert hashlib.sha256(content).hexdigest() == header.sha256
-        self._centre.blobs[header.sha256] = content
-        return registry_pb2.UploadBlobResponse(sha256=header.sha256)
-
-    async def DownloadBlob(self, request: Any, _context: Any) -> AsyncIterator[Any]:
-        await self._centre.faults.enter("DownloadBlob")
-        self._centre.reports.append((caller().name, "download_blob", request))
-        if request.sha256 not in self._centre.blobs:
-            raise FedmeshError(Code.NOT_FOUND, "no such blob")
-        content = self._centre.blobs[request.sha256]
-        for start in range(0, len(content), 1000):
-            yield registry_pb2.DownloadBlobResponse(chunk=content[start : start + 1000])
-
-
-class _Aggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
-    def __init__(self, centre: Centre) -> None:
-        self._centre = centre
-
-    async def Upload(self, requests: AsyncIterator[Any], _context: Any) -> Any:
-        centre = self._centre
-        header = (await anext(aiter(requests))).header
-        content = b"".join([request.chunk async for request in requests])
-        hospital = caller().name
-        centre.reports.append((hospital, "bytes", content))
-        await centre.notify()
-        await centre.faults.enter("Upload")
-        key = (header.attempt.job_id, header.attempt.round, header.attempt.attempt)
-        form = header.form
-        public.validate_upload(content, parameter_set(form.parameter_set), form.vector_length, form.lanes)
-        centre.forms[key] = form
-        centre.uploads.setdefault((key, hospital), []).append(content)
-        centre.faults.leave("Upload")
-        return aggregator_pb2.UploadResponse(
-            contribution=round_pb2.Contribution(hospital_id=hospital, ciphertext_sha256=header.ciphertext_sha256)
-        )
-
-    async def DownloadSum(self, request: Any, _context: Any) -> AsyncIterator[Any]:
-        await self._centre.faults.enter("DownloadSum")
-        key = (request.attempt.job_id, request.attempt.round, request.attempt.attempt)
-        self._centre.reports.append((caller().name, "download_sum", request))
-        content = self._centre.sums[key]
-        for start in range(0, len(content), 10_000):
-            yield aggregator_pb2.DownloadSumResponse(chunk=content[start : start + 10_000])
-
-
-class _Coordinator(coordinator_pb2_grpc.CoordinatorServiceServicer):
-    def __init__(self, centre: Centre) -> None:
-        self._centre = centre
-
-    async def WatchTasks(self, request: Any, _context: Any) -> AsyncIterator[Any]:
-        centre, hospital = self._centre, caller().name
-        queue: asyncio.Queue[Any] = asyncio.Queue()
-        centre.watching[hospital] = queue
-        centre.cursors.append((hospital, request.cursor))
-        centre.fingerprints[hospital] = request.group_key_fingerprint
-        await centre.notify()
-        try:
-            yield coordinator_pb2.WatchTasksResponse(cursor=request.cursor)
-            while True:
-                try:
-                    response = await asyncio.wait_for(queue.get(), 0.2)
-                except TimeoutError:
-                    response = coordinator_pb2.WatchTasksResponse()
-                if response is None:
-                    return
-                yield response
-        finally:
-            if centre.watching.get(hospital) is queue:
-                del centre.watching[hospital]
-
-    async def _take(self, kind: str, request: Any) -> None:
-        await self._centre.faults.enter(kind)
-        refusal = self._centre.refuse.get(kind)
-        self._centre.reports.append((caller().name, kind, request))
-        await self._centre.notify()
-        if refusal is not None:
-            raise refusal
-        self._centre.faults.leave(kind)
-
-    async def ReportReady(self, request: Any, _context: Any) -> Any:
-        await self._take("ready", request)
-        return coordinator_pb2.ReportReadyResponse()
-
-    async def ReportUpload(self, request: Any, _context: Any) -> Any:
-        await self._take("uploaded", request)
-        return coordinator_pb2.ReportUploadResponse()
-
-    async def SubmitDigest(self, request: Any, _context: Any) -> Any:
-        await self._take("digest", request)
-        return coordinator_pb2.SubmitDigestResponse()
-
-    async def SubmitState(self, request: Any, _context: Any) -> Any:
-        await self._take("state", request)
-        return coordinator_pb2.SubmitStateResponse()
-
-    async def AttestState(self, request: Any, _context: Any) -> Any:
-        await self._take("attest", request)
-        return coordinator_pb2.AttestStateResponse()
-
-    async def DeclineJob(self, request: Any, _context: Any) -> Any:
-        await self._take("decline", request)
-        return coordinator_pb2.DeclineJobResponse()
-
-
 class Node:
     """One hospital node in this process; `kill` leaves its folder as a crash would."""
 
@@ -382,16 +119,20 @@ class Node:
             self._task = None
 
 
+def found_roster(path: Path, consortium: str, members: Sequence[MemberKeys]) -> None:
+    """Write a founding roster that all members have signed."""
+    statement = found(consortium, [keys.public() for keys in members])
+    save_roster_file(path, statement, {keys.hospital_id: sign_roster(statement, keys) for keys in members})
+
+
 def hospital_config(
-    folder: Path, hospital_id: str, target: str, tls: TlsConfig, group_key: bytes, cache: Path
+    folder: Path, keys: MemberKeys, target: str, tls: TlsConfig, roster: Path, cache: Path
 ) -> HospitalConfig:
-    """A node's settings, with a small data file and the group key in `folder`."""
+    """A node's settings, with a small data file and its member keys in `folder`."""
+    hospital_id = keys.hospital_id
     home = folder / hospital_id
     home.mkdir()
-    key_file = home / "group.key"
-    descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(group_key)
+    keys.save(home / "member.keys")
     (home / "data.csv").write_text(f"data of {hospital_id}")
     client = {"target": target}
     document = {
@@ -403,7 +144,8 @@ def hospital_config(
         "data": {"file": str(home / "data.csv")},
         "population": hospital_id,
         "data_dir": str(home / "node"),
-        "group_key_file": str(key_file),
+        "member_keys": str(home / "member.keys"),
+        "roster": str(roster),
         "compile_cache": str(cache),
     }
     (home / "hospital.yaml").write_text(yaml.safe_dump(document))

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -84,6 +85,8 @@ class SqliteNodeState:
 
     def __init__(self, data_dir: Path) -> None:
         """Raises: FedmeshError(CONFIG_INVALID, STORE_FULL, STORE_UNAVAILABLE)."""
+        # A step that was superseded may still be writing a state while the next one adopts another.
+        self._blobs = threading.Lock()
         self._states = data_dir / "states"
         self._states.mkdir(mode=0o700, exist_ok=True)
         for partial in self._states.glob(".*.partial"):
@@ -116,13 +119,14 @@ class SqliteNodeState:
 
     def save_blob(self, job_id: str, content: bytes) -> str:
         sha256 = hashlib.sha256(content).hexdigest()
-        # The row first: `adopt` deletes files that no row names.
-        with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT INTO blobs (job_id, sha256) VALUES (?, ?) ON CONFLICT DO NOTHING", (job_id, sha256)
-            )
-        if self.blob(sha256) is None:
-            write_durably(self._states / sha256, content)
+        with self._blobs:
+            # The row first: `adopt` deletes files that no row names.
+            with self._database.transaction() as connection:
+                connection.execute(
+                    "INSERT INTO blobs (job_id, sha256) VALUES (?, ?) ON CONFLICT DO NOTHING", (job_id, sha256)
+                )
+            if self.blob(sha256) is None:
+                write_durably(self._states / sha256, content)
         return sha256
 
     def blob(self, sha256: str) -> bytes | None:
@@ -133,18 +137,19 @@ class SqliteNodeState:
         return content if hashlib.sha256(content).hexdigest() == sha256 else None
 
     def adopt(self, job_id: str, version: int, sha256: str) -> None:
-        with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT INTO blobs VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET version = ?3",
-                (job_id, sha256, version),
-            )
-            connection.execute(
-                "DELETE FROM blobs WHERE job_id = ?1 AND coalesce(version, 0) < ?2 - 1", (job_id, version)
-            )
-            kept = {row[0] for row in connection.execute("SELECT sha256 FROM blobs")}
-        for path in self._states.iterdir():
-            if path.name not in kept:
-                path.unlink(missing_ok=True)
+        with self._blobs:
+            with self._database.transaction() as connection:
+                connection.execute(
+                    "INSERT INTO blobs VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET version = ?3",
+                    (job_id, sha256, version),
+                )
+                connection.execute(
+                    "DELETE FROM blobs WHERE job_id = ?1 AND coalesce(version, 0) < ?2 - 1", (job_id, version)
+                )
+                kept = {row[0] for row in connection.execute("SELECT sha256 FROM blobs")}
+            for path in self._states.iterdir():
+                if path.name not in kept:
+                    path.unlink(missing_ok=True)
 
     def adopted_version(self, job_id: str) -> int:
         with self._database.connection() as connection:

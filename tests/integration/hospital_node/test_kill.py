@@ -13,7 +13,7 @@ from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 
 from services.hospital_node.config import HospitalConfig
 from services.hospital_node.store.ledger import read_ledger
-from tests.integration.hospital_node.conftest import HOSPITALS, Consortium
+from tests.integration.hospital_node.conftest import Consortium
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,12 +58,13 @@ async def test_sigkill_in_mid_upload(consortium: Consortium) -> None:
     consortium.create_job()
     async with node_process(consortium):
         await consortium.trained(["h1"])
+        await consortium.shared(["h1"])
         consortium.centre.faults.held["Upload"] = asyncio.Event()
-        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+        consortium.ask_upload(["h1"])
         await consortium.centre.reported("bytes", ["h1"])
     consortium.centre.faults.held.clear()
     async with node_process(consortium):
-        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+        consortium.ask_upload(["h1"])
         await consortium.centre.reported("uploaded", ["h1"])
     contents = [content for _, kind, content in consortium.centre.reports if kind == "bytes"]
     assert len(contents) == 2
@@ -74,13 +75,17 @@ async def test_sigkill_in_mid_upload(consortium: Consortium) -> None:
 async def test_sigkill_at_any_moment_never_sends_other_bytes(consortium: Consortium) -> None:
     """Killed again and again at moments that differ: one attempt has one ciphertext and one charge."""
     consortium.create_job()
+    async with node_process(consortium):
+        await consortium.trained(["h1"])
+        await consortium.shared(["h1"])
     for delay_s in (0.0, 0.01, 0.03, 0.1):
         async with node_process(consortium):
             consortium.tell(["h1"], consortium.task(pb.TASK_KIND_TRAIN))
-            consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+            consortium.tell(["h1"], consortium.task(pb.TASK_KIND_SHARE))
+            consortium.ask_upload(["h1"])
             await asyncio.sleep(delay_s)
     async with node_process(consortium):
-        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+        consortium.ask_upload(["h1"])
         await consortium.centre.reported("uploaded", ["h1"])
     contents = {content for _, kind, content in consortium.centre.reports if kind == "bytes"}
     assert len(contents) == 1

@@ -1,5 +1,6 @@
 """The node as a process: settings, signals, health."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,8 +21,8 @@ from services.hospital_node.config import HospitalConfig, check_config
 from services.hospital_node.main import main
 from services.hospital_node.probe import CONNECTED_SERVICE
 from services.hospital_node.store.state import open_data_dir
-from services.secure_sum.secret import generate_group_key
-from tests.support.hospital import hospital_config
+from services.secure_sum.roster import MemberKeys
+from tests.support.hospital import found_roster, hospital_config
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,8 +31,10 @@ class Home:
     def __init__(self, folder: Path) -> None:
         self.ca = create_ca(folder / "ca", "consortium")
         target = f"127.0.0.1:{free_port()}"
+        self.keys = [MemberKeys.generate(name) for name in ("north", "south", "west", "east")]
+        found_roster(folder / "roster.json", "consortium", self.keys)
         self.config = hospital_config(
-            folder, "north", target, self.ca.issue_hospital("north"), generate_group_key(), folder
+            folder, self.keys[0], target, self.ca.issue_hospital("north"), folder / "roster.json", folder
         )
         self.file = folder / "north" / "hospital.yaml"
 
@@ -78,18 +81,36 @@ def test_wrong_settings(home: Home, capsys: pytest.CaptureFixture[str], settings
     assert word in capsys.readouterr().err
 
 
-def test_keys_that_others_can_read_or_that_are_none(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_that_others_can_read_or_that_are_not_its_own(
+    home: Home, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     def complaint() -> str:
         assert home.run("--check-config") == 78
         return capsys.readouterr().err
 
-    home.config.group_key_file.chmod(0o640)
+    home.config.member_keys.chmod(0o640)
     assert "chmod 600" in complaint()
-    home.config.group_key_file.chmod(0o600)
-    home.config.group_key_file.write_bytes(b"short")
-    assert "group key" in complaint()
+    home.config.member_keys.chmod(0o600)
+    home.keys[1].save(tmp_path / "south.keys")
+    home.change(member_keys=str(tmp_path / "south.keys"))
+    assert "are south's" in complaint()
+    MemberKeys.generate("north").save(tmp_path / "new.keys")
+    home.change(member_keys=str(tmp_path / "new.keys"))
+    assert "other keys" in complaint()
+    home.change(member_keys=str(home.config.member_keys))
     home.config.tls.key.chmod(0o644)
     assert "the private key" in complaint()
+
+
+def test_a_founding_roster_that_one_did_not_sign(
+    home: Home, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    document = json.loads(home.config.roster.read_text())
+    document["signatures"].pop()
+    (tmp_path / "odd.json").write_text(json.dumps(document))
+    home.change(roster=str(tmp_path / "odd.json"))
+    assert home.run("--check-config") == 78
+    assert "did not sign" in capsys.readouterr().err
 
 
 def test_a_service_certificate_is_not_a_hospitals(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """What a hospital does not do, and how it says so."""
 
 import asyncio
+import hashlib
 import os
 from typing import Any
 
@@ -30,8 +31,14 @@ async def test_plans_that_are_refused(consortium: Consortium) -> None:
     await consortium.start(["h1"])
     consortium.create_job(changed_plan("readmission-logistic"))
     await declined(consortium, Code.PRIVACY_REFUSED, "no privacy")
-    consortium.create_job(cohort=HOSPITALS[:3])
-    await declined(consortium, Code.PRIVACY_REFUSED, "4")
+    consortium.create_job(cohort=HOSPITALS[:2])
+    await declined(consortium, Code.PRIVACY_REFUSED, "a cohort of 2", "3 are needed")
+    consortium.create_job(cohort=(*HOSPITALS, "h5"))
+    await declined(consortium, Code.PRIVACY_REFUSED, "not members", "h5")
+    consortium.create_job()
+    await declined(consortium, Code.PLAN_INVALID, "its roster", roster_sha256="ab" * 32)
+    consortium.centre.jobs[consortium.job_id].roster_sha256 = "ab" * 32
+    await declined(consortium, Code.STATEMENT_INVALID, "does not follow", roster_sha256="ab" * 32)
     consortium.create_job(changed_plan(privacy={"epsilon": 2.0}))
     await declined(consortium, Code.PRIVACY_REFUSED, "2", "0.5")
     consortium.create_job()
@@ -74,13 +81,15 @@ async def test_attempts_beyond_the_calibrated_ones(consortium: Consortium) -> No
     for attempt in (1, 2):
         consortium.centre.reports.clear()
         await consortium.trained(["h1"], attempt=attempt)
-        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, attempt=attempt, group=HOSPITALS))
-        await consortium.centre.reported("uploaded", ["h1"])
+        await consortium.uploaded(["h1"], attempt=attempt)
     consortium.centre.reports.clear()
     consortium.tell(["h1"], consortium.task(pb.TASK_KIND_TRAIN, attempt=3))
     request = (await consortium.centre.reported("decline", ["h1"]))["h1"]
     assert request.code == Code.BUDGET_EXHAUSTED.value
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, attempt=3, group=HOSPITALS))
+    consortium.sealed(attempt=3)
+    consortium.papers[consortium.job_id, 1, 3]["sharers"] = HOSPITALS
+    consortium.ask_upload(["h1"], attempt=3)
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_TRAIN, attempt=4))
     await consortium.centre.reported("decline", ["h1"], times=2)
     assert consortium.centre.count("bytes") == 0
 
@@ -113,61 +122,157 @@ async def test_a_bug_in_training_tells_nothing_and_the_node_lives_on(consortium:
 
 
 @pytest.mark.parametrize(
-    "group",
-    [("h2", "h3", "h4"), ("h1", "h2"), ("h1", "h2", "h9"), ("h1", "h1", "h2")],
-    ids=lambda group: "".join(group),
+    "group", [("h2", "h3", "h4"), ("h1", "h2"), ("h1", "h1", "h2")], ids=lambda group: "".join(group)
 )
-async def test_groups_that_get_no_ciphertext(consortium: Consortium, group: tuple[str, ...]) -> None:
+async def test_groups_that_get_no_shares(consortium: Consortium, group: tuple[str, ...]) -> None:
     consortium.create_job()
     await consortium.start(["h1"])
     await consortium.trained(["h1"])
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=group))
+    consortium.sealed(group)
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_SHARE))
     consortium.tell(["h1"], consortium.task(pb.TASK_KIND_TRAIN, attempt=2))
     await consortium.centre.reported("ready", ["h1"], times=2)
-    assert (consortium.centre.count("bytes"), consortium.centre.count("decline")) == (0, 0)
+    assert (consortium.centre.count("shares"), consortium.centre.count("decline")) == (0, 0)
+
+
+async def test_an_attempt_has_one_group(consortium: Consortium) -> None:
+    consortium.create_job()
+    await consortium.start(["h1"])
+    await consortium.trained(["h1"])
+    await consortium.shared(["h1"])
+    consortium.sealed(HOSPITALS[:3])
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_SHARE))
+    await asyncio.sleep(0.3)
+    assert consortium.centre.count("shares") == 1
+
+
+@pytest.mark.parametrize("sharers", [("h1", "h2"), ("h2", "h3", "h4")], ids=lambda sharers: "".join(sharers))
+async def test_sharers_that_get_no_ciphertext(consortium: Consortium, sharers: tuple[str, ...]) -> None:
+    consortium.create_job()
+    await consortium.start(["h1"])
+    await consortium.trained(["h1"])
+    await consortium.shared(["h1"])
+    consortium.papers[consortium.job_id, 1, 1]["sharers"] = sharers
+    consortium.ask_upload(["h1"])
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_TRAIN, attempt=2))
+    await consortium.centre.reported("ready", ["h1"], times=2)
+    assert consortium.centre.count("bytes") == 0
     assert read_ledger(consortium.nodes["h1"].config.data_dir)[0].charged == 0
 
 
-async def test_sums_that_are_not_decrypted(consortium: Consortium) -> None:
+async def test_a_list_without_its_upload_or_a_second_list_is_not_signed(consortium: Consortium) -> None:
     consortium.create_job()
     await consortium.start()
     await consortium.trained()
     await consortium.uploaded()
-    good = consortium.summed()
-    wrong = [
-        {"contributions": good["contributions"][:2]},
-        {"group": HOSPITALS[1:]},
+    consortium.listed(HOSPITALS[1:])
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_CONFIRM))
+    await asyncio.sleep(0.3)
+    assert consortium.centre.count("confirm") == 0
+    consortium.listed()
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_CONFIRM))
+    await consortium.centre.reported("confirm", ["h1"])
+    consortium.listed(HOSPITALS[:3])
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_CONFIRM))
+    await asyncio.sleep(0.3)
+    assert consortium.centre.count("confirm") == 1
+
+
+async def test_too_few_confirmations_open_nothing(consortium: Consortium) -> None:
+    consortium.create_job()
+    await consortium.start()
+    await consortium.trained()
+    await consortium.uploaded()
+    await consortium.confirmed()
+    papers = consortium.papers[consortium.job_id, 1, 1]
+    enough = papers["confirmations"]
+    papers["confirmations"] = enough[:2]
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UNMASK))
+    await asyncio.sleep(0.3)
+    assert consortium.centre.count("reveal") == 0
+    papers["confirmations"] = enough[:3]
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UNMASK))
+    await consortium.centre.reported("reveal", ["h1"])
+
+
+async def test_a_second_attempt_of_a_round_is_never_revealed(consortium: Consortium) -> None:
+    """Not even when the hospital was told that the first one was given up, and has forgotten its secrets."""
+    consortium.create_job(changed_plan(privacy={"extra_attempts": 4}))
+    await consortium.start()
+    await consortium.opened()
+    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_ABORTED, reason="so says the centre"))
+    await consortium.restart("h1")
+    await consortium.trained(attempt=2)
+    await consortium.uploaded(attempt=2)
+    await consortium.confirmed(attempt=2)
+    revealed = consortium.centre.count("reveal")
+    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_UNMASK, attempt=2))
+    await asyncio.sleep(0.5)
+    assert consortium.centre.count("reveal") == revealed
+
+
+async def test_sums_that_are_not_opened(consortium: Consortium) -> None:
+    consortium.create_job()
+    await consortium.start()
+    await consortium.opened()
+    good = consortium.papers[consortium.job_id, 1, 1]
+    seeds = good["opening"].self_seeds
+    wrong: list[dict[str, Any]] = [
         {"sum_sha256": "0" * 64},
-        {"contributions": [round_pb2.Contribution(hospital_id="h1", ciphertext_sha256="0" * 64)]},
+        {"uploads": good["uploads"][:3]},
+        {"opening": round_pb2.Opening(self_seeds=seeds[:3])},
+        {"opening": round_pb2.Opening(self_seeds=[*seeds[:3], round_pb2.OpenedSeed(hospital_id="h4", seed=bytes(16))])},
+        {"survivors": good["survivors"].replace(b'"round":1', b'"round":2')},
     ]
-    forged = [round_pb2.Contribution(hospital_id=name, ciphertext_sha256="0" * 64) for name in HOSPITALS]
-    wrong.append({"contributions": forged})
     for changes in wrong:
-        consortium.tell(["h2"], consortium.task(pb.TASK_KIND_DECRYPT, **{**good, **changes}))
+        task = consortium.task(pb.TASK_KIND_DECRYPT, finalizer="h1", **{**good, **changes})
+        consortium.tell(["h2"], task)
         await asyncio.sleep(0.2)
-    # The announced hash that no sum had is pinned: nothing else is decrypted in this attempt.
-    consortium.tell(["h2"], consortium.task(pb.TASK_KIND_DECRYPT, **good))
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_DECRYPT, **good))
-    await consortium.centre.reported("digest", ["h1"])
-    await asyncio.sleep(0.2)
-    assert set(consortium.centre.of_kind("digest")) == {"h1"}
+    assert consortium.centre.count("digest") == 0
+    consortium.tell(["h2"], consortium.task(pb.TASK_KIND_DECRYPT, finalizer="h1"))
+    await consortium.centre.reported("digest", ["h2"])
 
 
-async def test_a_substituted_sum_is_not_decrypted(consortium: Consortium) -> None:
+async def test_a_sum_that_is_not_the_sum_of_the_uploads_blames_the_aggregator(
+    consortium: Consortium, capsys: pytest.CaptureFixture[str]
+) -> None:
     consortium.create_job()
     await consortium.start()
-    await consortium.trained()
-    await consortium.uploaded()
-    three = consortium.summed(HOSPITALS[:3])
-    fields = {**three, "group": HOSPITALS}
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_DECRYPT, **fields))
+    await consortium.opened()
+    key = (consortium.job_id, 1, 1)
+    honest = consortium.centre.sums[key]
+    consortium.centre.sums[key] = [bytes([segment[0] ^ 1]) + segment[1:] for segment in honest]
+    sha256 = hashlib.sha256(b"".join(consortium.centre.sums[key])).hexdigest()
+    consortium.tell(
+        HOSPITALS, consortium.task(pb.TASK_KIND_DECRYPT, **{**consortium.papers[key], "sum_sha256": sha256})
+    )
+    await asyncio.sleep(0.5)
+    assert consortium.centre.count("digest") == 0
+    consortium.centre.sums[key] = honest
+    consortium.centre.spoil_segment = lambda segment: bytes([segment[0] ^ 1]) + segment[1:]
+    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_DECRYPT))
+    await asyncio.sleep(0.5)
+    assert consortium.centre.count("digest") == 0
+    said = "".join(capsys.readouterr())
+    assert "the aggregator is to blame: segment 0 of the sum is not the sum" in said
+    assert "is not the one that h" in said
+    consortium.centre.spoil_segment = bytes
+    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_DECRYPT))
+    await consortium.centre.reported("digest", HOSPITALS)
+
+
+async def test_an_attempt_has_one_digest(consortium: Consortium) -> None:
+    """After it has agreed on one sum, a hospital says nothing about another one."""
+    consortium.create_job()
+    await consortium.start()
+    await consortium.opened()
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_DECRYPT))
     await consortium.centre.reported("digest", ["h1"])
-    other = consortium.summed(HOSPITALS)
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_DECRYPT, **other))
-    consortium.tell(["h2"], consortium.task(pb.TASK_KIND_DECRYPT, **other))
-    await consortium.centre.reported("digest", ["h2"])
-    await asyncio.sleep(0.2)
-    assert consortium.centre.count("digest") == 2
+    key = (consortium.job_id, 1, 1)
+    one_more = {**consortium.papers[key], "base_state_sha256": "", "sum_sha256": "1" * 64}
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_DECRYPT, **one_more))
+    await asyncio.sleep(0.3)
+    assert consortium.centre.count("digest") == 1
 
 
 async def test_stale_tasks_are_dropped(consortium: Consortium) -> None:
@@ -179,7 +284,7 @@ async def test_stale_tasks_are_dropped(consortium: Consortium) -> None:
     consortium.centre.refuse.clear()
     await consortium.trained(["h1"], attempt=3)
     consortium.tell(["h1"], consortium.task(pb.TASK_KIND_TRAIN, attempt=2))
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, attempt=1, group=HOSPITALS))
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, attempt=1))
     await consortium.trained(["h1"], attempt=4)
     attempts = [request.attempt.attempt for _, kind, request in consortium.centre.reports if kind == "ready"]
     assert attempts == [1, 3, 4]
@@ -193,9 +298,8 @@ async def test_repeated_tasks_repeat_the_same_reports(consortium: Consortium) ->
     await consortium.trained(["h1"])
     ids = {request.request_id for _, kind, request in consortium.centre.reports if kind == "ready"}
     assert (consortium.centre.count("ready"), len(ids)) == (2, 1)
-    for times in (1, 2):
-        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
-        await consortium.centre.reported("uploaded", ["h1"], times)
+    for _ in range(2):
+        await consortium.uploaded(["h1"])
     contents = {content for _, kind, content in consortium.centre.reports if kind == "bytes"}
     assert len(contents) == 1
     assert read_ledger(consortium.nodes["h1"].config.data_dir)[0].charged == 1
@@ -206,17 +310,18 @@ async def test_disk_full_while_keeping_a_ciphertext(consortium: Consortium) -> N
     consortium.create_job()
     await consortium.start(["h1"])
     await consortium.trained(["h1"])
-    folder = consortium.nodes["h1"].config.data_dir / "ciphertexts"
-    moved = folder.rename(folder.with_name("elsewhere"))
-    os.symlink("/dev/full", folder)
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+    await consortium.shared(["h1"])
+    home = consortium.nodes["h1"].config.data_dir
+    folder = home / "ciphertexts"
+    partial = folder / f".{consortium.job_id}.1.1.masked.partial"
+    os.symlink("/dev/full", partial)
+    consortium.ask_upload(["h1"])
     await asyncio.sleep(0.3)
     assert consortium.centre.count("bytes") == 0
-    assert read_ledger(consortium.nodes["h1"].config.data_dir)[0].charged == 0
-    folder.unlink()
-    moved.rename(folder)
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+    assert read_ledger(home)[0].charged == 0
+    # The node removes what it could not write, and tries again by itself.
     await consortium.centre.reported("uploaded", ["h1"])
+    assert read_ledger(home)[0].charged == 1
 
 
 async def _released(consortium: Consortium) -> None:

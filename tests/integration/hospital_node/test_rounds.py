@@ -11,10 +11,10 @@ import pytest
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 
 from services.common.errors import Code, FedmeshError
-from services.hospital_node.domain.tasks import AttemptId
+from services.hospital_node.secret_sum import MaskedSums
+from services.hospital_node.store.epochs import EpochFiles
 from services.hospital_node.store.ledger import SqliteLedger, read_ledger
-from services.hospital_node.store.state import SqliteNodeState
-from services.secure_sum.secret import generate_group_key
+from services.hospital_node.usecases.states import seal
 from tests.integration.hospital_node.conftest import HOSPITALS, Consortium
 from tests.support.hospital import NumpyTrainer, changed_plan
 
@@ -28,9 +28,9 @@ async def test_rounds_of_a_private_plan(consortium: Consortium) -> None:
     consortium.create_job(plan)
     await consortium.start()
     first = await consortium.round()
-    assert consortium.centre.of_kind("state")["h1"].metrics_json == ""
+    assert consortium.centre.of_kind("digest")["h1"].metrics_json == ""
     second = await consortium.round(round_number=2, base=first)
-    metrics = json.loads(consortium.centre.of_kind("state")["h1"].metrics_json)
+    metrics = json.loads(consortium.centre.of_kind("digest")["h1"].metrics_json)
     assert set(metrics) == {"counted"}
     last: dict[str, Any] = {"base_version": 2, "base_state_sha256": second}
     ended = consortium.task(pb.TASK_KIND_JOB_ENDED, round_number=2, reason="completed", **last)
@@ -58,8 +58,10 @@ async def test_sum_is_exact_without_privacy_and_noised_with_it(consortium: Conso
         start = trainers[0].initial_state()
         total = sum(trainer.contribution(start, 1) for trainer in trainers)
         expected = trainers[0].update(start, np.asarray(total), 4)
-        assert (hashlib.sha256(expected).hexdigest() == state) is exact
-        difference = np.frombuffer(consortium.centre.blobs[state]) - np.frombuffer(expected)
+        reached = consortium.open_state(state, 1)
+        assert (expected == reached) is exact
+        assert expected not in consortium.centre.blobs[state]
+        difference = np.frombuffer(reached) - np.frombuffer(expected)
         assert exact or np.abs(difference).max() > 1
 
 
@@ -82,8 +84,9 @@ async def test_killed_in_mid_upload_sends_the_same_bytes_after_restart(consortiu
     consortium.create_job()
     await consortium.start()
     await consortium.trained()
+    await consortium.shared()
     consortium.centre.faults.held["Upload"] = asyncio.Event()
-    task = consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS)
+    task = consortium.upload_task("h1")
     consortium.tell(["h1"], task)
     await consortium.centre.reported("bytes", ["h1"])
     assert spent(consortium, "h1") == 1
@@ -99,33 +102,37 @@ async def test_killed_in_mid_upload_sends_the_same_bytes_after_restart(consortiu
     assert consortium.nodes["h1"].trainers.opened == 1, "the data is not needed to send kept bytes again"
 
 
-async def test_killed_between_keeping_and_charging(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["keep", "charge"])
+async def test_killed_before_one_of_the_two_is_durable(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Nothing is sent until the upload is kept and the attempt charged, in whichever order the disk answers."""
     consortium.create_job()
     await consortium.start()
     await consortium.trained()
-    state = SqliteNodeState(consortium.nodes["h1"].config.data_dir)
-    attempt = AttemptId(consortium.job_id, 1, 1)
-    kept = asyncio.Event()
+    await consortium.shared()
+    asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     stuck = threading.Event()
 
-    def die_before_charging(_self: SqliteLedger, *_args: Any, **_options: Any) -> None:
-        loop.call_soon_threadsafe(kept.set)
+    def die(*_args: Any, **_options: Any) -> None:
+        loop.call_soon_threadsafe(asked.set)
         stuck.wait(20)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SqliteLedger, "charge", die_before_charging)
-        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
-        await asyncio.wait_for(kept.wait(), 20)
+        patch.setattr(MaskedSums if method == "keep" else SqliteLedger, method, die)
+        consortium.ask_upload(["h1"])
+        await asyncio.wait_for(asked.wait(), 20)
+        await asyncio.sleep(0.2)
         await consortium.nodes["h1"].kill()
         stuck.set()
-    assert spent(consortium, "h1") == 0
-    content = state.ciphertext(attempt)
+    assert consortium.centre.count("bytes") == 0
     await consortium.restart("h1")
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+    consortium.ask_upload(["h1"])
     await consortium.centre.reported("uploaded", ["h1"])
-    assert consortium.centre.reports[-2] == ("h1", "bytes", content)
     assert spent(consortium, "h1") == 1
+    await consortium.uploaded(HOSPITALS[1:])
+    await consortium.unmasked()
 
 
 async def test_a_lost_ciphertext_is_not_replaced(consortium: Consortium) -> None:
@@ -134,62 +141,182 @@ async def test_a_lost_ciphertext_is_not_replaced(consortium: Consortium) -> None
     await consortium.trained()
     await consortium.uploaded()
     home = consortium.nodes["h1"].config.data_dir
+    await _eventually(lambda: [path.suffix for path in (home / "ciphertexts").iterdir()] == [".masked"])
     next((home / "ciphertexts").iterdir()).unlink()
     await consortium.restart("h1")
-    consortium.centre.reports.clear()
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
+    sent = consortium.centre.count("bytes")
+    consortium.ask_upload(["h1"])
     consortium.tell(["h1"], consortium.task(pb.TASK_KIND_ABORTED, reason="test"))
     await consortium.trained(["h1"], attempt=2)
-    assert consortium.centre.count("bytes") == 0
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS, attempt=2))
-    await consortium.centre.reported("uploaded", ["h1"])
+    assert consortium.centre.count("bytes") == sent
+    await consortium.uploaded(["h1"], attempt=2)
     assert spent(consortium, "h1") == 2
 
 
-@pytest.mark.parametrize("phase", ["decrypt", "finalize", "attest", "committed"])
-async def test_restart_in_a_later_phase(consortium: Consortium, phase: str) -> None:
+async def test_a_damaged_masked_ciphertext_is_made_again_while_the_unmasked_one_is_there(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash of the machine may damage the masked file, which is not waited for before it is sent."""
+    consortium.create_job()
+    await consortium.start(["h1"])
+    await consortium.trained(["h1"])
+    monkeypatch.setattr(MaskedSums, "settle", lambda *_: None)
+    await consortium.uploaded(["h1"])
+    home = consortium.nodes["h1"].config.data_dir
+    (masked,) = (home / "ciphertexts").glob("*.masked")
+    masked.write_bytes(masked.read_bytes()[:100])
+    await consortium.restart("h1")
+    consortium.ask_upload(["h1"])
+    await consortium.centre.reported("uploaded", ["h1"], times=2)
+    assert len({content for _, kind, content in consortium.centre.reports if kind == "bytes"}) == 1
+    assert consortium.centre.count("bytes") == 2
+
+
+PHASES = ("share", "upload", "confirm", "unmask", "decrypt", "finalize", "attest", "committed")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_killed_between_any_two_steps(consortium: Consortium, phase: str) -> None:
+    """A hospital that was killed goes on with the same secrets, the same bytes and one charge."""
     consortium.create_job()
     await consortium.start()
+
+    async def killed_before(step: str) -> None:
+        if step == phase:
+            await consortium.restart("h1")
+
     await consortium.trained()
+    await killed_before("share")
+    await consortium.shared()
+    await killed_before("upload")
     await consortium.uploaded()
-    fields = consortium.summed()
-    if phase == "decrypt":
-        await consortium.restart("h1")
-    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_DECRYPT, **fields))
+    await killed_before("confirm")
+    await consortium.confirmed()
+    await killed_before("unmask")
+    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_UNMASK))
+    await consortium.centre.reported("reveal", HOSPITALS)
+    consortium.compute()
+    await killed_before("decrypt")
+    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_DECRYPT, finalizer="h4"))
     digests = await consortium.centre.reported("digest", HOSPITALS)
-    assert len({request.digest for request in digests.values()}) == 1
-    if phase == "finalize":
-        await consortium.restart("h1")
-    fields["finalizer"] = "h1"
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_FINALIZE, **fields))
+    assert len({(request.digest, request.next_state_sha256) for request in digests.values()}) == 1
+    await killed_before("finalize")
+    named = {**consortium.papers[consortium.job_id, 1, 1], "finalizer": "h1"}
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_FINALIZE, **named))
     state = (await consortium.centre.reported("state", ["h1"]))["h1"].state_sha256
-    if phase == "attest":
-        await consortium.restart("h2")
-    fields["next_state_sha256"] = state
-    consortium.tell(["h2"], consortium.task(pb.TASK_KIND_ATTEST, **fields))
-    assert (await consortium.centre.reported("attest", ["h2"]))["h2"].agrees
-    if phase == "committed":
-        await consortium.restart("h3")
-    consortium.tell(["h3"], consortium.task(pb.TASK_KIND_COMMITTED, **{**fields, "base_version": 1}))
-    home = consortium.nodes["h3"].config.data_dir
+    assert state == digests["h1"].next_state_sha256
+    await killed_before("attest")
+    named.update(finalizer="h2", next_state_sha256=state)
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_ATTEST, **named))
+    assert (await consortium.centre.reported("attest", ["h1"]))["h1"].agrees
+    await killed_before("committed")
+    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_COMMITTED, **{**named, "base_version": 1}))
+    home = consortium.nodes["h1"].config.data_dir
     await _eventually(lambda: (home / "states" / state).is_file())
+    await _eventually(lambda: not list((home / "ciphertexts").iterdir()))
     assert spent(consortium, "h1") == 1
 
 
-async def test_killed_while_finalizing_computes_the_same_state(consortium: Consortium) -> None:
+async def test_every_step_repeated_gives_the_same_bytes(consortium: Consortium) -> None:
+    """The centre may lose its store and ask again: UPLOAD comes once more after UNMASK, and all answers stay."""
+    consortium.create_job()
+    await consortium.start()
+    await consortium.opened()
+    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_DECRYPT, finalizer="h1"))
+    await consortium.centre.reported("digest", HOSPITALS)
+    first = {kind: consortium.centre.of_kind(kind) for kind in ("shares", "uploaded", "confirm", "reveal", "digest")}
+    sent = {content for _, kind, content in consortium.centre.reports if kind == "bytes"}
+    await consortium.restart("h2")
+    consortium.centre.reports.clear()
+    again = (
+        ("shares", consortium.task(pb.TASK_KIND_SHARE)),
+        ("uploaded", None),
+        ("confirm", consortium.task(pb.TASK_KIND_CONFIRM)),
+        ("reveal", consortium.task(pb.TASK_KIND_UNMASK)),
+        ("digest", consortium.task(pb.TASK_KIND_DECRYPT, finalizer="h1")),
+    )
+    for kind, task in again:
+        for name in HOSPITALS:
+            consortium.tell([name], task or consortium.upload_task(name))
+        assert await consortium.centre.reported(kind, HOSPITALS) == first[kind], kind
+    assert {content for _, kind, content in consortium.centre.reports if kind == "bytes"} == sent
+    assert [spent(consortium, name) for name in HOSPITALS] == [1, 1, 1, 1]
+
+
+async def test_a_step_may_be_skipped(consortium: Consortium) -> None:
+    """A survivor that did not confirm in time does so when it is asked to reveal, or to agree."""
     consortium.create_job()
     await consortium.start()
     await consortium.trained()
     await consortium.uploaded()
-    fields = {**consortium.summed(), "finalizer": "h1"}
-    consortium.centre.faults.after["state"] = [FedmeshError(Code.SERVICE_UNAVAILABLE, "lost")] * 1
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_FINALIZE, **fields))
-    await consortium.centre.reported("state", ["h1"])
-    await consortium.restart("h1")
-    consortium.tell(["h1"], consortium.task(pb.TASK_KIND_FINALIZE, **fields))
-    await consortium.centre.reported("state", ["h1"], times=2)
-    requests = [request for _, kind, request in consortium.centre.reports if kind == "state"]
-    assert len({(request.request_id, request.state_sha256) for request in requests}) == 1
+    consortium.listed()
+    three = HOSPITALS[:3]
+    consortium.tell(three, consortium.task(pb.TASK_KIND_CONFIRM))
+    await consortium.centre.reported("confirm", three)
+    confirmed = consortium.told("confirm", (consortium.job_id, 1, 1))
+    signatures = [{"hospital_id": name, "signature": report.signature} for name, report in confirmed.items()]
+    consortium.papers[consortium.job_id, 1, 1]["confirmations"] = signatures
+    consortium.tell(["h2", "h3", "h4"], consortium.task(pb.TASK_KIND_UNMASK))
+    await consortium.centre.reported("reveal", ["h2", "h3", "h4"])
+    consortium.compute()
+    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_DECRYPT, finalizer="h1"))
+    digests = await consortium.centre.reported("digest", HOSPITALS)
+    assert len({request.digest for request in digests.values()}) == 1
+
+
+async def test_a_hospital_that_drops_out_after_sharing_is_not_in_the_sum(consortium: Consortium) -> None:
+    for name in HOSPITALS:
+        consortium.reconfigure(name, privacy={"allow_without_privacy": True})
+    plan = changed_plan("readmission-logistic", rounds={"count": 1})
+    consortium.create_job(plan)
+    await consortium.start()
+    await consortium.trained()
+    await consortium.shared()
+    three = HOSPITALS[:3]
+    await consortium.nodes["h4"].kill()
+    await consortium.uploaded(three)
+    await consortium.unmasked(three)
+    consortium.tell(three, consortium.task(pb.TASK_KIND_DECRYPT, finalizer="h1"))
+    digests = await consortium.centre.reported("digest", three)
+    trainers = [NumpyTrainer(plan, consortium.nodes[name].config.data.file.read_bytes()) for name in three]
+    start = trainers[0].initial_state()
+    total = np.asarray(sum(trainer.contribution(start, 1) for trainer in trainers))
+    reached = consortium.open_state(digests["h1"].next_state_sha256, 1)
+    assert reached == trainers[0].update(start, total, 3)
+
+
+async def test_a_burnt_version_keeps_the_state_before_it(consortium: Consortium) -> None:
+    consortium.create_job(changed_plan(rounds={"count": 3}, metrics=None))
+    await consortium.start()
+    first = await consortium.round()
+    await consortium.trained(round_number=2, base_state_sha256=first)
+    await consortium.uploaded(round_number=2, base_state_sha256=first)
+    await consortium.confirmed(round_number=2, base_state_sha256=first)
+    burnt = consortium.task(pb.TASK_KIND_BURNT, round_number=2, base_state_sha256=first, reason="too few came back")
+    consortium.tell(HOSPITALS, burnt)
+    third = await consortium.round(round_number=3, base=first)
+    assert consortium.open_state(third, 3) != consortium.open_state(first, 1)
+    for name in HOSPITALS:
+        assert spent(consortium, name) == 3
+        home = consortium.nodes[name].config.data_dir
+        await _eventually(lambda home=home: (home / "states" / third).is_file())
+
+
+async def test_nothing_that_is_kept_or_sent_is_a_plain_state(consortium: Consortium) -> None:
+    for name in HOSPITALS:
+        consortium.reconfigure(name, privacy={"allow_without_privacy": True})
+    consortium.create_job(changed_plan("readmission-logistic", rounds={"count": 2}))
+    await consortium.start()
+    first = await consortium.round()
+    await consortium.round(round_number=2, base=first)
+    plain = consortium.open_state(first, 1)
+    needles = [plain[start : start + 24] for start in range(0, len(plain) - 24, 240) if any(plain[start : start + 24])]
+    assert needles
+    for name in HOSPITALS:
+        for path in consortium.nodes[name].config.data_dir.rglob("*"):
+            content = path.read_bytes() if path.is_file() else b""
+            assert not any(needle in content for needle in needles), path
+    assert not any(needle in blob for needle in needles for blob in consortium.centre.blobs.values())
 
 
 async def test_absent_hospital_catches_up(consortium: Consortium) -> None:
@@ -205,34 +332,20 @@ async def test_absent_hospital_catches_up(consortium: Consortium) -> None:
     assert spent(consortium, "h4") == 1
 
 
-async def test_wrong_group_key_shows_as_another_digest(consortium: Consortium) -> None:
-    consortium.create_job()
-    consortium.nodes["h4"].config.group_key_file.write_bytes(generate_group_key())
-    await consortium.start()
-    fingerprints = consortium.centre.fingerprints
-    assert fingerprints["h4"] != fingerprints["h1"] == fingerprints["h2"]
-    await consortium.trained()
-    three = HOSPITALS[:3]
-    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_UPLOAD, group=HOSPITALS))
-    await consortium.centre.reported("uploaded", HOSPITALS)
-    fields = {**consortium.summed(three), "group": HOSPITALS}
-    consortium.tell(HOSPITALS, consortium.task(pb.TASK_KIND_DECRYPT, **fields))
-    digests = await consortium.centre.reported("digest", HOSPITALS)
-    assert len({digests[name].digest for name in three}) == 1
-    assert digests["h4"].digest != digests["h1"].digest
-
-
 async def test_attesting_hospital_disputes_a_wrong_state(consortium: Consortium) -> None:
     consortium.create_job()
     await consortium.start()
-    await consortium.trained()
-    await consortium.uploaded()
-    fields = {**consortium.summed(), "finalizer": "h1"}
-    for content, word in ((np.ones(3).tobytes(), "differs"), (b"odd", "not a state")):
+    await consortium.opened()
+    keys = EpochFiles(consortium.nodes["h1"].config.data_dir).load(consortium.roster.sha256, 1)
+    assert keys is not None
+    wrong = seal(keys, consortium.job_id, 1, np.ones(3).tobytes()).sealed
+    another_version = seal(keys, consortium.job_id, 2, np.ones(3).tobytes()).sealed
+    for content, word in ((wrong, "differs"), (another_version, "not a state"), (b"odd", "not a state")):
         sha256 = hashlib.sha256(content).hexdigest()
         consortium.centre.blobs[sha256] = content
         consortium.centre.reports.clear()
-        consortium.tell(["h2"], consortium.task(pb.TASK_KIND_ATTEST, **fields, next_state_sha256=sha256))
+        named = {**consortium.papers[consortium.job_id, 1, 1], "finalizer": "h1", "next_state_sha256": sha256}
+        consortium.tell(["h2"], consortium.task(pb.TASK_KIND_ATTEST, **named))
         verdict = (await consortium.centre.reported("attest", ["h2"]))["h2"]
         assert not verdict.agrees
         assert word in verdict.reason
@@ -242,7 +355,8 @@ async def test_patience_with_services_that_come_back(consortium: Consortium) -> 
     consortium.create_job()
     away = [FedmeshError(Code.STORE_UNAVAILABLE, "away")] * 2
     faults = consortium.centre.faults
-    for method in ("GetPlan", "Upload", "ready", "uploaded", "digest", "DownloadSum", "UploadBlob", "state"):
+    methods = ("GetPlan", "GetEpoch", "ListRosters", "ready", "shares", "Upload", "uploaded", "confirm", "reveal")
+    for method in (*methods, "DownloadSum", "GetSegment", "UploadBlob", "digest"):
         faults.before[method] = list(away)
     await consortium.start()
     await consortium.round()
