@@ -23,7 +23,7 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
 from services.common.ids import new_id
 from services.demo.progress import Progress, watch_job
-from services.demo.run import APPROVER, all_connected
+from services.demo.run import APPROVER, all_connected, prepare
 from services.demo.view import View
 from services.embedded.guard import Guard
 from services.embedded.processes import free_port
@@ -111,15 +111,18 @@ def run_secure_sum(options: BenchOptions, console: Console) -> SecureSumReport:
     Stack(options.folder / "stack").destroy()
     guard = Guard()
     port = free_port()
+    chunks = options.folder.absolute() / "stack" / "chunks"
     settings = {
         "coordinator": {"server": {"metrics_listen": f"127.0.0.1:{port}"}},
-        "aggregator": {"chunks": {"directory": str(options.folder.absolute() / "stack" / "chunks")}},
+        "aggregator": {"chunks": {"directory": str(chunks)}},
     }
     stack = Stack(options.folder / "stack", guard=guard, settings=settings)
     try:
         names = [f"hospital-{number:02d}" for number in range(1, options.hospitals + 1)]
+        chunks.mkdir(mode=0o700, parents=True)
         with console.status("Starting PostgreSQL, Redis, the four services and the hospitals ..."):
-            stack.start(hospitals=names)
+            stack.start()
+            stack.found(names)
             stack.start_hospitals(
                 ((name, _hospital(stack, number, name)) for number, name in enumerate(names)), module="bench.hospital"
             )
@@ -203,13 +206,7 @@ async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: Vie
         stub(stack, "registry", stack.operator(APPROVER)) as second,
         stub(stack, "coordinator") as coordinator,
     ):
-        for name in progress.hospitals:
-            request = registry_pb2.RegisterHospitalRequest(request_id=new_id(), hospital_id=name, display_name=name)
-            await call(registry.RegisterHospital, request, patience_s=30)
-        proposal = registry_pb2.CreatePlanRequest(request_id=new_id(), manifest=canonical_bytes(plan))
-        plan_id = (await call(registry.CreatePlan, proposal, patience_s=30)).plan.plan_id
-        approval = registry_pb2.ApprovePlanRequest(request_id=new_id(), plan_id=plan_id)
-        await call(second.ApprovePlan, approval, patience_s=30)
+        plan_id = await prepare(registry, second, stack, plan, progress.hospitals)
         await all_connected(stack, coordinator, progress, view)
         families = {part.name: _family([part.pid]) for part in stack.status() if part.pid is not None}
         for process in families["aggregator"]:

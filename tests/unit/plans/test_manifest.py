@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from services.common.errors import Code, FedmeshError
-from services.plans.manifest import canonical_bytes, load_manifest, parse_manifest, plan_id
+from services.plans.manifest import (
+    FedAvg,
+    GradientDescent,
+    canonical_bytes,
+    load_manifest,
+    parse_manifest,
+    plan_id,
+)
 from tests.support.tiny_plan import FEDAVG, PRIVATE, changed, manifest, wire
 
 PLANS = Path(__file__).parents[3] / "plans"
@@ -134,6 +141,7 @@ def test_yaml_means_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(PLAN_YAML)
     plan = load_manifest(tmp_path / "plan.yaml")
     # YAML 1.1 would read 1e-1 as text and yes, no, Yes, No as booleans.
+    assert isinstance(plan.algorithm, GradientDescent | FedAvg)
     assert plan.algorithm.learning_rate == 0.1
     assert plan.feature_schema.label.positive == ("yes",)
     assert plan.feature_schema.columns[0].name == "change"
