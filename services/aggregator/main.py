@@ -69,11 +69,12 @@ async def main(config: AggregatorConfig) -> None:
             )
             usecases = AggregatorUseCases(parts, load_tls(config.server.tls).identity.consortium)
             standing = Standing(registry, config.standing)
+            background.append(standing.run)
             try:
                 await run_server(
                     config.server,
                     [endpoint(usecases)],
-                    background=[standing.run, *background],
+                    background=background,
                     dependencies=ready,
                     admit=standing.admit,
                 )

@@ -74,8 +74,9 @@ class ServiceProcess:
         )
         stderr = self._process.stderr
         assert stderr is not None
-        while not self.port or not self.log or "listening" not in self.log[-1]:
-            line = (await asyncio.wait_for(stderr.readline(), 60)).decode()
+        found = None
+        while found is None:
+            line = (await asyncio.wait_for(stderr.readline(), 120)).decode()
             assert line, f"{self.name} ended: {''.join(self.log)}"
             self.log.append(line)
             found = re.search(r'"event": "listening".*"port": (\d+)', line)
