@@ -7,11 +7,13 @@ what a curious centre would need.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from pydantic import ValidationError
 
 from services.common.errors import Code, FedmeshError
 from services.secure_sum import derive, opening, shares
@@ -27,6 +29,7 @@ from services.secure_sum.statements import (
     RevealedShare,
     Share,
     Signed,
+    Survivor,
     Survivors,
     Upload,
     adverts_digest,
@@ -64,15 +67,16 @@ class Member:
         opening.require_threshold(len(members), self._roster, "the cohort")
         self_seed, mask_seed = os.urandom(derive.SEED_BYTES), os.urandom(derive.SEED_BYTES)
         transport = X25519PrivateKey.generate()
-        advert = Advert(
-            roster=self._roster.sha256,
-            epoch=epoch,
-            attempt=attempt,
-            hospital_id=self._id,
-            mask_key=derive.mask_key_pair(mask_seed).public_key().public_bytes_raw().hex(),
-            transport_key=transport.public_key().public_bytes_raw().hex(),
-            seed_commitment=derive.seed_commitment(attempt, self._id, self_seed),
-        )
+        with _arguments():
+            advert = Advert(
+                roster=self._roster.sha256,
+                epoch=epoch,
+                attempt=attempt,
+                hospital_id=self._id,
+                mask_key=derive.mask_key_pair(mask_seed).public_key().public_bytes_raw().hex(),
+                transport_key=transport.public_key().public_bytes_raw().hex(),
+                seed_commitment=derive.seed_commitment(attempt, self._id, self_seed),
+            )
         return MemberState(
             attempt=attempt,
             roster=self._roster.sha256,
@@ -206,23 +210,24 @@ class Member:
     ) -> MemberState:
         """Say what the masked upload is: SHA-256 of the whole and of each segment, hex. Sets `upload`.
 
-        Raises: FedmeshError(EQUIVOCATION); (WRONG_STATE) before `receive`.
+        Raises: FedmeshError(INVALID_ARGUMENT); (EQUIVOCATION); (WRONG_STATE) before `receive`.
         """
         self._require_mine(state)
         if not state.sharers:
             _wrong_state("receive", "commit")
-        statement = Upload(
-            attempt=state.attempt,
-            adverts=adverts_digest(state.adverts),
-            hospital_id=self._id,
-            parameter_set=parameter_set,
-            lanes=lanes,
-            vector_length=vector_length,
-            sharers=sharers_digest(state.sharers),
-            complaints=state.complaints,
-            ciphertext_sha256=ciphertext_sha256,
-            segments=tuple(segments),
-        )
+        with _arguments():
+            statement = Upload(
+                attempt=state.attempt,
+                adverts=adverts_digest(state.adverts),
+                hospital_id=self._id,
+                parameter_set=parameter_set,
+                lanes=lanes,
+                vector_length=vector_length,
+                sharers=sharers_digest(state.sharers),
+                complaints=state.complaints,
+                ciphertext_sha256=ciphertext_sha256,
+                segments=tuple(segments),
+            )
         if state.upload is not None:
             _require_same(statement.encode() == state.upload.statement, "upload")
             return state
@@ -247,24 +252,31 @@ class Member:
         if said != expected:
             _refuse("the list of survivors is for another roster, epoch, attempt, group or list of sharers")
         opening.require_threshold(len(statement.ids), self._roster, "the list of survivors")
-        uploads = {survivor.hospital_id: survivor.upload for survivor in statement.survivors}
-        if uploads.get(self._id) != state.upload.sha256:
+        own = Survivor(hospital_id=self._id, upload=state.upload.sha256, complaints=state.complaints)
+        if own not in statement.survivors:
             _refuse("the list of survivors does not name this hospital's upload")
         return replace(state, survivors=survivors, confirmation=sign_bytes(survivors, self._keys))
 
-    def reveal(self, state: MemberState, confirmations: Mapping[str, bytes]) -> MemberState:
+    def reveal(
+        self, state: MemberState, confirmations: Mapping[str, bytes], others: Iterable[MemberState] = ()
+    ) -> MemberState:
         """Reveal, for a list that at least t survivors signed, one share of every sharer. Sets `reveal`.
 
-        What is revealed follows from the list that this hospital signed, whoever the other signers are.
+        What is revealed follows from the list that this hospital signed, whoever the other signers are. `others` are
+        the states of other attempts that this hospital remembers: it reveals in one attempt of a round only, so that
+        no two sums of a round can both be opened, whatever the centre does.
 
         Raises: FedmeshError(PRIVACY_REFUSED) for fewer than t signatures; (STATEMENT_INVALID) for a bad one;
-            (WRONG_STATE) before `confirm`.
+            (EQUIVOCATION) when it revealed in another attempt of the round; (WRONG_STATE) before `confirm`.
         """
         self._require_mine(state)
         if not state.confirmation:
             _wrong_state("confirm", "reveal")
         if state.reveal is not None:
             return state
+        at = (state.attempt.job_id, state.attempt.round)
+        if any(other.reveal and (other.attempt.job_id, other.attempt.round) == at for other in others):
+            raise FedmeshError(Code.EQUIVOCATION, "this hospital revealed in another attempt of the round already")
         statement = opening.check_confirmed(state.survivors, self._roster, confirmations)
         shown = []
         for name, kind in opening.allowed_kinds(statement).items():
@@ -285,19 +297,20 @@ class Member:
 
         An opening that fits the adverts shows that t survivors revealed, so that an own reveal is not needed.
 
-        Raises: FedmeshError(EQUIVOCATION); (WRONG_STATE) before `confirm`.
+        Raises: FedmeshError(INVALID_ARGUMENT); (EQUIVOCATION); (WRONG_STATE) before `confirm`.
         """
         self._require_mine(state)
         if not state.confirmation:
             _wrong_state("confirm", "agree")
-        statement = Digest(
-            attempt=state.attempt,
-            survivors=hashlib.sha256(state.survivors).hexdigest(),
-            hospital_id=self._id,
-            sum_sha256=sum_sha256,
-            digest=digest.hex(),
-            next_state_sha256=next_state_sha256,
-        )
+        with _arguments():
+            statement = Digest(
+                attempt=state.attempt,
+                survivors=hashlib.sha256(state.survivors).hexdigest(),
+                hospital_id=self._id,
+                sum_sha256=sum_sha256,
+                digest=digest.hex(),
+                next_state_sha256=next_state_sha256,
+            )
         if state.digest is not None:
             _require_same(statement.encode() == state.digest.statement, "digest")
             return state
@@ -310,6 +323,17 @@ class Member:
     def _require_self(self, names: Sequence[str], what: str) -> None:
         if self._id not in names:
             _refuse(f"{what} does not have this hospital in it")
+
+
+@contextmanager
+def _arguments() -> Iterator[None]:
+    """Raises: FedmeshError(INVALID_ARGUMENT) when the caller's own values do not make a statement."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"{where}: {first['msg']}") from None
 
 
 def _sorted_set(names: Sequence[str], what: str) -> tuple[str, ...]:

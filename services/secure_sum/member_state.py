@@ -82,7 +82,7 @@ class MemberState:
         """
         try:
             return _read(json.loads(data))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FedmeshError(Code.DATA_INVALID, "the stored state of an attempt is damaged") from error
 
 

@@ -17,6 +17,7 @@ from services.secure_sum.roster import Roster
 from services.secure_sum.statements import (
     Advert,
     AttemptRef,
+    Digest,
     EpochStatement,
     Reveal,
     Share,
@@ -99,17 +100,17 @@ def check_group(
 
 
 def require_distinct(adverts: Iterable[Advert]) -> None:
-    """Refuse adverts in which a key or a commitment occurs twice; `hospitals` in the detail names who has it."""
+    """Refuse adverts in which a value occurs twice; `hospitals` in the detail names both that have it."""
     owners: dict[str, str] = {}
     for advert in adverts:
         for value in (advert.mask_key, advert.transport_key, advert.seed_commitment):
-            first = owners.setdefault(value, advert.hospital_id)
-            if first != advert.hospital_id or advert.mask_key == advert.transport_key:
+            if value in owners:
                 raise FedmeshError(
                     Code.STATEMENT_INVALID,
-                    f"{advert.hospital_id} advertised a key that {first} advertised already",
-                    hospitals=f"{first},{advert.hospital_id}",
+                    f"{advert.hospital_id} advertised what {owners[value]} advertised already",
+                    hospitals=f"{owners[value]},{advert.hospital_id}",
                 )
+            owners[value] = advert.hospital_id
 
 
 def require_threshold(number: int, roster: Roster, what: str) -> None:
@@ -199,7 +200,10 @@ def survivors_statement(
             _refuse("an upload is under another hospital's name")
     require_threshold(len(checked), roster, "the list of survivors")
     _require_openable(roster, sharers, checked)
-    listed = tuple(Survivor(hospital_id=name, upload=uploads[name].sha256) for name in sorted(uploads))
+    listed = tuple(
+        Survivor(hospital_id=name, upload=uploads[name].sha256, complaints=checked[name].complaints)
+        for name in sorted(uploads)
+    )
     return Survivors(
         roster=roster.sha256,
         epoch=epoch,
@@ -221,6 +225,32 @@ def _require_openable(roster: Roster, sharers: Iterable[str], uploads: Mapping[s
                 dealer=dealer,
                 **culprit,
             )
+
+
+def check_listed(survivors: bytes, roster: Roster, uploads: Sequence[Signed]) -> dict[str, Upload]:
+    """The `upload` statements that a list of survivors names, one for each of them."""
+    statement = _list_of(survivors, roster)
+    named = {survivor.hospital_id: survivor.upload for survivor in statement.survivors}
+    if len(uploads) != len(named) or {signed.hospital_id: signed.sha256 for signed in uploads} != named:
+        _refuse("these are not the uploads that the list of survivors names")
+    checked = {
+        signed.hospital_id: check_upload(signed, roster, statement.attempt, statement.adverts, statement.sharers)
+        for signed in uploads
+    }
+    if {name: upload.complaints for name, upload in checked.items()} != statement.complaints:
+        _refuse("the list of survivors has other complaints than the uploads")
+    return checked
+
+
+def check_digest(signed: Signed, roster: Roster, survivors: bytes) -> Digest:
+    """What a survivor says about the sum over this list of survivors."""
+    statement = _list_of(survivors, roster)
+    said = open_signed(Digest, signed, roster)
+    if said.hospital_id not in statement.ids:
+        _refuse("only a survivor submits a digest", said.hospital_id)
+    if said.attempt != statement.attempt or said.survivors != _sha256(survivors):
+        _refuse("the digest is for another list of survivors", said.hospital_id)
+    return said
 
 
 def check_confirmation(survivors: bytes, roster: Roster, hospital_id: str, signature: bytes) -> None:
@@ -256,10 +286,10 @@ def _list_of(survivors: bytes, roster: Roster) -> Survivors:
 
 
 def check_reveal(signed: Signed, roster: Roster, survivors: bytes, shared: Sequence[Signed]) -> Reveal:
-    """What a survivor reveals: of every hospital only the kind that the list allows, each share as it was committed to.
+    """What a survivor reveals: of every sharer, except those it complained about, one share, of the kind that the list
+    allows, as its dealer committed to it.
 
-    `shared` are `share` statements of the attempt, at least those for the revealer. Shares that a revealer does not
-    hold may be missing: leaving one out does no more harm than not revealing at all. A hospital's share of its own seed
+    `shared` are `share` statements of the attempt, at least those for the revealer. A hospital's share of its own seed
     was never committed to; a wrong one shows when its seed is opened. The error's `culprit` is the revealer.
     """
     reveal, statement = _open_reveal(signed, roster, survivors)
@@ -291,9 +321,10 @@ def _open_reveal(signed: Signed, roster: Roster, survivors: bytes) -> tuple[Reve
     if reveal.attempt != statement.attempt or reveal.survivors != _sha256(survivors):
         _refuse("the reveal is for another list of survivors", sender)
     kinds = allowed_kinds(statement)
-    for revealed in reveal.shares:
-        if kinds.get(revealed.of) != revealed.kind:
-            _refuse(f"{sender} revealed a share that this list of survivors does not allow", sender)
+    for absent in statement.complaints[sender]:
+        del kinds[absent]
+    if {revealed.of: revealed.kind for revealed in reveal.shares} != kinds:
+        _refuse(f"{sender} did not reveal exactly the shares that this list of survivors asks for", sender)
     return reveal, statement
 
 

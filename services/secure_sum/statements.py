@@ -34,6 +34,7 @@ _CACHED_BYTES: Final = 4096
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Complaints = Annotated[tuple[Name, ...], Field(max_length=MAX_MEMBERS)]
 Counter = Annotated[int, Field(ge=1, lt=1 << 31)]
 
 
@@ -207,7 +208,7 @@ class Share(Statement):
 
 
 class Upload(Statement):
-    """A masked ciphertext. `complaints`: dealers whose shares for this hospital did not open or match, sorted."""
+    """A masked ciphertext. `complaints`: sharers whose shares for this hospital did not open or match, sorted."""
 
     MAX_BYTES: ClassVar[int] = 256 * 1024
 
@@ -219,7 +220,7 @@ class Upload(Statement):
     lanes: Annotated[int, Field(ge=1, le=2)]
     vector_length: Annotated[int, Field(ge=1, le=1 << 27)]
     sharers: Hex32
-    complaints: Annotated[tuple[Name, ...], Field(max_length=MAX_MEMBERS)]
+    complaints: Complaints = ()
     ciphertext_sha256: Hex32
     segments: Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=MAX_SEGMENTS)]
 
@@ -233,10 +234,11 @@ class Upload(Statement):
 
 
 class Survivor(Strict):
-    """A hospital whose upload counts, and the SHA-256 of its `upload` statement."""
+    """A hospital whose upload counts: the SHA-256 of its `upload` statement, and the complaints in it."""
 
     hospital_id: Name
     upload: Hex32
+    complaints: Complaints = ()
 
 
 class Survivors(Statement):
@@ -254,12 +256,22 @@ class Survivors(Statement):
     def _rules(self) -> Self:
         self.require(_ascending(self.sharers), "sharers are not a sorted set")
         self.require(_ascending(self.ids), "survivors are not a sorted set")
-        return self.require(set(self.ids) <= set(self.sharers), "a survivor is not among the sharers")
+        sharers = set(self.sharers)
+        for survivor in self.survivors:
+            others = sharers - {survivor.hospital_id}
+            fit = _ascending(survivor.complaints) and others.issuperset(survivor.complaints)
+            self.require(fit, "complaints are not a sorted set of other sharers")
+        return self.require(sharers.issuperset(self.ids), "a survivor is not among the sharers")
 
     @property
     def ids(self) -> tuple[str, ...]:
         """The survivors, sorted."""
         return tuple(survivor.hospital_id for survivor in self.survivors)
+
+    @property
+    def complaints(self) -> dict[str, tuple[str, ...]]:
+        """Whose shares each survivor does not hold."""
+        return {survivor.hospital_id: survivor.complaints for survivor in self.survivors}
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -370,7 +382,10 @@ def open_signed(kind: type[S], signed: Signed, signers: Signers) -> S:
 
 
 def adverts_digest(adverts: Iterable[Signed]) -> str:
-    """What names a group and its keys: SHA-256, hex, over the sorted list of [hospital_id, SHA-256 of its advert]."""
+    """What names a group and its keys: SHA-256, hex, over the sorted list of [hospital_id, SHA-256 of its advert].
+
+    Of statements of another type, one from each hospital, it is likewise a name.
+    """
     return _list_digest(sorted([advert.hospital_id, advert.sha256] for advert in adverts))
 
 

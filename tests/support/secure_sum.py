@@ -1,16 +1,18 @@
 """A consortium of members for tests of the secure sum: real keys, real statements, no services."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from services.secure_sum import masks, opening, roster
+from services.secure_sum import derive, masks, opening, roster, shares
 from services.secure_sum.member import Member, MemberState
 from services.secure_sum.opening import Opening
 from services.secure_sum.roster import MemberKeys, Roster
-from services.secure_sum.statements import AttemptRef, Signed, Survivors, parse
+from services.secure_sum.shares import SharePair
+from services.secure_sum.statements import Advert, AttemptRef, Share, Signed, Survivors, adverts_digest, parse, sign
 
 JOB = "0b3f3c5e-53a5-4f0c-9f43-1d1f3e3c1a11"
 ATTEMPT = AttemptRef(job_id=JOB, round=1, attempt=1)
@@ -55,6 +57,11 @@ class Consortium:
         """The same members in another attempt."""
         return Consortium(self.keys, self.roster, ATTEMPT.model_copy(update={"attempt": attempt}))
 
+    def copy(self) -> "Consortium":
+        """As it stands now; what happens to one does not happen to the other."""
+        copied = (dict(self.states), dict(self.inputs), dict(self.masked))
+        return Consortium(self.keys, self.roster, self.attempt, *copied, self.survivors)
+
     def member(self, name: str) -> Member:
         return Member(self.keys[name], self.roster)
 
@@ -78,6 +85,34 @@ class Consortium:
         for name in group:
             self.states[name] = self.member(name).begin(self.attempt, EPOCH, list(self.keys))
             opening.check_advert(self.states[name].advert, self.roster, self.attempt, EPOCH)
+
+    def deal(
+        self, sender: str, recipient: str, pair: SharePair, committed: SharePair | None = None, **changes: object
+    ) -> Signed:
+        """A share that a dealer signed, whatever it holds: `pair` in the box, commitments to `committed`."""
+        states, digest = self.states, adverts_digest(self.adverts)
+        private = X25519PrivateKey.from_private_bytes(states[sender].transport_key)
+        public = bytes.fromhex(parse(Advert, states[recipient].advert.statement).transport_key)
+        context = derive.box_context(self.attempt, digest, sender, recipient)
+        said = committed or pair
+        statement = Share(
+            attempt=self.attempt,
+            adverts=digest,
+            sender=sender,
+            recipient=recipient,
+            box=shares.seal(pair, private, public, context).hex(),
+            self_commitment=derive.share_commitment(self.attempt, sender, recipient, "self", said.self_share),
+            mask_commitment=derive.share_commitment(self.attempt, sender, recipient, "mask", said.mask_share),
+        )
+        return sign(statement.model_copy(update=changes), self.keys[sender])
+
+    def replace_share(self, signed: Signed) -> None:
+        """Put a dealer's statement in the place of its honest one."""
+        share = parse(Share, signed.statement)
+        others = sorted(self.states.keys() - {share.sender})
+        out = list(self.states[share.sender].shares_out)
+        out[others.index(share.recipient)] = signed
+        self.states[share.sender] = replace(self.states[share.sender], shares_out=tuple(out))
 
     def share(self) -> None:
         adverts = self.adverts

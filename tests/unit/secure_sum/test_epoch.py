@@ -1,0 +1,184 @@
+import base64
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from services.common.errors import Code, FedmeshError
+from services.secure_sum import epoch, secret
+from services.secure_sum.epoch import EpochKeys
+from services.secure_sum.roster import MemberKeys, Roster
+from services.secure_sum.statements import Box, EpochStatement, Signed, parse, sign
+from tests.support.secure_sum import HASH, make_keys, make_roster
+
+KEYS = make_keys(4)
+ROSTER = make_roster(KEYS)
+MAKER = KEYS[0]
+
+
+@pytest.fixture(scope="module")
+def published() -> tuple[EpochKeys, Signed]:
+    return epoch.make_epoch(MAKER, ROSTER, 3)
+
+
+def refused(code: Code, call: Callable[..., object], *args: Any) -> FedmeshError:
+    with pytest.raises(FedmeshError) as caught:
+        call(*args)
+    assert caught.value.code is code
+    return caught.value
+
+
+def again(signed: Signed, keys: MemberKeys = MAKER, **changes: Any) -> Signed:
+    return sign(parse(EpochStatement, signed.statement).model_copy(update=changes), keys)
+
+
+def test_every_member_opens_the_same_keys(published: tuple[EpochKeys, Signed]) -> None:
+    made, signed = published
+    assert all(epoch.open_epoch(signed, keys, ROSTER) == made for keys in KEYS)
+    assert (made.roster, made.epoch) == (ROSTER.sha256, 3)
+    assert secret.group_key_parameters(made.group_key).name == parse(EpochStatement, signed.statement).parameter_set
+    assert len(made.state_key) == 32
+    assert len(signed.statement) < 256 * 1024
+
+
+def test_keys_are_fresh_and_not_in_the_statement_or_on_show(published: tuple[EpochKeys, Signed]) -> None:
+    made, signed = published
+    other, _ = epoch.make_epoch(MAKER, ROSTER, 3)
+    assert other.state_key != made.state_key
+    assert other.group_key != made.group_key
+    content = parse(EpochStatement, signed.statement).content_bytes()
+    for key in (made.state_key, made.group_key[-64:]):
+        assert key.hex().encode() not in signed.statement
+        assert key not in content
+        assert key.hex() not in repr(made)
+        assert repr(key) not in repr(made)
+
+
+def test_who_is_not_a_member_neither_makes_nor_opens(published: tuple[EpochKeys, Signed]) -> None:
+    _, signed = published
+    stranger = MemberKeys.generate("stranger")
+    refused(Code.STATEMENT_INVALID, epoch.make_epoch, stranger, ROSTER, 3)
+    refused(Code.STATEMENT_INVALID, epoch.open_epoch, signed, stranger, ROSTER)
+    impostor = MemberKeys.generate("hospital-02")
+    refused(Code.STATEMENT_INVALID, epoch.open_epoch, signed, impostor, ROSTER)
+    forged = again(signed, stranger, maker="stranger")
+    refused(Code.STATEMENT_INVALID, epoch.open_epoch, forged, KEYS[1], ROSTER)
+    taken_over = sign(parse(EpochStatement, signed.statement).model_copy(update={"maker": "hospital-02"}), KEYS[1])
+    refused(Code.STATEMENT_INVALID, epoch.open_epoch, taken_over, KEYS[2], ROSTER)
+
+
+def test_a_members_box_is_its_own(published: tuple[EpochKeys, Signed]) -> None:
+    _, signed = published
+    thief = replace(KEYS[1], hospital_id="hospital-03")
+    refused(Code.STATEMENT_INVALID, epoch.open_epoch, signed, thief, ROSTER)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": 4},
+        {"roster": HASH},
+        {"parameter_set": "another"},
+        {"key_sha256": HASH},
+        {"content": ""},
+        {"content": base64.b64encode(bytes(100)).decode()},
+    ],
+)
+def test_a_statement_that_says_something_else_does_not_open(
+    published: tuple[EpochKeys, Signed], changes: dict[str, Any]
+) -> None:
+    error = refused(Code.STATEMENT_INVALID, epoch.open_epoch, again(published[1], **changes), KEYS[1], ROSTER)
+    assert error.detail["culprit"] == MAKER.hospital_id
+
+
+def test_every_box_and_the_content_are_authenticated(published: tuple[EpochKeys, Signed]) -> None:
+    _, signed = published
+    statement = parse(EpochStatement, signed.statement)
+    boxes = list(statement.boxes)
+    good = bytes.fromhex(boxes[1].box)
+    assert len(good) == 92
+    for i in (0, 31, 32, 43, 44, 75, 91):
+        bad = good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :]
+        changed = (boxes[0], Box(to=boxes[1].to, box=bad.hex()), *boxes[2:])
+        refused(Code.STATEMENT_INVALID, epoch.open_epoch, again(signed, boxes=changed), KEYS[1], ROSTER)
+    for bad in (bytes(32) + good[32:], good[:91], good + b"\0", b"\0"):
+        changed = (boxes[0], Box(to=boxes[1].to, box=bad.hex()), *boxes[2:])
+        refused(Code.STATEMENT_INVALID, epoch.open_epoch, again(signed, boxes=changed), KEYS[1], ROSTER)
+    content = statement.content_bytes()
+    for i in (0, 11, 12, 44, len(content) - 1):
+        bad = content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]
+        changed_content = base64.b64encode(bad).decode()
+        refused(Code.STATEMENT_INVALID, epoch.open_epoch, again(signed, content=changed_content), KEYS[1], ROSTER)
+
+
+def test_there_is_one_box_for_every_member(published: tuple[EpochKeys, Signed]) -> None:
+    _, signed = published
+    boxes = parse(EpochStatement, signed.statement).boxes
+    extra = Box(to="stranger", box=boxes[0].box)
+    for bad in (boxes[:3], boxes[1:], (*boxes, extra), (*boxes[:3], extra)):
+        refused(Code.STATEMENT_INVALID, epoch.check_epoch, again(signed, boxes=bad), ROSTER)
+    refused(Code.STATEMENT_INVALID, epoch.check_epoch, signed, make_roster(KEYS[:3]))
+
+
+def craft(state_key: bytes, group_key: bytes, said: str | None = None) -> Signed:
+    """What a maker could publish that encrypts properly but not what it should."""
+    context_keys = EpochKeys(ROSTER.sha256, 3, group_key, state_key, "")
+    digest = said or epoch._digest(ROSTER.sha256, 3, state_key, group_key)
+    params = "bfv-n4096-q60-t48-v1"
+    context = epoch._context(ROSTER.sha256, 3, MAKER.hospital_id, params, digest)
+    content_key = bytes(32)
+    content = bytes(12) + AESGCM(content_key).encrypt(bytes(12), state_key + context_keys.group_key, context)
+    boxes = tuple(
+        Box(to=name, box=epoch._seal(content_key, ROSTER.sealing_key(name), context, name).hex()) for name in ROSTER.ids
+    )
+    statement = EpochStatement(
+        roster=ROSTER.sha256,
+        epoch=3,
+        maker=MAKER.hospital_id,
+        parameter_set=params,
+        key_sha256=digest,
+        content=base64.b64encode(content).decode(),
+        boxes=boxes,
+    )
+    return sign(statement, MAKER)
+
+
+def test_keys_that_are_not_what_the_maker_signed_for_name_the_maker(published: tuple[EpochKeys, Signed]) -> None:
+    made, _ = published
+    assert epoch.open_epoch(craft(made.state_key, made.group_key), KEYS[1], ROSTER) == made
+    for bad in (
+        craft(made.state_key, made.group_key, HASH),
+        craft(made.state_key, made.group_key[:-1]),
+        craft(made.state_key, b""),
+        craft(made.state_key, b"FMGK" + bytes(len(made.group_key) - 4)),
+        craft(b"", b""),
+    ):
+        error = refused(Code.STATEMENT_INVALID, epoch.open_epoch, bad, KEYS[1], ROSTER)
+        assert error.detail["culprit"] == MAKER.hospital_id
+
+
+def test_keys_come_back_from_bytes_and_damage_is_noticed(published: tuple[EpochKeys, Signed]) -> None:
+    made, _ = published
+    data = made.to_bytes()
+    assert EpochKeys.from_bytes(data) == made
+    for i in (0, 5, 10, 20, 60, 100, len(data) - 1):
+        bad = data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :]
+        refused(Code.DATA_INVALID, EpochKeys.from_bytes, bad)
+    for bad in (b"", data[:50], data[:-1]):
+        refused(Code.DATA_INVALID, EpochKeys.from_bytes, bad)
+
+
+def test_a_retired_epoch_keeps_its_state_key_only(published: tuple[EpochKeys, Signed]) -> None:
+    made, _ = published
+    retired = made.without_group_key()
+    assert retired.group_key == b""
+    assert (retired.state_key, retired.sha256, retired.epoch) == (made.state_key, made.sha256, made.epoch)
+    assert EpochKeys.from_bytes(retired.to_bytes()) == retired
+    assert made.group_key[-64:] not in retired.to_bytes()
+
+
+def test_a_roster_of_another_consortium_does_not_open(published: tuple[EpochKeys, Signed]) -> None:
+    other: Roster = make_roster(make_keys(4))
+    refused(Code.STATEMENT_INVALID, epoch.open_epoch, published[1], KEYS[1], other)
