@@ -3,10 +3,9 @@
 A firewall or NAT forgets quiet connections, and a dead peer is noticed only by a ping: hospitals wait for tasks on
 streams that may be silent for hours, and the services' channels to each other are idle between rounds.
 
-By gRPC's rules (proposal A8, doc/keepalive.md) pings sooner than the server's least interval are strikes, and after
-`max_ping_strikes` of them the connection ends with GOAWAY ENHANCE_YOUR_CALM "too_many_pings". The names are gRPC's own:
-`GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS` is spelt without "recv", and unknown options are
-ignored silently.
+By gRPC's rules (proposal A8, doc/keepalive.md) pings sooner than the server's least interval are strikes, and too many
+of them end the connection with GOAWAY ENHANCE_YOUR_CALM "too_many_pings". The names are gRPC's own:
+`GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS` is spelt without "recv", and unknown options pass in silence.
 """
 
 from typing import Final
