@@ -4,13 +4,12 @@ python -m loadtests.peers --params 2048,100000,1000000 --hospitals 15 --report p
 python -m loadtests.peers --peer nvflare
 """
 
-import contextlib
 import json
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -61,27 +60,28 @@ def run(
         with progress.status(f"{name}: preparing") as status:
             tell = _teller(progress, status)
             home = prepare(name, tell)
-            with _work_folder(name) as work:
-                request = Request(sizes, hospitals, threshold(hospitals), runs, timeout, home, work)
-                results[name] = MEASURES[name](request, tell)
+            work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=CACHE))
+            request = Request(sizes, hospitals, threshold(hospitals), runs, timeout, home, work)
+            results[name] = _measure(name, request, tell)
     print_report(console, results)
     if report is not None:
         report.write_text(json.dumps({"hospitals": hospitals, **results}, indent=2) + "\n")
         console.print(f"written to {report}")
 
 
-@contextlib.contextmanager
-def _work_folder(peer: str) -> Iterator[Path]:
-    """A folder that goes with the block, unless an error in it names the logs there."""
-    work = Path(tempfile.mkdtemp(prefix=f"{peer}-", dir=CACHE))
+def _measure(peer: Peer, request: Request, tell: Tell) -> Report:
+    """Measure, and remove the working folder unless an error names the logs in it."""
+    keep = False
     try:
-        yield work
+        figures = MEASURES[peer](request, tell)
+        keep = bool(figures.get("failure"))
+        return figures
     except FedmeshError:
+        keep = True
         raise
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
+    finally:
+        if not keep:
+            shutil.rmtree(request.work, ignore_errors=True)
 
 
 def _sizes(params: str) -> tuple[int, ...]:

@@ -95,18 +95,19 @@ def _sizes(reports: Sequence[Report]) -> list[Ratio]:
 
 
 def _rounds(reports: Sequence[Report], flower: Report) -> list[Ratio]:
+    """Over Flower's deployment; where that was not measured, its protocol alone is what is required: it is faster."""
     ratios = []
-    for figures, name, required in (
-        (flower, "Flower's", True),
-        # Harder than what is asked: no deployment of Flower can be as fast as its protocol alone.
-        (flower.get("protocol_alone", {}), "Flower's protocol alone", False),
-    ):
-        for params, size in ((MEDIUM, "100k"), (LARGE, "1M")):
-            ours = _worst(report["round_s"]["p50"] for report in _fitting(reports, params))
-            theirs = _of(figures, params)
-            value = None if ours is None or theirs is None else ours / theirs["round_s"]["p50"]
-            ratios.append(Ratio(f"round p50 / {name}, {size}", value, "<=", 1.0, required))
+    for params, size in ((MEDIUM, "100k"), (LARGE, "1M")):
+        ours = _worst(report["round_s"]["p50"] for report in _fitting(reports, params))
+        deployed, alone = _of(flower, params), _of(flower.get("protocol_alone", {}), params)
+        ratios.append(Ratio(f"round p50 / Flower's, {size}", _over(ours, deployed), "<=", 1.0, deployed is not None))
+        name = f"round p50 / Flower's protocol alone, {size}"
+        ratios.append(Ratio(name, _over(ours, alone), "<=", 1.0, deployed is None))
     return ratios
+
+
+def _over(ours: float | None, theirs: Report | None) -> float | None:
+    return None if ours is None or theirs is None else ours / theirs["round_s"]["p50"]
 
 
 def _centre(reports: Sequence[Report], nvflare: Report) -> list[Ratio]:

@@ -20,6 +20,8 @@ def print_report(console: Console, results: Report) -> None:
                     f"{int(size):,}", mode, *times, f"{row['upload_bytes_per_parameter']:.2f}", _sum(row["exact"])
                 )
         console.print(table)
+        if flower["failure"]:
+            console.print(f"the deployment failed: {flower['failure']}", highlight=False, markup=False)
     if nvflare := results.get("nvflare"):
         table = Table(
             "parameters", "centre's CPU s", "runs", "bytes/parameter up", "sum", title=_title("NVFlare", nvflare)

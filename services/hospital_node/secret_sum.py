@@ -5,12 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO
 
+import numpy as np
+
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import Int64Vector
 from services.hospital_node.domain.sums import MaskedUpload, SumCheck, SumTerms
 from services.hospital_node.domain.tasks import AttemptId, Task
 from services.hospital_node.store.attempts import AttemptStore
-from services.secure_sum import masks, opening, public, secret
+from services.secure_sum import encoding, masks, opening, public, secret
 from services.secure_sum.member import Member, MemberState
 from services.secure_sum.roster import MemberKeys
 from services.secure_sum.statements import Signed, Survivors, Upload, parse
@@ -45,13 +47,15 @@ class MaskedSums:
         before = self._state(terms.attempt)
         if before is not None and before.upload is not None:
             raise FedmeshError(Code.WRONG_STATE, "this attempt has its upload: it cannot begin again")
+        layout = terms.layout
         try:
-            segments = secret.encrypt_segments(values, terms.require_group_key(), terms.layout)
+            encoding.require_encodable(values, layout.params, layout.lanes)
         except FedmeshError as error:
-            if error.code is not Code.INVALID_ARGUMENT:
-                raise
             raise FedmeshError(Code.PLAN_INVALID, error.message) from error
-        sha256 = self._store.save_unmasked(terms.attempt, segments)
+        if values.size != layout.vector_length:
+            raise FedmeshError(Code.PLAN_INVALID, f"expected {layout.vector_length} values, got {values.size}")
+        zeros = secret.encrypt_zeros(terms.require_group_key(), layout)
+        sha256 = self._store.save_unmasked(terms.attempt, _prepared(layout, zeros, values))
         # One advert an attempt, even when its ciphertext was lost before anybody had it.
         state = before or self._member(terms).begin(terms.attempt.ref, terms.keys.epoch, terms.cohort)
         self._save(state, unmasked_sha256=sha256)
@@ -203,9 +207,12 @@ class MaskedSums:
         whole, segments = hashlib.sha256(), list[str]()
 
         def masked() -> Iterator[bytes]:
-            for index, segment in enumerate(self._store.unmasked(terms.attempt, _sizes(layout))):
+            for index, prepared in enumerate(self._store.unmasked(terms.attempt, _prepared_sizes(layout))):
                 start, count = layout.coefficients(index)
-                made = public.add_mask(layout, index, segment, masks.coefficients(plan, start, count))
+                end = layout.upload_segment_bytes(index)
+                values = np.frombuffer(prepared, dtype="<i8", offset=end)
+                mask = masks.coefficients(plan, start, count)
+                made = public.add_masked(layout, index, prepared[:end], values, mask)
                 whole.update(made)
                 segments.append(hashlib.sha256(made).hexdigest())
                 yield made
@@ -249,6 +256,17 @@ class MaskedSums:
 
 def _sizes(layout: Layout) -> Iterable[int]:
     return (layout.upload_segment_bytes(index) for index in range(layout.segments))
+
+
+def _prepared(layout: Layout, zeros: Iterable[bytes], values: Int64Vector) -> Iterator[bytes]:
+    """By segment: a ciphertext of zero, then the values. They meet only under the mask: see `public.add_masked`."""
+    for index, segment in enumerate(zeros):
+        start, count = layout.values(index)
+        yield segment + values[start : start + count].astype("<i8", copy=False).tobytes()
+
+
+def _prepared_sizes(layout: Layout) -> Iterable[int]:
+    return (layout.upload_segment_bytes(index) + 8 * layout.values(index)[1] for index in range(layout.segments))
 
 
 def _segment_sha256(upload: Upload, index: int) -> str:

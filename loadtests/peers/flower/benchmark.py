@@ -11,6 +11,7 @@ from loadtests.peers.flower import deployment
 from loadtests.peers.follow import follow
 from loadtests.peers.percentiles import summary
 from loadtests.peers.settings import Report, Request, Tell
+from services.common.errors import FedmeshError
 
 PROTOCOL: Final[dict[str, Any]] = {
     "workflow": "SecAggPlusWorkflow and secaggplus_mod",
@@ -27,21 +28,29 @@ def measure(request: Request, tell: Tell) -> Report:
     """All figures of Flower.
 
     Raises:
-        FedmeshError: as `deployment.rounds`.
+        FedmeshError: as `protocol_rounds`. A deployment that fails is told of in the report.
     """
-    alone = _report(protocol_rounds(_within(request, "protocol")), "protocol alone", tell)
-    deployed = _report(deployment.rounds(_within(request, "deployment"), tell), "deployment", tell)
+    alone = _Figures("protocol alone", tell)
+    alone.take(protocol_rounds(_within(request, "protocol")))
+    deployed, failure = _Figures("deployment", tell), None
+    try:
+        deployed.take(deployment.rounds(_within(request, "deployment"), tell))
+    except FedmeshError as error:
+        failure = str(error)  # what was measured before it counts
+        tell(f"Flower's deployment FAILED: {failure}")
     shares = {"num_shares": request.hospitals, "reconstruction_threshold": request.threshold}
     return {
         "version": version(request.home, "flwr"),
         "python": python(request.home),
         "mode": "deployment: SuperLink and SuperNodes, one process a message",
         "settings": {**PROTOCOL, **shares, **deployment.SETTINGS},
-        "params": deployed,
+        "params": deployed.report(),
+        "failed_rounds": deployed.failed,
+        "failure": failure,
         "protocol_alone": {
             "mode": "long-lived client processes joined by sockets: no polling, no process started within a round",
             "settings": {**PROTOCOL, **shares},
-            "params": alone,
+            "params": alone.report(),
         },
     }
 
@@ -67,20 +76,34 @@ def _within(request: Request, folder: str) -> Request:
     return dataclasses.replace(request, work=work)
 
 
-def _report(records: Iterable[dict[str, Any]], mode: str, tell: Tell) -> Report:
-    rounds: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        if "failed" in record:
-            tell(f"Flower's {mode}: a round FAILED: {record['failed']}")
-            continue
-        state = "warming up" if record["warm_up"] else f"{record['round_s']:.2f} s"
-        tell(f"Flower's {mode}: {record['params']:,} parameters: {state}{'' if record['exact'] else ', sum WRONG'}")
-        rounds.setdefault(str(record["params"]), []).append(record)
-    return {
-        size: {
-            "round_s": summary([record["round_s"] for record in measured if not record["warm_up"]]),
-            "upload_bytes_per_parameter": measured[-1]["upload_bytes_per_parameter"],
-            "exact": all(record["exact"] for record in measured),
+class _Figures:
+    """The rounds of one mode, as they come."""
+
+    def __init__(self, mode: str, tell: Tell) -> None:
+        self._mode, self._tell = mode, tell
+        self._rounds: dict[str, list[dict[str, Any]]] = {}
+        self.failed = 0
+
+    def take(self, records: Iterable[dict[str, Any]]) -> None:
+        """Keep every round and tell of it."""
+        for record in records:
+            if "failed" in record:
+                self.failed += 1
+                self._tell(f"Flower's {self._mode}: a round FAILED: {record['failed']}")
+                continue
+            state = "warming up" if record["warm_up"] else f"{record['round_s']:.2f} s"
+            right = "" if record["exact"] else ", sum WRONG"
+            self._tell(f"Flower's {self._mode}: {record['params']:,} parameters: {state}{right}")
+            self._rounds.setdefault(str(record["params"]), []).append(record)
+
+    def report(self) -> Report:
+        """The figures by vector length; a length of which only the warm-up ended is left out."""
+        return {
+            size: {
+                "round_s": summary([record["round_s"] for record in rounds if not record["warm_up"]]),
+                "upload_bytes_per_parameter": rounds[-1]["upload_bytes_per_parameter"],
+                "exact": all(record["exact"] for record in rounds),
+            }
+            for size, rounds in self._rounds.items()
+            if not rounds[-1]["warm_up"]
         }
-        for size, measured in rounds.items()
-    }

@@ -77,7 +77,7 @@ class AttemptStore:
     # ---- the ciphertexts
 
     def save_unmasked(self, attempt: AttemptId, segments: Iterable[bytes]) -> str:
-        """Keep an unmasked ciphertext; its SHA-256 in hex. Raises: FedmeshError(STORE_FULL)."""
+        """Keep what masking starts from, which never leaves; its SHA-256 in hex. Raises: FedmeshError(STORE_FULL)."""
         digest = hashlib.sha256()
 
         def hashed() -> Iterator[bytes]:
@@ -89,11 +89,11 @@ class AttemptStore:
         return digest.hexdigest()
 
     def has_unmasked(self, attempt: AttemptId) -> bool:
-        """Whether the unmasked ciphertext is still there."""
+        """Whether what masking starts from is still there."""
         return self._path(attempt, _UNMASKED).is_file()
 
     def unmasked(self, attempt: AttemptId, sizes: Iterable[int]) -> Iterator[bytes]:
-        """Read the unmasked ciphertext piece by piece.
+        """Read what masking starts from piece by piece.
 
         Raises: FedmeshError(WRONG_STATE), at its end at the latest, when it was lost or damaged.
         """
@@ -111,7 +111,7 @@ class AttemptStore:
         return self._read(self._path(attempt, _MASKED), sizes, sha256)
 
     def settle(self, attempt: AttemptId) -> None:
-        """Make the masked ciphertext durable and delete the unmasked one."""
+        """Make the masked ciphertext durable and delete what it was made from."""
         unmasked = self._path(attempt, _UNMASKED)
         if unmasked.is_file():
             sync_file(self._path(attempt, _MASKED))

@@ -104,6 +104,17 @@ def test_being_slower_than_flowers_protocol_alone_is_told_but_does_not_fail() ->
     assert not named(ratios, "alone, 1M").ok
 
 
+def test_without_a_deployment_flowers_protocol_alone_is_what_counts() -> None:
+    without, slow = peers(), all_reports()
+    without["flower"]["params"] = {}
+    slow[2]["round_s"] = {"p50": 5.0, "p99": 6.0}
+
+    assert compare(all_reports(), without)[1]
+    ratios, ok = compare(slow, without)
+    assert not ok
+    assert [ratio.name for ratio in ratios if ratio.required and not ratio.ok] == [named(ratios, "alone, 1M").name]
+
+
 def test_what_was_not_measured_fails() -> None:
     ratios, ok = compare(fedmesh(1_000_000), peers())
 
@@ -111,6 +122,7 @@ def test_what_was_not_measured_fails() -> None:
     assert named(ratios, "1M, 1 lane").value is None
     assert named(ratios, "2,048").value is None
     assert not compare(all_reports(), {"hospitals": 15, "flower": peers()["flower"]})[1]
+    assert not compare(all_reports(), {"hospitals": 15, "nvflare": peers()["nvflare"]})[1]
 
 
 def test_a_peer_with_a_wrong_sum_fails() -> None:
