@@ -4,7 +4,7 @@ Everything lives in one folder. A stack with a guard ends with the process that 
 stays until it is stopped (`fedmesh up`). Starting is idempotent and keeps all data.
 """
 
-import os
+import asyncio
 import shutil
 import socket
 import sys
@@ -26,6 +26,7 @@ from services.embedded import processes
 from services.embedded.accounts import private_folder
 from services.embedded.ca import create_ca, load_ca
 from services.embedded.guard import Guard
+from services.embedded.members import KEYS_NAME, ROSTER_NAME, found_roster, publish
 from services.embedded.postgres import EmbeddedPostgres
 from services.embedded.redis import EmbeddedRedis
 from services.embedded.supervisor import ChildSpec, Supervisor
@@ -169,15 +170,25 @@ class Stack:
         return self.folder / "keys" / "audit.vkey"
 
     @property
-    def group_key(self) -> Path:
-        """The hospitals' shared BFV key. It lies here because all hospitals of this stack are on this machine."""
-        return self.folder / "keys" / "hospitals-group.key"
+    def founding_roster(self) -> Path:
+        """The roster that all hospitals of this stack have signed."""
+        return self.folder / "keys" / ROSTER_NAME
+
+    def hospital_home(self, hospital_id: str) -> Path:
+        """A hospital's own folder, `data_dir` of its node: also its keys and its copy of the founding roster."""
+        return self.folder / "hospitals" / hospital_id
 
     # ---- hospitals
 
     def start_hospitals(self, configs: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """Start hospital nodes: (hospital id, the settings that differ: `data`, `population`, `privacy`)."""
-        for hospital_id, settings in configs:
+        """Start hospital nodes: (hospital id, the settings that differ: `data`, `population`, `privacy`).
+
+        Before that they found their consortium: each makes keys of its own, all sign the roster, the registry gets it.
+        The services must be running.
+        """
+        listed = list(configs)
+        self._found_consortium([hospital_id for hospital_id, _ in listed])
+        for hospital_id, settings in listed:
             self._write_config(hospital_id, self._hospital_config(hospital_id, settings))
             self.supervisor.start(self._spec(hospital_id, module="hospital_node", rank=2))
 
@@ -197,14 +208,20 @@ class Stack:
     def _compile_cache(self) -> Path:
         return self.folder / "compiled"
 
+    def _found_consortium(self, hospital_ids: Sequence[str]) -> None:
+        for hospital_id in hospital_ids:
+            private_folder(self.hospital_home(hospital_id))
+        founding = found_roster(self.folder / "hospitals", self.founding_roster, CONSORTIUM, hospital_ids)
+        asyncio.run(publish(founding, self.target("registry"), self.operator("operator")))
+
     def _hospital_config(self, hospital_id: str, settings: dict[str, Any]) -> dict[str, Any]:
-        home = self.folder / "hospitals" / hospital_id
-        private_folder(home)
+        home = self.hospital_home(hospital_id)
         return {
             "hospital_id": hospital_id,
             "tls": _tls_section(self.hospital_tls(hospital_id)),
             "data_dir": str(home),
-            "group_key_file": str(self.group_key),
+            "member_keys": str(home / KEYS_NAME),
+            "roster": str(home / ROSTER_NAME),
             "compile_cache": str(self._compile_cache),
             "telemetry": self._telemetry(hospital_id),
             **{name: {"target": self.target(name)} for name in ("registry", "coordinator", "aggregator")},
@@ -214,7 +231,6 @@ class Stack:
     # ---- making
 
     def _make_identities(self) -> None:
-        from services.secure_sum.secret import generate_group_key
         from services.transparency.checkpoint import generate_key
 
         private_folder(self.folder / "keys")
@@ -224,9 +240,6 @@ class Stack:
         if not self.audit_key.exists():
             verifier = generate_key(self.audit_key, f"{CONSORTIUM}/audit")
             self.audit_verifier.write_text(verifier + "\n", encoding="utf-8")
-        if not self.group_key.exists():
-            with open(os.open(self.group_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(generate_group_key())
 
     def _migrate(self) -> None:
         from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
