@@ -31,7 +31,7 @@ class PrivacyFacts:
             "epsilon": self.epsilon,
             "delta": self.delta,
             "unit": "patient",
-            "mechanism": "discrete Gaussian shares under a homomorphic sum",
+            "mechanism": "discrete Gaussian shares in a masked homomorphic sum",
             "colluders": self.colluders,
             "epsilon_spent": self.spent,
             "attempts_charged": self.attempts,
@@ -56,6 +56,7 @@ class Report:
     round_overhead_s: tuple[float, ...]
     peak_memory_mb: float
     upload_bytes: int
+    burnt_rounds: int
     parameters: int
     processes: int
     audit_entries: int
@@ -79,6 +80,7 @@ class Report:
                 "p99": round(float(np.percentile(overhead, 99)), 4),
             },
             "peak_memory_mb": round(self.peak_memory_mb, 1),
+            "burnt_rounds": self.burnt_rounds,
             "upload_bytes_per_parameter": round(self.upload_bytes / self.parameters, 2),
             "processes": self.processes,
             "audit_entries": self.audit_entries,

@@ -31,9 +31,12 @@ from services.embedded.stack import COMPILER, Stack
 from services.hospital_node.sources.dataset import Dataset
 from services.hospital_node.sources.mapping import PartitionFile
 from services.hospital_node.sources.reader import read_dataset
+from services.hospital_node.store.epochs import EpochFiles
+from services.hospital_node.usecases.states import open_newest
 from services.plans.document import validate
 from services.plans.library import shipped_plan
 from services.plans.manifest import PlanManifest, canonical_bytes
+from services.secure_sum.sealed import sealed_epoch
 from services.transparency.checkpoint import VerifierKey, open_checkpoint, parse_verifier_key
 
 PROPOSER: Final = "operator"
@@ -137,7 +140,7 @@ def _train_and_compare(
         with View(console, title, _epsilon_after(plan, len(ids))) as view:
             job_id, startup_s = asyncio.run(_drive(stack, plan, progress, view, started))
         with console.status("Comparing with each hospital alone ..."):
-            trained = asyncio.run(_collect(stack, job_id))
+            trained = asyncio.run(_collect(stack, job_id, next(iter(ids))))
             sets = reading.result()
             test = pooled_test(sets)
             probability = _predict(plan, trained.state, test.x)
@@ -156,6 +159,7 @@ def _train_and_compare(
                 round_overhead_s=_overheads(progress),
                 peak_memory_mb=memory.peak_mb,
                 upload_bytes=max(done.upload_bytes for done in progress.rounds),
+                burnt_rounds=sum(done.burnt for done in progress.rounds),
                 parameters=plan.vector_length,
                 processes=sum(part.running for part in stack.status() if part.name != COMPILER),
                 audit_entries=trained.audit_entries,
@@ -192,21 +196,13 @@ def _hospital_settings(data: DemoData, value: str, plan: PlanManifest) -> dict[s
 
 
 async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: View, started: float) -> tuple[str, float]:
-    """Register, propose, approve, start, and follow the job to its end: (job id, seconds until it was started)."""
+    """Propose, approve, start, and follow the job to its end: (job id, seconds until it was started)."""
     view.show(progress)
     async with (
         stub(stack, "registry") as registry,
         stub(stack, "registry", stack.operator(APPROVER)) as second,
         stub(stack, "coordinator") as coordinator,
     ):
-        for hospital_id in progress.hospitals:
-            await call(
-                registry.RegisterHospital,
-                registry_pb2.RegisterHospitalRequest(
-                    request_id=new_id(), hospital_id=hospital_id, display_name=hospital_id
-                ),
-                patience_s=30,
-            )
         proposal = registry_pb2.CreatePlanRequest(request_id=new_id(), manifest=canonical_bytes(plan))
         plan_id = (await call(registry.CreatePlan, proposal, patience_s=30)).plan.plan_id
         approval = registry_pb2.ApprovePlanRequest(request_id=new_id(), plan_id=plan_id)
@@ -259,16 +255,28 @@ class _Trained:
     audit_entries: int
 
 
-async def _collect(stack: Stack, job_id: str) -> _Trained:
-    """The final state, and the size of the audit log."""
+async def _collect(stack: Stack, job_id: str, hospital_id: str) -> _Trained:
+    """The final state, and the size of the audit log.
+
+    The centre holds the state only sealed. This harness opens it with the keys in one hospital's folder, as that
+    hospital could by itself; nobody at the centre can.
+    """
     async with stub(stack, "registry") as registry, stub(stack, "audit") as audit:
-        version = (
-            await call(registry.GetModelVersion, registry_pb2.GetModelVersionRequest(job_id=job_id), patience_s=30)
-        ).model_version
-        request = registry_pb2.DownloadBlobRequest(sha256=version.state_sha256)
-        state = b"".join([part.chunk async for part in stream(registry.DownloadBlob, request, timeout_s=60)])
+        job = (await call(registry.GetJob, registry_pb2.GetJobRequest(job_id=job_id), patience_s=30)).job
+        if not job.state_sha256:
+            raise FedmeshError(Code.INTERNAL, "every version was burnt: there is no model")
+        request = registry_pb2.DownloadBlobRequest(sha256=job.state_sha256)
+        sealed = b"".join([part.chunk async for part in stream(registry.DownloadBlob, request, timeout_s=60)])
+        state = _open_at_hospital(stack.hospital_home(hospital_id), job, sealed)
         verifier = parse_verifier_key(stack.audit_verifier.read_text(encoding="utf-8").strip())
-        return _Trained(version.version, state, await _settled_size(audit, verifier))
+        return _Trained(job.version, state, await _settled_size(audit, verifier))
+
+
+def _open_at_hospital(home: Path, job: registry_pb2.Job, sealed: bytes) -> bytes:
+    keys = EpochFiles(home).load(job.roster_sha256, sealed_epoch(sealed))
+    if keys is None:
+        raise FedmeshError(Code.NOT_FOUND, f"{home.name} does not have the keys of the final state's epoch")
+    return open_newest(keys, job.job_id, job.version, sealed)[1]
 
 
 async def _settled_size(audit: Any, verifier: VerifierKey) -> int:
@@ -330,5 +338,7 @@ def _privacy_facts(plan: PlanManifest, hospitals: int, progress: Progress) -> Pr
 
 def _overheads(progress: Progress) -> tuple[float, ...]:
     return tuple(
-        (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds() for done in progress.rounds
+        (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
+        for done in progress.rounds
+        if not done.burnt
     )
