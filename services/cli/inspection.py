@@ -40,7 +40,9 @@ def models(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
     for job_id, versions in by_job.items():
         console = Console()
         console.print(f"\njob {job_id}, plan {versions[0].plan_name} ({versions[0].plan_id})", soft_wrap=True)
-        table = _table("version", "final", "private", "hospitals", "state (SHA-256)", "encrypted sum (SHA-256)")
+        table = make_table(
+            "version", "final", "private", "hospitals", "state (SHA-256)", "encrypted sum (SHA-256)", "burnt"
+        )
         for version in versions:
             table.add_row(
                 str(version.version),
@@ -49,6 +51,7 @@ def models(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
                 str(len(version.round.contributions)),
                 version.state_sha256[:16],
                 version.round.sum_sha256[:16],
+                "state of before" if version.round.burnt else "",
             )
         console.print(table)
 
@@ -70,7 +73,7 @@ def rounds(
     by_version: dict[int, dict[str, float]] = {}
     for metric in metrics:
         by_version.setdefault(metric.version, {})[metric.name] = metric.value
-    table = _table("round", "attempt", "hospitals", "agreeing", "finalizer", "overhead", "loss", "AUROC")
+    table = make_table("round", "attempt", "hospitals", "agreeing", "finalizer", "overhead", "loss", "AUROC", "burnt")
     for done in found:
         seconds = (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
         measured = by_version.get(done.version, {})
@@ -82,12 +85,14 @@ def rounds(
             "[red]burnt[/red]" if done.burnt else done.finalizer,
             f"{seconds:.2f} s",
             *(f"{measured[name]:.4f}" if name in measured else "" for name in ("loss", "auroc")),
+            (done.burnt_reason or "yes") if done.burnt else "",
         )
     console = Console()
     console.print(table)
     console.print(
         "[dim]overhead: sealed to committed. Loss and AUROC: the consortium's validation rows, from the secure sum, of "
-        "the state that the round started from.[/dim]"
+        "the state that the round started from. A burnt round was opened for nobody: its version keeps the state of "
+        "the one before, and its privacy budget stays spent.[/dim]"
     )
 
 
@@ -98,7 +103,7 @@ def jobs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
         return await call(registry.ListJobs, registry_pb2.ListJobsRequest(page_size=limit))
 
     answer = ask(stack_dir(folder), "registry", read, _NEEDS)
-    table = _table("job", "plan", "status", "rounds", "hospitals", "reason")
+    table = make_table("job", "plan", "status", "rounds", "hospitals", "reason")
     for found in answer.jobs:
         table.add_row(
             found.job_id,
@@ -117,7 +122,7 @@ def ledger(folder: Folder = DEMO_DIR) -> None:
     homes = sorted(path for path in (stack_dir(folder) / "hospitals").glob("*") if path.is_dir())
     if not homes:
         raise FedmeshError(Code.NOT_FOUND, f"no hospital has a ledger in {folder}")
-    table = _table("population", "job", "epsilon", "delta", "charged", "so far", "state")
+    table = make_table("population", "job", "epsilon", "delta", "charged", "so far", "state")
     for home in homes:
         for row in read_ledger(home):
             table.add_row(*_ledger_cells(row))
@@ -155,7 +160,8 @@ def stack_dir(folder: Path) -> Path:
     return folder / "stack" if (folder / "stack").is_dir() else folder
 
 
-def _table(*columns: str) -> Table:
+def make_table(*columns: str) -> Table:
+    """A table whose cells wrap in a narrow terminal."""
     table = Table()
     for column in columns:
         table.add_column(column, overflow="fold")

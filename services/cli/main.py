@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.cli import audit, hospital, inspection, plan, roster, stack
+from services.cli import audit, hospital, inspection, members, plan, roster, stack
 from services.common.errors import Code, FedmeshError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(hospital.app, name="hospital")
 app.add_typer(roster.app, name="roster")
 app.add_typer(inspection.privacy_app, name="privacy")
 inspection.register(app)
+members.register(app)
 stack.register(app)
 
 

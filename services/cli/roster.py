@@ -87,7 +87,7 @@ def assemble(
 
 
 @app.command()
-def show(roster: Annotated[Path, typer.Argument(help="A founding roster, from `assemble`")]) -> None:
+def check(roster: Annotated[Path, typer.Argument(help="A founding roster, from `assemble`")]) -> None:
     """Check a founding roster with all its signatures, and print what it says."""
     _describe(load_roster_file(roster), roster)
 

@@ -21,7 +21,10 @@ AnswerT = TypeVar("AnswerT", bound=Message)
 
 
 class FakeRegistry(rpc.RegistryServiceServicer):
-    """`away` makes every call fail as if the service were down; `events` is what was recorded, in order."""
+    """`away` makes every call fail as if the service were down; `events` is what was recorded, in order.
+
+    `standing` has the hospitals that are not active.
+    """
 
     def __init__(self) -> None:
         self.away = False
@@ -29,6 +32,7 @@ class FakeRegistry(rpc.RegistryServiceServicer):
         self.jobs: dict[str, pb.Job] = {}
         self.attempts: dict[tuple[str, int], list[str]] = {}
         self.rounds: dict[str, list[pb.CommittedRound]] = {}
+        self.standing: dict[str, pb.HospitalStatus.ValueType] = {}
         self.committed_after: list[float] = []
         self.events: dict[str, audit_pb2.Event] = {}
         self._answers: dict[str, tuple[bytes, Any]] = {}
@@ -74,6 +78,16 @@ class FakeRegistry(rpc.RegistryServiceServicer):
     async def ListJobs(self, request: pb.ListJobsRequest, _context: Any) -> pb.ListJobsResponse:
         self._require_up()
         return pb.ListJobsResponse(jobs=[job for job in self.jobs.values() if request.status in (0, job.status)])
+
+    async def ListHospitals(self, _request: pb.ListHospitalsRequest, _context: Any) -> pb.ListHospitalsResponse:
+        self._require_up()
+        names = {name for job in self.jobs.values() for name in job.hospital_ids} | set(self.standing)
+        return pb.ListHospitalsResponse(
+            hospitals=[
+                pb.Hospital(hospital_id=name, status=self.standing.get(name, pb.HOSPITAL_STATUS_ACTIVE))
+                for name in sorted(names)
+            ]
+        )
 
     async def GetJob(self, request: pb.GetJobRequest, _context: Any) -> pb.GetJobResponse:
         return pb.GetJobResponse(job=self._job(request.job_id))

@@ -56,6 +56,13 @@ class PostgresRounds:
                 told.survivors_sha256,
             ),
         )
+        await self._add_parts(committed, metrics)
+        await self._connection.execute(
+            "update registry.jobs set version = %s where job_id = %s", (told.version, told.job_id)
+        )
+
+    async def _add_parts(self, committed: CommittedRound, metrics: Mapping[str, float]) -> None:
+        told = committed.round
         await self._connection.execute(
             "insert into registry.contributions (hospital_id, job_id, version, ciphertext_sha256)"
             " select h, %s, %s, d from unnest(%s::text[], %s::text[]) as given (h, d)",
@@ -72,9 +79,6 @@ class PostgresRounds:
                 " select %s, %s, n, v, %s from unnest(%s::text[], %s::double precision[]) as given (n, v)",
                 (told.job_id, told.version, committed.committed_at, list(metrics), list(metrics.values())),
             )
-        await self._connection.execute(
-            "update registry.jobs set version = %s where job_id = %s", (told.version, told.job_id)
-        )
 
     async def content_sha256(self, job_id: UUID, version: int) -> bytes | None:
         rows = await self._connection.execute(

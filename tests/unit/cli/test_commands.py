@@ -44,18 +44,8 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
     shown = fedmesh("--help")
     assert shown.returncode == 0
     for command in (
-        "demo",
-        "up",
-        "down",
-        "status",
-        "models",
-        "rounds",
-        "jobs",
-        "audit",
-        "plan",
-        "privacy",
-        "migrate",
-        "roster",
+        *("demo", "up", "down", "status", "models", "rounds", "jobs", "audit", "plan", "privacy", "migrate"),
+        *("hospital", "hospitals", "roster", "epochs"),
     ):
         assert command in shown.stdout
 
@@ -64,6 +54,8 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
     ("arguments", "expected"),
     [
         (("models",), "run `fedmesh demo` or `fedmesh up`"),
+        (("hospitals",), "run `fedmesh demo` or `fedmesh up`"),
+        (("roster", "show"), "run `fedmesh demo` or `fedmesh up`"),
         (("status",), "run `fedmesh up`"),
         (("audit", "verify", "nowhere"), "no folder"),
         (("demo", "--privacy", "lots"), "use a number such as 0.5, or none"),
@@ -117,7 +109,7 @@ def test_a_consortium_is_founded_by_hand(fedmesh: Terminal, tmp_path: Path) -> N
     assert (refused.returncode, "west did not sign" in refused.stderr) == (1, True)
     fedmesh("roster", "sign", "statement", "--keys", "west.keys", "--out", "west.sig")
     assert fedmesh("roster", "assemble", "statement", *signatures, "--out", "roster.json").returncode == 0
-    assert "version 1" in fedmesh("roster", "show", "roster.json").stdout
+    assert "version 1" in fedmesh("roster", "check", "roster.json").stdout
     followed = fedmesh("roster", "succeed", "statement", *cards[:3], "--out", "second")
     assert "needs the signatures of 3 of the 4 members" in followed.stdout
 
@@ -128,7 +120,7 @@ def test_a_consortium_is_founded_by_hand(fedmesh: Terminal, tmp_path: Path) -> N
         (("hospital", "keygen", "Big Hospital", "--out", "k"), "is no hospital name"),
         (("hospital", "keygen", "north", "--out", "no/such/folder/k"), "cannot write"),
         (("roster", "found", "nowhere", "--consortium", "c", "--out", "r"), "cannot read nowhere"),
-        (("roster", "show", "nowhere"), "nowhere"),
+        (("roster", "check", "nowhere"), "nowhere"),
     ],
 )
 def test_mistakes_with_keys_and_rosters(fedmesh: Terminal, arguments: tuple[str, ...], expected: str) -> None:

@@ -1,0 +1,96 @@
+"""`fedmesh hospitals`, `roster show`, `epochs`: who takes part, in which standing, with which keys."""
+
+from typing import Annotated, Any, Final
+
+import typer
+from fedmesh.registry.v1 import registry_pb2
+from rich.console import Console
+
+from services.cli import roster
+from services.cli.inspection import Limit, make_table, stack_dir
+from services.cli.mesh import ask
+from services.cli.stack import DEMO_DIR, Folder
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import call
+from services.secure_sum.roster import as_roster
+from services.secure_sum.statements import EpochStatement, parse
+
+_NEEDS: Final = ("audit", "registry")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the main command."""
+    app.command()(hospitals)
+    app.command()(epochs)
+
+
+def hospitals(folder: Folder = DEMO_DIR) -> None:
+    """List hospitals with their standing and the strikes that count against them now."""
+
+    async def read(registry: Any) -> Any:
+        return await call(registry.ListHospitals, registry_pb2.ListHospitalsRequest())
+
+    answer = ask(stack_dir(folder), "registry", read, _NEEDS)
+    table = make_table("hospital", "display name", "standing", "strikes", "since")
+    for found in answer.hospitals:
+        table.add_row(
+            found.hospital_id,
+            found.display_name,
+            registry_pb2.HospitalStatus.Name(found.status).removeprefix("HOSPITAL_STATUS_").lower(),
+            str(found.strikes or ""),
+            f"{found.created_at.ToDatetime():%Y-%m-%d}",
+        )
+    Console().print(table)
+
+
+@roster.app.command()
+def show(
+    folder: Folder = DEMO_DIR,
+    version: Annotated[int, typer.Option(min=0, help="Version; the present one by default")] = 0,
+) -> None:
+    """Show a roster: its members, their keys, and who signed it."""
+
+    async def read(registry: Any) -> Any:
+        asked = registry_pb2.ListRostersRequest(after_version=max(0, version - 1))
+        return (await call(registry.ListRosters, asked)).rosters
+
+    listed = ask(stack_dir(folder), "registry", read, _NEEDS)
+    if not listed:
+        what = f"there is no roster of version {version}" if version else "there is no roster yet"
+        raise FedmeshError(Code.NOT_FOUND, f"{what}: it is published once hospitals have signed it")
+    chosen = listed[0] if version else listed[-1]
+    signed_by = {item.hospital_id for item in chosen.signatures}
+    roster = as_roster(chosen.statement)
+    console = Console()
+    console.print(f"\nroster version {roster.statement.version} of {roster.statement.consortium}", soft_wrap=True)
+    console.print(f"SHA-256 {roster.sha256}, after {roster.statement.previous or 'none'}", soft_wrap=True)
+    numbers = f"{roster.size} members, threshold {roster.threshold}, at most {roster.colluders} colluders"
+    console.print(f"{numbers}; {len(signed_by)} signatures")
+    table = make_table("hospital", "signed", "signing key (Ed25519)", "sealing key (X25519)")
+    for member in roster.statement.members:
+        signed = "yes" if member.hospital_id in signed_by else ""
+        table.add_row(member.hospital_id, signed, member.signing_key[:16], member.sealing_key[:16])
+    console.print(table)
+
+
+def epochs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
+    """List the key epochs of the present roster, newest first, and say when one is due."""
+
+    async def read(registry: Any) -> Any:
+        newest = await call(registry.GetEpoch, registry_pb2.GetEpochRequest())
+        found = [parse(EpochStatement, newest.epoch.statement)] if newest.HasField("epoch") else []
+        while found and found[-1].epoch > 1 and len(found) < limit:
+            asked = registry_pb2.GetEpochRequest(roster_sha256=newest.roster_sha256, epoch=found[-1].epoch - 1)
+            found.append(parse(EpochStatement, (await call(registry.GetEpoch, asked)).epoch.statement))
+        return newest, found
+
+    newest, found = ask(stack_dir(folder), "registry", read, _NEEDS)
+    table = make_table("epoch", "maker", "parameter set", "keys (SHA-256)")
+    for epoch in found:
+        table.add_row(str(epoch.epoch), epoch.maker, epoch.parameter_set, epoch.key_sha256[:16])
+    console = Console()
+    console.print(table)
+    if not newest.roster_sha256:
+        console.print("There is no roster yet, so no keys either.")
+    elif newest.due:
+        console.print(f"Epoch {newest.due} has been due for {newest.due_for_s:.0f} s: a hospital node makes it.")

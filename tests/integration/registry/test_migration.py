@@ -1,0 +1,118 @@
+"""From the schema before, with data in it and its release still writing, to the present one."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from services.common.clock import SystemClock
+from services.common.errors import FedmeshError
+from services.common.identity import parse_identity
+from services.common.postgres import Database, migrate
+from services.registry.domain.entities import StrikeRule
+from services.registry.store import MIGRATIONS, SCHEMA
+from services.registry.store.postgres import PostgresStore
+from services.registry.usecases.hospitals import HospitalUseCases
+from services.registry.usecases.jobs import JobUseCases
+from services.registry.usecases.mutation import Mutations
+from services.registry.usecases.ports import Command
+from services.registry.usecases.rounds import RoundUseCases
+from tests.support.stores import PostgresDatabase
+
+JOB, PLAN, STATE = "5d7ce7a0-0000-4000-8000-000000000001", "a" * 64, "b" * 64
+OPERATOR = parse_identity("spiffe://consortium.test/operator/alice")
+COORDINATOR = parse_identity("spiffe://consortium.test/service/coordinator")
+
+# What the release before writes, column by column.
+HOSPITAL = (
+    "insert into registry.hospitals (hospital_id, display_name, status, created_at) values (%s, '', 'active', now())"
+)
+BEGIN: tuple[tuple[str, tuple[object, ...]], ...] = (
+    (HOSPITAL, ("north",)),
+    (HOSPITAL, ("south",)),
+    (
+        "insert into registry.plans (plan_id, name, rounds, private, status, proposed_by, approved_by, created_at,"
+        " manifest) values (%s, 'plan', 3, false, 'approved', 'a', 'b', now(), '{}')",
+        (PLAN,),
+    ),
+    (
+        "insert into registry.jobs (job_id, plan_id, hospital_ids, status, reason, version, created_at)"
+        " values (%s, %s, '{north,south}', 'running', '', 0, now())",
+        (JOB, PLAN),
+    ),
+    ("insert into registry.job_hospitals (hospital_id, job_id) select unnest('{north,south}'::text[]), %s", (JOB,)),
+    (
+        "insert into registry.job_blobs (job_id, sha256, hospital_id, created_at) values (%s, %s, 'north', now())",
+        (JOB, STATE),
+    ),
+    ("insert into registry.blobs (sha256, size_bytes, created_at) values (%s, 1, now())", (STATE,)),
+)
+ROUND = (
+    ("insert into registry.attempts (job_id, round, attempt, reason, opened_at) values (%(job)s, %(v)s, 1, '', now())"),
+    (
+        "insert into registry.rounds (job_id, version, attempt, sum_sha256, state_sha256, contributions_root, agreeing,"
+        " dissenting, attesting, finalizer, metrics_json, upload_bytes, sealed_at, committed_at, content_sha256)"
+        " values (%(job)s, %(v)s, 1, repeat('c', 64), %(state)s, repeat('d', 64), '{north,south}', '{}', '{}', 'north',"
+        " '', 1, now(), now(), sha256(''))"
+    ),
+    "update registry.jobs set version = %(v)s where job_id = %(job)s",
+)
+
+
+def write(database: PostgresDatabase, *statements: tuple[str, Any]) -> None:
+    with psycopg.connect(database.dsn("registry_service")) as connection:
+        connection.execute("select set_config('app.scope', 'consortium', true)")
+        for statement, parameters in statements:
+            connection.execute(statement.encode(), parameters)
+
+
+def commit(database: PostgresDatabase, version: int) -> None:
+    write(database, *((each, {"job": JOB, "v": version, "state": STATE}) for each in ROUND))
+
+
+async def test_data_and_writers_of_the_release_before_stay_good(postgres: PostgresDatabase, tmp_path: Path) -> None:
+    shutil.copy(MIGRATIONS / "0001_registry.sql", tmp_path)
+    config = postgres.config("registry_migrator")
+    assert migrate(config, SCHEMA, tmp_path) == ["0001_registry"]
+    write(postgres, *BEGIN)
+    commit(postgres, 1)
+    assert migrate(config, SCHEMA, MIGRATIONS) == ["0002_secure_sum"]
+    assert migrate(config, SCHEMA, MIGRATIONS) == []
+    commit(postgres, 2)
+    write(postgres, (HOSPITAL, ("west",)))
+
+    pool = Database(postgres.config("registry_service"))
+    await pool.open()
+    try:
+        store, clock = PostgresStore(pool), SystemClock()
+        mutations = Mutations(store, clock, lambda: None)
+        jobs = JobUseCases(store, mutations, clock)
+        found = (await jobs.list(OPERATOR, None, 10, None)).items[0]
+        assert (found.version, found.state_sha256, found.roster_sha256, found.roster_size) == (2, STATE, "", 0)
+        rounds = await RoundUseCases(store, mutations, clock).list(OPERATOR, found.job_id, 0, 10)
+        assert [(item.round.burnt, item.round.survivors_sha256, item.round.sum_sha256) for item in rounds] == [
+            (False, "", "c" * 64)
+        ] * 2
+        hospitals = await HospitalUseCases(store, mutations, clock, StrikeRule(5, 3600)).list(OPERATOR)
+        assert [(item.hospital_id, item.strikes) for item in hospitals] == [("north", 0), ("south", 0), ("west", 0)]
+        command: Command[Any] = Command(found.job_id, COORDINATOR, "OpenAttempt", b"\0" * 32, lambda _: b"")
+        with pytest.raises(FedmeshError, match="cancel it and start another"):
+            await jobs.open_attempt(command, found.job_id, 3, "")
+    finally:
+        await pool.close()
+
+
+def test_a_round_is_whole_or_burnt(postgres: PostgresDatabase) -> None:
+    migrate(postgres.config("registry_migrator"), SCHEMA, MIGRATIONS)
+    write(postgres, *BEGIN)
+    attempt, inserting, _ = ROUND
+    for part in ("state_sha256", "sum_sha256", "finalizer"):
+        broken = inserting.replace("sealed_at,", "burnt, sealed_at,", 1).replace(" '', 1, now()", " '', 1, true, now()")
+        holes = {"state_sha256": "%(state)s", "sum_sha256": "repeat('c', 64)", "finalizer": "'north'"}
+        whole = inserting.replace(holes[part], "null", 1)
+        for statement in (whole, broken):
+            facts = {"job": JOB, "v": 1, "state": STATE}
+            with pytest.raises(psycopg.errors.CheckViolation):
+                write(postgres, (attempt, facts), (statement, facts))
