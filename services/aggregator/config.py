@@ -1,5 +1,8 @@
 """Settings of the aggregator."""
 
+import os
+from pathlib import Path
+
 from pydantic import Field
 
 from services.common.config import ClientConfig, RedisConfig, Section, ServerConfig, TelemetryConfig
@@ -13,12 +16,25 @@ class UploadConfig(Section):
     )
 
 
-class AddingConfig(Section):
-    workers: int = Field(1, ge=1, le=64, description="disposable processes that parse and add ciphertexts")
+class ComputingConfig(Section):
+    workers: int = Field(
+        default_factory=lambda: min(4, len(os.sched_getaffinity(0))),
+        ge=1,
+        le=64,
+        description="disposable processes that check and add ciphertexts; by default one a CPU, at most 4",
+    )
     timeout_s: float = Field(
         30.0, gt=0, le=600, description="seconds after which a worker that does not answer is killed"
     )
-    batch: int = Field(16, ge=1, le=64, description="most uploads added to one sum in one step")
+
+
+class ChunksConfig(Section):
+    directory: Path | None = Field(
+        None,
+        description="folder for the segments of uploads and sums, on a volume that all replicas share; without it they "
+        "are kept in Redis, which is enough for up to some ten million parameters",
+    )
+    sweep_s: float = Field(60.0, gt=0, le=3600, description="seconds between looks for segments that are over")
 
 
 class AggregatorConfig(Section):
@@ -30,4 +46,5 @@ class AggregatorConfig(Section):
     telemetry: TelemetryConfig = Field(TelemetryConfig(), description="logs and traces")
     standing: StandingConfig = Field(StandingConfig(), description="how suspended hospitals come to be known")
     uploads: UploadConfig = Field(UploadConfig(), description="limits of uploads")
-    adding: AddingConfig = Field(AddingConfig(), description="how ciphertexts are added")
+    computing: ComputingConfig = Field(ComputingConfig(), description="how ciphertexts are checked and added")
+    chunks: ChunksConfig = Field(ChunksConfig(), description="where the segments of uploads and sums are kept")

@@ -1,15 +1,22 @@
 """Composition of the aggregator process."""
 
-from fedmesh.aggregator.v1 import aggregator_pb2, aggregator_pb2_grpc
+from collections.abc import Awaitable, Callable
 
-from services.aggregator.combiner import Combiner
+from fedmesh.aggregator.v1 import aggregator_pb2, aggregator_pb2_grpc
+from redis.asyncio import Redis
+
+from services.aggregator import adding
+from services.aggregator.computing import Computer
 from services.aggregator.config import AggregatorConfig
-from services.aggregator.registry import RegistryEvents
+from services.aggregator.receiving import Receiver, Streams
+from services.aggregator.registry import RegistryClient
 from services.aggregator.servicer import AggregatorServicer
-from services.aggregator.store.redis import RedisSums
-from services.aggregator.usecases import AggregatorUseCases
+from services.aggregator.store.chunks import ChunkStore, DirectoryChunks, RedisChunks
+from services.aggregator.store.records import RedisSums
+from services.aggregator.usecases import AggregatorUseCases, Parts
 from services.common.clock import SystemClock
 from services.common.config import read_secret
+from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
@@ -22,11 +29,15 @@ from services.secure_sum.disposable import DisposablePool
 def check(config: AggregatorConfig) -> None:
     """Check what the configuration points at.
 
-    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates or an unreadable password file.
+    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates, an unreadable password file, or a directory of
+        chunks that is not there.
     """
     load_tls(config.server.tls)
     if config.redis.password_file is not None:
         read_secret(config.redis.password_file)
+    directory = config.chunks.directory
+    if directory is not None and not directory.is_dir():
+        raise FedmeshError(Code.CONFIG_INVALID, f"chunks.directory: {directory} is no folder: create it, mode 0700")
 
 
 async def main(config: AggregatorConfig) -> None:
@@ -36,31 +47,49 @@ async def main(config: AggregatorConfig) -> None:
     """
     setup_telemetry("aggregator", config.telemetry)
     redis = connect_redis(config.redis)
-    pool = DisposablePool(config.adding.workers, config.adding.timeout_s, preload=("services.aggregator.addition",))
+    chunks, background = _chunks(config, redis)
+    pool = DisposablePool(config.computing.workers, config.computing.timeout_s, preload=(adding.MODULE,))
+
+    async def ready() -> bool:
+        return await redis_ready(redis) and await chunks.ready()
+
     try:
         async with pool, MeshChannel(config.registry.target, config.server.tls) as registry:
             await pool.warm()
             store = RedisSums(redis)
-            usecases = AggregatorUseCases(
+            computer = Computer(store, chunks, pool, config.computing.workers)
+            parts = Parts(
                 store,
-                Combiner(store, pool, config.adding.batch),
-                RegistryEvents(registry),
+                chunks,
+                Receiver(chunks, pool),
+                Streams(config.uploads.max_concurrent, config.uploads.idle_s),
+                computer,
+                RegistryClient(registry),
                 SystemClock(),
-                consortium=load_tls(config.server.tls).identity.consortium,
-                max_uploads=config.uploads.max_concurrent,
-                idle_s=config.uploads.idle_s,
             )
+            usecases = AggregatorUseCases(parts, load_tls(config.server.tls).identity.consortium)
             standing = Standing(registry, config.standing)
-            await run_server(
-                config.server,
-                [endpoint(usecases)],
-                background=[standing.run],
-                dependencies=lambda: redis_ready(redis),
-                admit=standing.admit,
-            )
+            try:
+                await run_server(
+                    config.server,
+                    [endpoint(usecases)],
+                    background=[*background, standing.run],
+                    dependencies=ready,
+                    admit=standing.admit,
+                )
+            finally:
+                await computer.close()
     finally:
         await redis.aclose()
         shutdown_telemetry()
+
+
+def _chunks(config: AggregatorConfig, redis: Redis) -> tuple[ChunkStore, list[Callable[[], Awaitable[None]]]]:
+    """The store of chunks, and what it does in the background."""
+    if config.chunks.directory is None:
+        return RedisChunks(redis), []
+    chunks = DirectoryChunks(config.chunks.directory, SystemClock())
+    return chunks, [lambda: chunks.sweep_forever(config.chunks.sweep_s)]
 
 
 def endpoint(usecases: AggregatorUseCases) -> Endpoint:

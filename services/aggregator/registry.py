@@ -1,13 +1,15 @@
-"""The registry, as the aggregator uses it: it keeps events for the audit log."""
+"""The registry, as the aggregator uses it: it keeps events for the audit log, and strikes."""
 
 import asyncio
 from collections.abc import Sequence
 
 from fedmesh.audit.v1 import audit_pb2
+from fedmesh.common.v1 import round_pb2
 from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.aggregator.domain.events import Event
+from services.aggregator.domain.sums import AttemptId
 from services.common.errors import FedmeshError
 from services.common.grpc.client import MeshChannel, call
 from services.common.ids import new_id
@@ -15,11 +17,12 @@ from services.common.ids import new_id
 _TIMEOUT_S = 5.0
 # The registry takes 500 events a call; one upload makes one.
 _MOST_CALLERS = 100
+_MOST_REASON = 500
 
 _Caller = tuple[Sequence[Event], "asyncio.Future[None]"]
 
 
-class RegistryEvents:
+class RegistryClient:
     """Records events in groups: what comes while one call is under way goes with the next, in one transaction there."""
 
     def __init__(self, channel: MeshChannel) -> None:
@@ -37,6 +40,20 @@ class RegistryEvents:
         if self._sending is None:
             self._sending = asyncio.create_task(self._drain())
         await done
+
+    async def strike(self, strike_id: str, attempt: AttemptId, hospital_id: str, error: FedmeshError) -> None:
+        """Note a strike; the same id counts once.
+
+        Raises: FedmeshError, retryable while the registry is away.
+        """
+        request = registry_pb2.RecordStrikeRequest(
+            request_id=strike_id,
+            hospital_id=hospital_id,
+            code=error.code.value,
+            reason=error.message[:_MOST_REASON],
+            attempt=round_pb2.Attempt(job_id=attempt.job_id, round=attempt.round, attempt=attempt.attempt),
+        )
+        await call(self._stub.RecordStrike, request, timeout_s=_TIMEOUT_S)
 
     async def _drain(self) -> None:
         try:

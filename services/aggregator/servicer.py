@@ -1,6 +1,6 @@
 """The aggregator's gRPC surface: checks the form of requests, calls a use case, words the answer."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC
 from typing import Any, Final
 
@@ -8,14 +8,20 @@ from fedmesh.aggregator.v1 import aggregator_pb2 as pb
 from fedmesh.aggregator.v1 import aggregator_pb2_grpc as rpc
 from fedmesh.common.v1 import round_pb2
 
-from services.aggregator.domain.sums import AttemptId, Form, State, Sum
-from services.aggregator.usecases import AggregatorUseCases, UploadHeader
+from services.aggregator.domain.sums import AttemptId, Form, Opened, State, Sum
+from services.aggregator.domain.uploads import UploadHeader
+from services.aggregator.usecases import AggregatorUseCases
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import CHUNK_BYTES
 from services.common.grpc.gate import caller
 from services.common.ids import require_name, require_sha256, require_uuid
+from services.secure_sum.opening import MaskKey, Opening
+from services.secure_sum.statements import Signed
 
-_STATES: Final = {State.OPEN: pb.SUM_STATE_OPEN, State.CLOSED: pb.SUM_STATE_CLOSED}
+_STATES: Final = {
+    State.OPEN: pb.SUM_STATE_OPEN,
+    State.CLOSED: pb.SUM_STATE_CLOSED,
+    State.COMPUTED: pb.SUM_STATE_COMPUTED,
+}
 
 
 class AggregatorServicer(rpc.AggregatorServiceServicer):
@@ -26,9 +32,17 @@ class AggregatorServicer(rpc.AggregatorServiceServicer):
 
     async def OpenSum(self, request: pb.OpenSumRequest, _context: Any) -> pb.OpenSumResponse:
         require_uuid(request.request_id, "request_id")
-        group = tuple(require_name(name, "group") for name in request.group)
+        signers = {require_name(item.hospital_id, "signers"): item.signing_key for item in request.signers}
+        if len(signers) != len(request.signers):
+            raise FedmeshError(Code.INVALID_ARGUMENT, "signers names a hospital twice", field="signers")
+        opened = Opened(
+            _form(request.form),
+            tuple(require_name(name, "group") for name in request.group),
+            signers,
+            require_sha256(request.adverts_sha256, "adverts_sha256"),
+        )
         expires_at = request.expires_at.ToDatetime(tzinfo=UTC)
-        size = await self._usecases.open(_attempt(request.attempt), _form(request.form), group, expires_at)
+        size = await self._usecases.open(_attempt(request.attempt), opened, expires_at)
         return pb.OpenSumResponse(upload_bytes=size)
 
     async def Upload(self, requests: AsyncIterator[pb.UploadRequest], _context: Any) -> pb.UploadResponse:
@@ -36,7 +50,7 @@ class AggregatorServicer(rpc.AggregatorServiceServicer):
         if first is None or first.WhichOneof("part") != "header":
             raise FedmeshError(Code.CHUNK_STREAM_INVALID, "an upload begins with its header")
         hospital_id, header = caller().name, _header(first.header)
-        counted = await self._usecases.upload(hospital_id, header, _chunks(requests))
+        counted = await self._usecases.upload(hospital_id, header, _segments(requests))
         return pb.UploadResponse(
             contribution=round_pb2.Contribution(hospital_id=hospital_id, ciphertext_sha256=header.sha256),
             contributors=counted.contributors,
@@ -46,20 +60,32 @@ class AggregatorServicer(rpc.AggregatorServiceServicer):
     async def CloseSum(self, request: pb.CloseSumRequest, _context: Any) -> pb.CloseSumResponse:
         require_uuid(request.request_id, "request_id")
         closed = await self._usecases.close(_attempt(request.attempt), request.minimum_contributors)
-        sha256, size = (closed.blob.sha256, closed.blob.size_bytes) if closed.blob is not None else ("", 0)
-        return pb.CloseSumResponse(contributions=_contributions(closed), sum_sha256=sha256, size_bytes=size)
+        return pb.CloseSumResponse(contributions=_contributions(closed))
+
+    async def ComputeSum(self, request: pb.ComputeSumRequest, _context: Any) -> pb.ComputeSumResponse:
+        require_uuid(request.request_id, "request_id")
+        keys = [
+            MaskKey(item.hospital_id, item.position, item.mask_key, item.seed_commitment) for item in request.mask_keys
+        ]
+        opening = Opening(_seeds(request.opening.self_seeds), _seeds(request.opening.mask_seeds))
+        sha256, size = await self._usecases.compute(_attempt(request.attempt), tuple(request.survivors), keys, opening)
+        return pb.ComputeSumResponse(sum_sha256=sha256, size_bytes=size)
+
+    async def GetSegment(self, request: pb.GetSegmentRequest, _context: Any) -> pb.GetSegmentResponse:
+        attempt, whose = _attempt(request.attempt), require_name(request.hospital_id, "hospital_id")
+        segment = await self._usecases.segment(caller().name, attempt, whose, request.index)
+        return pb.GetSegmentResponse(segment=segment)
 
     async def DownloadSum(self, request: pb.DownloadSumRequest, _context: Any) -> AsyncIterator[pb.DownloadSumResponse]:
-        async for chunk in self._usecases.download(caller().name, _attempt(request.attempt)):
-            yield pb.DownloadSumResponse(chunk=chunk)
+        async for segment in self._usecases.download(caller().name, _attempt(request.attempt)):
+            yield pb.DownloadSumResponse(chunk=segment)
 
     async def GetSum(self, request: pb.GetSumRequest, _context: Any) -> pb.GetSumResponse:
         held = await self._usecases.get(_attempt(request.attempt))
-        fixed = held.blob is not None and held.state is State.CLOSED
         return pb.GetSumResponse(
             state=_STATES[held.state],
             contributions=_contributions(held),
-            sum_sha256=held.blob.sha256 if held.blob is not None and fixed else "",
+            sum_sha256="" if held.result is None else held.result[1],
         )
 
     async def DiscardSum(self, request: pb.DiscardSumRequest, _context: Any) -> pb.DiscardSumResponse:
@@ -68,10 +94,10 @@ class AggregatorServicer(rpc.AggregatorServiceServicer):
         return pb.DiscardSumResponse()
 
 
-async def _chunks(requests: AsyncIterator[pb.UploadRequest]) -> AsyncIterator[bytes]:
+async def _segments(requests: AsyncIterator[pb.UploadRequest]) -> AsyncIterator[bytes]:
     async for request in requests:
-        if request.WhichOneof("part") != "chunk" or not 0 < len(request.chunk) <= CHUNK_BYTES:
-            raise FedmeshError(Code.CHUNK_STREAM_INVALID, "after the header come chunks of 1 byte to 1 MiB")
+        if request.WhichOneof("part") != "chunk":
+            raise FedmeshError(Code.CHUNK_STREAM_INVALID, "after the header come segments only")
         yield request.chunk
 
 
@@ -94,11 +120,17 @@ def _header(message: pb.UploadHeader) -> UploadHeader:
         _form(message.form),
         message.size_bytes,
         require_sha256(message.ciphertext_sha256, "header.ciphertext_sha256"),
+        Signed(message.upload.hospital_id, message.upload.statement, message.upload.signature),
     )
+
+
+def _seeds(seeds: Iterable[round_pb2.OpenedSeed]) -> dict[str, bytes]:
+    """Twice the same hospital leaves one of two, and the wrong number of seeds is refused."""
+    return {item.hospital_id: item.seed for item in seeds}
 
 
 def _contributions(held: Sum) -> list[round_pb2.Contribution]:
     return [
-        round_pb2.Contribution(hospital_id=name, ciphertext_sha256=sha256)
-        for name, sha256 in sorted(held.contributions.items())
+        round_pb2.Contribution(hospital_id=name, ciphertext_sha256=counted.ciphertext_sha256)
+        for name, counted in sorted(held.contributions.items())
     ]

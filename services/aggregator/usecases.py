@@ -1,153 +1,172 @@
 """What the aggregator does: one method for each RPC."""
 
-import asyncio
-import hashlib
+import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from services.aggregator.combiner import Combiner, Counted
+from services.aggregator import metrics
+from services.aggregator.computing import Computer
 from services.aggregator.domain.events import Event, contribution_accepted, upload_refused
-from services.aggregator.domain.sums import AttemptId, Form, State, Sum, not_open, require_openable
-from services.aggregator.store.redis import RedisSums, chunk_count
+from services.aggregator.domain.openings import plan_of
+from services.aggregator.domain.sums import AttemptId, Blob, Contribution, Opened, Sum, not_open, require_openable
+from services.aggregator.domain.uploads import UploadHeader, check_header
+from services.aggregator.receiving import Receiver, Stream, Streams
+from services.aggregator.store.chunks import ChunkStore
+from services.aggregator.store.records import RedisSums
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
+from services.common.ids import new_id
 from services.common.telemetry import attempt_span
+from services.secure_sum.opening import MaskKey, Opening
+from services.secure_sum.statements import Upload
 
-# What a hospital could only cause by sending something that is no contribution.
-_STRIKES: Final = frozenset({Code.CIPHERTEXT_INVALID, Code.CHUNK_STREAM_INVALID})
+# What a hospital could only cause by sending something that no honest node sends.
+_STRIKES: Final = frozenset({Code.CIPHERTEXT_INVALID, Code.CHUNK_STREAM_INVALID, Code.STATEMENT_INVALID})
 
 
-class Events(Protocol):
+class Registry(Protocol):
     async def record(self, events: Sequence[Event]) -> None:
         """Make events durable. Raises: FedmeshError."""
         ...
 
+    async def strike(self, strike_id: str, attempt: AttemptId, hospital_id: str, error: FedmeshError) -> None:
+        """Note a strike against a hospital; the same id counts once. Raises: FedmeshError."""
+        ...
+
+
+class Counted(NamedTuple):
+    """contributors: how many are counted now. already: this upload was counted before."""
+
+    contributors: int
+    already: bool
+
 
 @dataclass(frozen=True)
-class UploadHeader:
-    """What a hospital announces; see `fedmesh.aggregator.v1.UploadHeader`."""
+class Parts:
+    """What the use cases stand on."""
 
-    request_id: str
-    attempt: AttemptId
-    form: Form
-    size_bytes: int
-    sha256: str
+    store: RedisSums
+    chunks: ChunkStore
+    receiver: Receiver
+    streams: Streams
+    computer: Computer
+    registry: Registry
+    clock: Clock
 
 
 class AggregatorUseCases:
-    """consortium: the trust domain of the hospitals. max_uploads: received at once. idle_s: how long one may stall."""
+    """consortium: the trust domain of the hospitals."""
 
-    def __init__(
-        self,
-        store: RedisSums,
-        combiner: Combiner,
-        events: Events,
-        clock: Clock,
-        *,
-        consortium: str,
-        max_uploads: int,
-        idle_s: float,
-    ) -> None:
-        self._store = store
-        self._combiner = combiner
-        self._events = events
-        self._clock = clock
+    def __init__(self, parts: Parts, consortium: str) -> None:
+        self._store = parts.store
+        self._chunks = parts.chunks
+        self._receiver = parts.receiver
+        self._streams = parts.streams
+        self._computer = parts.computer
+        self._registry = parts.registry
+        self._clock = parts.clock
         self._consortium = consortium
-        self._slots = max_uploads
-        self._idle_s = idle_s
 
-    async def open(self, attempt: AttemptId, form: Form, group: tuple[str, ...], expires_at: datetime) -> int:
+    async def open(self, attempt: AttemptId, opened: Opened, expires_at: datetime) -> int:
         """Make room for a sum; the exact size of an upload in bytes.
 
-        Raises: FedmeshError(INVALID_ARGUMENT); (ALREADY_EXISTS) when it is open with another form or group.
+        Raises: FedmeshError(INVALID_ARGUMENT); (ALREADY_EXISTS) when it is open with another content.
         """
-        size = require_openable(form, group, expires_at, self._clock.now())
-        if not await self._store.open(attempt, form, group, expires_at):
-            raise FedmeshError(Code.ALREADY_EXISTS, "this attempt's sum is open with another form or group")
+        size = require_openable(opened, expires_at, self._clock.now())
+        if not await self._store.open(attempt, opened, expires_at):
+            raise FedmeshError(
+                Code.ALREADY_EXISTS, "this attempt's sum is open with another form, group, keys or adverts"
+            )
         return size
 
-    async def upload(self, hospital_id: str, header: UploadHeader, chunks: AsyncIterator[bytes]) -> Counted:
+    async def upload(self, hospital_id: str, header: UploadHeader, segments: AsyncIterator[bytes]) -> Counted:
         """Receive one ciphertext and count it exactly once. The event is durable before this returns.
 
-        Raises: FedmeshError: NOT_FOUND, PERMISSION_DENIED, WRONG_STATE, ALREADY_CONTRIBUTED; RATE_LIMITED;
-            CIPHERTEXT_INVALID and CHUNK_STREAM_INVALID, which are recorded as strikes, and nothing has changed;
-            STORE_UNAVAILABLE, SERVICE_UNAVAILABLE and other retryable ones.
+        Raises: FedmeshError: NOT_FOUND, PERMISSION_DENIED, WRONG_STATE, ALREADY_CONTRIBUTED; RATE_LIMITED; CANCELLED
+            when a newer upload came; CIPHERTEXT_INVALID, CHUNK_STREAM_INVALID and STATEMENT_INVALID, which are recorded
+            as strikes, and nothing has changed; STORE_UNAVAILABLE, SERVICE_UNAVAILABLE and other retryable ones.
         """
-        if self._slots == 0:
-            raise FedmeshError(Code.RATE_LIMITED, "too many uploads at once: try again")
-        self._slots -= 1
+        stream = self._streams.open(header.attempt, hospital_id, segments)
+        started, outcome = time.perf_counter(), "broken"
         try:
             with attempt_span("aggregator.upload", *header.attempt):
-                return await self._upload(hospital_id, header, chunks)
+                counted = await self._upload(hospital_id, header, stream)
+            outcome = "repeated" if counted.already else "counted"
+            metrics.UPLOAD_SECONDS.observe(time.perf_counter() - started)
+            return counted
         except FedmeshError as error:
+            outcome = error.code.value
             if error.code in _STRIKES:
-                await self._strike(hospital_id, header, error)
+                await self._strike(hospital_id, header.attempt, error)
             raise
         finally:
-            self._slots += 1
+            metrics.UPLOADS.labels(outcome).inc()
+            self._streams.close(header.attempt, hospital_id, stream)
 
-    async def _upload(self, hospital_id: str, header: UploadHeader, chunks: AsyncIterator[bytes]) -> Counted:
-        held = await self._store.get(header.attempt)
-        if held is None:
-            raise not_open(header.attempt)
-        already = held.counted(hospital_id, header.sha256)
-        held.require_form(header.form)
-        if header.size_bytes != held.form.upload_bytes:
-            raise FedmeshError(
-                Code.CIPHERTEXT_INVALID,
-                f"an upload of this sum has {held.form.upload_bytes} bytes, not {header.size_bytes}",
-            )
-        content = await self._receive(header, chunks)
+    async def _upload(self, hospital_id: str, header: UploadHeader, stream: Stream) -> Counted:
+        held = await self.get(header.attempt)
+        already = held.counted(hospital_id, header.sha256, header.upload.sha256)
+        upload = check_header(held, hospital_id, header)
         if already:
-            counted = Counted(len(held.contributions), already=True)
+            # The stored segments are mended by the way, in case the store lost some.
+            await self._receiver.receive(held.layout, header, upload, stream, held.blob(hospital_id), again=True)
         else:
-            counted = await self._combiner.add(header.attempt, hospital_id, header.sha256, content)
-        if not already or hospital_id in held.unrecorded:
-            await self._record(held, {hospital_id: header.sha256})
-        return counted
+            held, already = await self._count(held, hospital_id, header, upload, stream)
+        if hospital_id in held.unrecorded:
+            await self._record(held, [hospital_id])
+        return Counted(len(held.contributions), already)
 
-    async def _receive(self, header: UploadHeader, chunks: AsyncIterator[bytes]) -> bytes:
-        content = bytearray()
-        digest = hashlib.sha256()
+    async def _count(
+        self, held: Sum, hospital_id: str, header: UploadHeader, upload: Upload, stream: Stream
+    ) -> tuple[Sum, bool]:
+        """Store and count an upload; the record afterwards, and whether another call was faster with the same bytes."""
+        blob = Blob(new_id(), held.expires_at)
+        contribution = Contribution(header.sha256, header.upload.sha256, blob.blob_id)
         try:
-            while True:
-                async with asyncio.timeout(self._idle_s):
-                    chunk = await anext(chunks)
-                if len(content) + len(chunk) > header.size_bytes:
-                    raise _broken(f"it has more than the {header.size_bytes} bytes that its header announced")
-                digest.update(chunk)
-                content += chunk
-        except StopAsyncIteration:
-            pass
-        except TimeoutError:
-            raise FedmeshError(Code.DEADLINE_EXCEEDED, f"the upload stalled for {self._idle_s:g} s") from None
-        if len(content) != header.size_bytes:
-            raise _broken(f"it was cut short: {len(content)} of {header.size_bytes} bytes came")
-        if digest.hexdigest() != header.sha256:
-            raise _broken("its content does not have the announced SHA-256")
-        return bytes(content)
+            await self._receiver.receive(held.layout, header, upload, stream, blob, again=False)
+        except BaseException:
+            await self._drop(held, blob)
+            raise
+        await self._store.count(held.attempt, hospital_id, contribution)
+        # The record decides, not the answer: it may be the answer to a repetition after a lost connection.
+        now = await self._store.get(held.attempt)
+        mine = now is not None and now.contributions.get(hospital_id) == contribution
+        if not mine:
+            await self._drop(held, blob)
+        if now is None:
+            raise not_open(held.attempt)
+        # Says why it was not counted: closed meanwhile, or other bytes were faster.
+        now.counted(hospital_id, contribution.ciphertext_sha256, contribution.upload_sha256)
+        return now, not mine
 
-    async def _strike(self, hospital_id: str, header: UploadHeader, error: FedmeshError) -> None:
+    async def _drop(self, held: Sum, blob: Blob) -> None:
+        with suppress(FedmeshError):  # what stays is forgotten at its time
+            await self._chunks.drop(blob, held.layout.segments)
+
+    async def _strike(self, hospital_id: str, attempt: AttemptId, error: FedmeshError) -> None:
         # Before the refusal is answered: while the registry is away the answer is "try again", and no strike is lost.
-        told = upload_refused(
-            header.attempt, self._consortium, hospital_id, header.request_id, error, self._clock.now()
-        )
-        await self._events.record([told])
+        strike_id = new_id()
+        told = upload_refused(attempt, self._consortium, hospital_id, strike_id, error, self._clock.now())
+        await self._registry.record([told])
+        await self._registry.strike(strike_id, attempt, hospital_id, error)
+        metrics.STRIKES.labels(error.code.value).inc()
 
-    async def _record(self, held: Sum, contributions: dict[str, str]) -> None:
-        now, size = self._clock.now(), held.form.upload_bytes
-        await self._events.record(
-            [
-                contribution_accepted(held.attempt, self._consortium, name, sha256, size, now)
-                for name, sha256 in contributions.items()
-            ]
-        )
-        await self._store.mark_recorded(held.attempt, list(contributions))
+    async def _record(self, held: Sum, names: Sequence[str]) -> None:
+        now, size = self._clock.now(), held.layout.upload_bytes
+        events = [
+            contribution_accepted(
+                held.attempt, self._consortium, name, held.contributions[name].ciphertext_sha256, size, now
+            )
+            for name in names
+        ]
+        await self._registry.record(events)
+        await self._store.mark_recorded(held.attempt, names)
 
     async def close(self, attempt: AttemptId, minimum: int) -> Sum:
-        """Fix a sum; every contributor's event is durable before this returns.
+        """Fix who was counted; every contributor's event is durable before this returns.
 
         Raises: FedmeshError(NOT_FOUND); (INVALID_ARGUMENT) for a minimum below 1; (WRONG_STATE) with too few.
         """
@@ -163,25 +182,53 @@ class AggregatorUseCases:
                     f"{closed} hospitals have contributed, {minimum} are needed: the sum stays open",
                     contributors=closed,
                 )
-            missing = {name: closed.contributions[name] for name in sorted(closed.unrecorded)}
-            if missing:
-                await self._record(closed, missing)
+            if closed.unrecorded:
+                await self._record(closed, sorted(closed.unrecorded))
             return closed
 
-    async def download(self, hospital_id: str, attempt: AttemptId) -> AsyncIterator[bytes]:
-        """The closed sum in chunks.
+    async def compute(
+        self, attempt: AttemptId, survivors: Sequence[str], keys: Sequence[MaskKey], opening: Opening
+    ) -> tuple[str, int]:
+        """Add the survivors' uploads and take their masks off; SHA-256 and size of the encrypted sum.
 
-        Raises: FedmeshError(NOT_FOUND | PERMISSION_DENIED); (WRONG_STATE) while it is open.
+        Raises: FedmeshError: NOT_FOUND; WRONG_STATE while it is open; INVALID_ARGUMENT; STATEMENT_INVALID when a seed
+            does not fit what was advertised; EQUIVOCATION when it was fixed with other inputs; retryable ones.
+        """
+        held = await self.get(attempt)
+        plan = plan_of(held, survivors, keys, opening)
+        return await self._computer.compute(held, survivors, plan), held.layout.sum_bytes
+
+    async def download(self, hospital_id: str, attempt: AttemptId) -> AsyncIterator[bytes]:
+        """The computed sum, segment by segment.
+
+        Raises: FedmeshError(NOT_FOUND | PERMISSION_DENIED); (WRONG_STATE) before it is computed.
         """
         held = await self.get(attempt)
         held.require_member(hospital_id)
-        if held.state is not State.CLOSED or held.blob is None:
-            raise FedmeshError(Code.WRONG_STATE, "the sum is still open: wait until it is closed")
-        for index in range(chunk_count(held.blob.size_bytes)):
-            chunk = await self._store.read_chunk(held.blob, index)
-            if chunk is None:
+        if held.result is None:
+            raise FedmeshError(Code.WRONG_STATE, "the sum is not computed yet: wait for the task")
+        for index in range(held.layout.segments):
+            segment = await self._chunks.read(held.result[0], index)
+            if segment is None:
                 raise not_open(attempt)
-            yield chunk
+            yield segment
+
+    async def segment(self, caller: str, attempt: AttemptId, hospital_id: str, index: int) -> bytes:
+        """One segment of a counted upload, for a hospital of the group.
+
+        Raises: FedmeshError(NOT_FOUND | PERMISSION_DENIED); (WRONG_STATE) while the sum is open; (INVALID_ARGUMENT)
+            when there is no such segment.
+        """
+        held = await self.get(attempt)
+        held.require_member(caller)
+        held.require_closed()
+        held.layout.ciphertexts_of(index)
+        if hospital_id not in held.contributions:
+            raise FedmeshError(Code.NOT_FOUND, "no upload of this hospital is counted in this attempt")
+        segment = await self._chunks.read(held.blob(hospital_id), index)
+        if segment is None:
+            raise not_open(attempt)
+        return segment
 
     async def get(self, attempt: AttemptId) -> Sum:
         """Raises: FedmeshError(NOT_FOUND)."""
@@ -191,11 +238,10 @@ class AggregatorUseCases:
         return held
 
     async def discard(self, attempt: AttemptId) -> None:
-        """Forget a sum; harmless when there is none."""
+        """Forget a sum and the uploads; harmless when there is none."""
         held = await self._store.get(attempt)
-        if held is not None:
-            await self._store.discard(held)
-
-
-def _broken(what: str) -> FedmeshError:
-    return FedmeshError(Code.CHUNK_STREAM_INVALID, f"the upload was refused: {what}")
+        if held is None:
+            return
+        await self._store.discard(attempt)
+        for blob in held.blobs():
+            await self._chunks.drop(blob, held.layout.segments)

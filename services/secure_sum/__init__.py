@@ -1,4 +1,5 @@
 """The secure sum: what a hospital encrypts, what the aggregator adds, what hospitals decrypt together.
 
-`public` needs no key and is all that an aggregator imports; `secret` holds the key side and runs in hospitals only.
+`public`, `masks` and `opening` need no secret and are what the centre imports; `secret`, `member`, `epoch` and `sealed`
+run in hospitals only.
 """

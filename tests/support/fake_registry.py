@@ -35,6 +35,7 @@ class FakeRegistry(rpc.RegistryServiceServicer):
         self.standing: dict[str, pb.HospitalStatus.ValueType] = {}
         self.committed_after: list[float] = []
         self.events: dict[str, audit_pb2.Event] = {}
+        self.strikes: dict[str, pb.RecordStrikeRequest] = {}
         self._answers: dict[str, tuple[bytes, Any]] = {}
         self._server: MeshServer | None = None
 
@@ -116,6 +117,11 @@ class FakeRegistry(rpc.RegistryServiceServicer):
             uuid.UUID(event.event_id)
             self.events.setdefault(event.event_id, event)
         return pb.RecordEventsResponse()
+
+    async def RecordStrike(self, request: pb.RecordStrikeRequest, _context: Any) -> pb.RecordStrikeResponse:
+        self._require_up()
+        self.strikes.setdefault(request.request_id, request)
+        return pb.RecordStrikeResponse(strikes=len(self.strikes))
 
     async def CommitRound(self, request: pb.CommitRoundRequest, _context: Any) -> pb.CommitRoundResponse:
         def answer() -> pb.CommitRoundResponse:

@@ -68,13 +68,13 @@ class ServiceProcess:
         )
         stderr = self._process.stderr
         assert stderr is not None
-        while not self.port or not self.log or "listening" not in self.log[-1]:
-            line = (await asyncio.wait_for(stderr.readline(), 30)).decode()
+        found = None
+        while found is None:
+            line = (await asyncio.wait_for(stderr.readline(), 120)).decode()
             assert line, f"{self.name} ended: {''.join(self.log)}"
             self.log.append(line)
             found = re.search(r'"event": "listening".*"port": (\d+)', line)
-            if found is not None:
-                self.port = int(found[1])
+        self.port = int(found[1])
         self._reader = asyncio.create_task(self._read(stderr))
         return self
 
@@ -86,7 +86,7 @@ class ServiceProcess:
         assert self._process is not None
         if self._process.returncode is None:
             self._process.send_signal(number)
-        code = await asyncio.wait_for(self._process.wait(), 20)
+        code = await asyncio.wait_for(self._process.wait(), 60)
         if self._reader is not None:
             await self._reader
         return code

@@ -37,11 +37,11 @@ def contribution_accepted(
 
 
 def upload_refused(
-    attempt: AttemptId, consortium: str, hospital_id: str, request_id: str, error: FedmeshError, at: datetime
+    attempt: AttemptId, consortium: str, hospital_id: str, strike_id: str, error: FedmeshError, at: datetime
 ) -> Event:
-    """A hospital sent something that is no contribution: a strike."""
+    """A hospital sent something that is no contribution. Its id follows from the strike's, not from the sender's."""
     return Event(
-        derived_id("call.refused", attempt, hospital_id, request_id, error.code.value),
+        derived_id("call.refused", strike_id),
         "call.refused",
         at,
         f"spiffe://{consortium}/hospital/{hospital_id}",

@@ -1,10 +1,8 @@
-"""The aggregator as a real process with real ciphertexts: exactly once, or clearly refused."""
+"""The aggregator as a real process with real masked ciphertexts: counted exactly once, and summed exactly."""
 
 import asyncio
-import hashlib
 import signal
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,265 +14,317 @@ from fedmesh.common.v1 import round_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import MeshChannel, call, chunks
+from services.common.grpc.client import MeshChannel, call
 from services.common.ids import new_id
-from services.secure_sum import secret
-from tests.support.mesh import Mesh, running_mesh
+from services.secure_sum import masks, opening, public, secret
+from tests.support.aggregation import GROUP_KEY, Attempt, Centre, running_centre
 from tests.support.stores import RedisServer
 
+LONG = 131_072 * 2 + 11
+"""Values in three segments, the last one short."""
 
-@pytest.fixture
-async def mesh(tmp_path: Path, redis_server: RedisServer) -> AsyncIterator[Mesh]:
-    async with running_mesh(tmp_path, redis_server, hospitals=5, coordinators=0) as running:
+
+@pytest.fixture(params=["redis", "directory"])
+async def centre(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> AsyncIterator[Centre]:
+    """One aggregator, over both stores of chunks."""
+    sections = {} if request.param == "redis" else in_directory(tmp_path)
+    async with running_centre(tmp_path, redis_server, **sections) as running:
         yield running
 
 
-class Sums:
-    """The coordinator's side, and raw uploads."""
-
-    def __init__(self, mesh: Mesh, group: list[str] | None = None) -> None:
-        self.mesh = mesh
-        self.attempt = round_pb2.Attempt(job_id=new_id(), round=1, attempt=1)
-        self.group = group or list(mesh.hospitals)
-        self.form = mesh.hospitals["h01"].form()
-
-    async def coordinate(self, method: str, request: Any) -> Any:
-        tls = self.mesh.ca.issue_service("coordinator")
-        async with MeshChannel(self.mesh.aggregators[0].target, tls) as channel:
-            stub = channel.stub(rpc.AggregatorServiceStub)
-            return await call(getattr(stub, method), request, timeout_s=5, patience_s=20)
-
-    async def open(self, **changes: Any) -> int:
-        expires_at = Timestamp()
-        expires_at.FromDatetime(datetime.now(UTC) + timedelta(minutes=5))
-        fields: dict[str, Any] = {
-            "attempt": self.attempt,
-            "form": self.form,
-            "group": self.group,
-            "expires_at": expires_at,
-        }
-        request = pb.OpenSumRequest(request_id=new_id(), **(fields | changes))
-        return int((await self.coordinate("OpenSum", request)).upload_bytes)
-
-    async def close(self, minimum: int = 1) -> pb.CloseSumResponse:
-        request = pb.CloseSumRequest(request_id=new_id(), attempt=self.attempt, minimum_contributors=minimum)
-        return await self.coordinate("CloseSum", request)  # type: ignore[no-any-return]
-
-    async def get(self) -> pb.GetSumResponse:
-        return await self.coordinate("GetSum", pb.GetSumRequest(attempt=self.attempt))  # type: ignore[no-any-return]
-
-    async def upload(self, name: str, content: bytes, *, replica: int = 0, **header: Any) -> pb.UploadResponse:
-        """Upload with a header that is right, but for what `header` changes."""
-        fields: dict[str, Any] = {
-            "request_id": new_id(),
-            "attempt": self.attempt,
-            "form": self.form,
-            "size_bytes": len(content),
-            "ciphertext_sha256": hashlib.sha256(content).hexdigest(),
-        } | header
-
-        def messages() -> Any:
-            yield pb.UploadRequest(header=pb.UploadHeader(**fields))
-            for chunk in chunks(content):
-                yield pb.UploadRequest(chunk=chunk)
-
-        tls = self.mesh.hospitals[name].tls if name in self.mesh.hospitals else self.mesh.ca.issue_hospital(name)
-        async with MeshChannel(self.mesh.aggregators[replica].target, tls) as channel:
-            stub = channel.stub(rpc.AggregatorServiceStub)
-            return await call(stub.Upload, messages, timeout_s=10)  # type: ignore[no-any-return]
-
-    async def refused(self, name: str, content: bytes, **header: Any) -> Code:
-        with pytest.raises(FedmeshError) as caught:
-            await self.upload(name, content, **header)
-        return caught.value.code
-
-    async def ciphertext(self, name: str) -> bytes:
-        return await self.mesh.hospitals[name].ciphertext(self.attempt)
-
-    async def opened(self, names: list[str]) -> Any:
-        """The plaintext of the closed sum, after checking that it is the sum of these hospitals' values."""
-        total = await self.mesh.hospitals[names[0]].download(self.attempt)
-        plain = secret.decrypt(total, self.mesh.group_key, self.form.vector_length, self.form.lanes)
-        expected = sum(self.mesh.hospitals[name].values(1, 1) for name in names)
-        assert np.array_equal(plain, expected)
-        return plain
-
-    def strikes(self) -> list[str]:
-        return [item.subject for item in self.mesh.registry.events.values() if item.type == "call.refused"]
+@pytest.fixture
+async def redis_centre(tmp_path: Path, redis_server: RedisServer) -> AsyncIterator[Centre]:
+    async with running_centre(tmp_path, redis_server) as running:
+        yield running
 
 
-async def test_uploads_are_counted_once(mesh: Mesh) -> None:
-    sums = Sums(mesh, ["h01", "h02", "h03"])
-    content = {name: await sums.ciphertext(name) for name in sums.group}
-    assert await sums.open() == len(content["h01"])
-    await sums.open()
-    first = await sums.upload("h01", content["h01"])
+def in_directory(folder: Path) -> dict[str, Any]:
+    (folder / "chunks").mkdir()
+    return {"chunks": {"directory": str(folder / "chunks"), "sweep_s": 0.2}}
+
+
+def stored(folder: Path) -> list[Path]:
+    return list(folder.glob("chunks/*"))
+
+
+async def code_of(awaitable: Any) -> Code:
+    with pytest.raises(FedmeshError) as caught:
+        await awaitable
+    return caught.value.code
+
+
+async def test_a_sum_of_several_segments_with_a_dropout_is_exact(centre: Centre) -> None:
+    attempt = Attempt.of(centre, 5, LONG)
+    assert await attempt.open() == len(attempt.upload_of("hospital-01").content)
+    survivors = attempt.sharers[:4]
+    for number, name in enumerate(survivors, 1):
+        answer = await attempt.send(name)
+        assert (answer.contributors, answer.already_counted) == (number, False)
+        assert answer.contribution.ciphertext_sha256 == attempt.upload_of(name).sha256
+    assert await code_of(attempt.download("hospital-01")) is Code.WRONG_STATE
+    assert await code_of(attempt.segment("hospital-01", "hospital-02", 0)) is Code.WRONG_STATE
+    closed = await attempt.close(4)
+    assert [item.hospital_id for item in closed.contributions] == survivors
+    assert await code_of(attempt.download("hospital-01")) is Code.WRONG_STATE
+    opened = attempt.unmask()
+    computed = await attempt.compute(survivors, opened)
+    assert computed.size_bytes == attempt.layout.sum_bytes
+    assert await attempt.compute(survivors, opened) == computed
+    total = await attempt.opened(survivors)
+    state = await attempt.get()
+    assert (state.state, state.sum_sha256) == (pb.SUM_STATE_COMPUTED, computed.sum_sha256)
+    # A hospital checks the sum from the uploads, whose hashes stand in signed statements.
+    keys = opening.mask_keys(attempt.consortium.adverts, attempt.consortium.roster, attempt.sharers)
+    plan = opening.correction(attempt.consortium.attempt, keys, survivors, opened)
+    for index in range(attempt.layout.segments):
+        uploads = [await attempt.segment("hospital-05", name, index) for name in survivors]
+        assert uploads == [attempt.upload_of(name).segments[index] for name in survivors]
+        correction = masks.coefficients(plan, *attempt.layout.coefficients(index))
+        assert public.sum_segment(attempt.layout, index, uploads, correction) == total[index]
+    assert not centre.strikes()
+
+
+async def test_uploads_are_counted_once(centre: Centre) -> None:
+    attempt = Attempt.of(centre, 4)
+    await attempt.open()
+    await attempt.open()
+    first = await attempt.send("hospital-01")
+    again = await attempt.send("hospital-01")
     assert (first.contributors, first.already_counted) == (1, False)
-    again = await sums.upload("h01", content["h01"])
     assert (again.contributors, again.already_counted) == (1, True)
-    assert (await sums.upload("h02", content["h02"])).contributors == 2
-    with pytest.raises(FedmeshError) as early:
-        await mesh.hospitals["h01"].download(sums.attempt)
-    assert early.value.code is Code.WRONG_STATE
-    with pytest.raises(FedmeshError) as few:
-        await sums.close(3)
-    assert few.value.code is Code.WRONG_STATE
-    closed = await sums.close(2)
-    assert [item.hospital_id for item in closed.contributions] == ["h01", "h02"]
-    assert await sums.close(2) == closed
-    await sums.opened(["h01", "h02"])
-    assert await sums.refused("h03", content["h03"]) == Code.WRONG_STATE
-    assert (await sums.upload("h01", content["h01"])).already_counted
-    with pytest.raises(FedmeshError) as outside:
-        await mesh.hospitals["h04"].download(sums.attempt)
-    assert outside.value.code is Code.PERMISSION_DENIED
-    assert mesh.registry.event_types().count("contribution.accepted") == 2
-    await sums.coordinate("DiscardSum", pb.DiscardSumRequest(request_id=new_id(), attempt=sums.attempt))
-    await sums.coordinate("DiscardSum", pb.DiscardSumRequest(request_id=new_id(), attempt=sums.attempt))
-    assert await sums.refused("h01", content["h01"]) == Code.NOT_FOUND
-    assert not sums.strikes()
+    assert await code_of(attempt.close(2)) is Code.WRONG_STATE
+    assert (await attempt.send("hospital-02")).contributors == 2
+    closed = await attempt.close(2)
+    assert await attempt.close(2) == closed
+    assert await code_of(attempt.send("hospital-03")) is Code.WRONG_STATE
+    assert (await attempt.send("hospital-01")).already_counted
+    assert centre.registry.event_types() == ["contribution.accepted"] * 2
+    assert not centre.strikes()
 
 
-async def test_bad_uploads_are_refused_and_change_nothing(mesh: Mesh) -> None:
-    sums = Sums(mesh)
-    good = await sums.ciphertext("h01")
-    await sums.open()
-    await sums.upload("h02", await sums.ciphertext("h02"))
-    other = sums.form.__class__()
-    other.CopyFrom(sums.form)
-    other.lanes = 3 - sums.form.lanes
-    above_q = good[:64] + b"\xff" * 15 + good[79:]
-    wrong_set = good[:8] + b"bfv-other".ljust(32, b"\0") + good[40:]
-    a_sum = b"FMSS" + good[4:]
-    right = {"size_bytes": len(good), "ciphertext_sha256": hashlib.sha256(good).hexdigest()}
-    cases: list[tuple[bytes, dict[str, Any], Code]] = [
-        (good[:-1], right, Code.CHUNK_STREAM_INVALID),
-        (good + b"x", right, Code.CHUNK_STREAM_INVALID),
-        (good[:-1] + bytes([good[-1] ^ 1]), right, Code.CHUNK_STREAM_INVALID),
-        (b"", right, Code.CHUNK_STREAM_INVALID),
-        (good[:-1], {}, Code.CIPHERTEXT_INVALID),
-        (good + b"x", {}, Code.CIPHERTEXT_INVALID),
-        (good, {"form": other}, Code.CIPHERTEXT_INVALID),
-        (above_q, {}, Code.CIPHERTEXT_INVALID),
-        (wrong_set, {}, Code.CIPHERTEXT_INVALID),
-        (a_sum, {}, Code.CIPHERTEXT_INVALID),
-        (bytes(len(good)), {}, Code.CIPHERTEXT_INVALID),
-    ]
-    for content, header, code in cases:
-        assert await sums.refused("h01", content, **header) == code
-    assert sums.strikes() == ["hospital/h01"] * len(cases)
-    assert [item.hospital_id for item in (await sums.get()).contributions] == ["h02"]
-    assert await sums.refused("stranger", good) == Code.PERMISSION_DENIED
-    replayed = round_pb2.Attempt(job_id=sums.attempt.job_id, round=1, attempt=2)
-    assert await sums.refused("h01", good, attempt=replayed) == Code.NOT_FOUND
-    assert await sums.refused("h01", good, ciphertext_sha256="zz") == Code.INVALID_ARGUMENT
-    await sums.upload("h01", good)
-    values = mesh.hospitals["h01"].values(1, 1)
-    fresh = secret.encrypt(values, mesh.group_key, sums.form.lanes)
-    assert await sums.refused("h01", fresh) == Code.ALREADY_CONTRIBUTED
-    await sums.close(2)
-    await sums.opened(["h01", "h02"])
-
-
-async def test_a_sum_is_opened_with_one_content(mesh: Mesh) -> None:
-    sums = Sums(mesh)
-    await sums.open()
-    for changes in (
-        {"group": ["h01", "h02"]},
-        {"form": round_pb2.SumForm(**_fields(sums.form) | {"vector_length": 5})},
+async def test_only_the_group_sees_uploads_and_sum(redis_centre: Centre) -> None:
+    attempt = Attempt.of(redis_centre, 4, sharers=3)
+    await attempt.open()
+    await attempt.send_all(["hospital-01", "hospital-02"])
+    await attempt.close(2)
+    for refused in (
+        attempt.download("hospital-04"),
+        attempt.segment("hospital-04", "hospital-01", 0),
     ):
-        with pytest.raises(FedmeshError) as differs:
-            await sums.open(**changes)
-        assert differs.value.code is Code.ALREADY_EXISTS
-    past = Timestamp(seconds=1)
-    bad: list[dict[str, Any]] = [
-        {"expires_at": past},
-        {"group": ["h02", "h01"]},
-        {"group": ["h01"]},
-        {"group": [f"h{number:02d}" for number in range(17)]},
-        {"form": round_pb2.SumForm(**_fields(sums.form) | {"parameter_set": "ckks"})},
-        {"form": round_pb2.SumForm(**_fields(sums.form) | {"lanes": 3})},
-        {"form": round_pb2.SumForm(**_fields(sums.form) | {"vector_length": 0})},
-    ]
-    for changes in bad:
-        with pytest.raises(FedmeshError) as refused:
-            await Sums(mesh).open(**changes)
-        assert refused.value.code is Code.INVALID_ARGUMENT
+        assert await code_of(refused) is Code.PERMISSION_DENIED
+    assert await code_of(attempt.segment("hospital-03", "hospital-04", 0)) is Code.NOT_FOUND
+    assert await code_of(attempt.segment("hospital-03", "hospital-03", 0)) is Code.NOT_FOUND
+    assert await code_of(attempt.segment("hospital-03", "hospital-01", 1)) is Code.INVALID_ARGUMENT
+    assert await attempt.segment("hospital-03", "hospital-01", 0)
 
 
-def _fields(form: round_pb2.SumForm) -> dict[str, Any]:
-    return {"parameter_set": form.parameter_set, "lanes": form.lanes, "vector_length": form.vector_length}
+async def test_an_attempt_has_one_sum(redis_centre: Centre) -> None:
+    attempt = Attempt.of(redis_centre, 4)
+    await attempt.open()
+    await attempt.send_all(attempt.sharers)
+    opened = attempt.unmask()
+    assert await code_of(attempt.compute(attempt.sharers, opened)) is Code.WRONG_STATE
+    await attempt.close(4)
+    # A wrong seed is refused before anything is fixed; so is a sum over fewer than were opened.
+    wrong = opening.Opening({**opened.self_seeds, "hospital-02": bytes(16)}, opened.mask_seeds)
+    assert await code_of(attempt.compute(attempt.sharers, wrong)) is Code.STATEMENT_INVALID
+    assert await code_of(attempt.compute(attempt.sharers[:3], opened)) is Code.STATEMENT_INVALID
+    assert await code_of(attempt.compute(attempt.sharers, opened, mask_keys=[])) is Code.INVALID_ARGUMENT
+    await attempt.compute(attempt.sharers, opened)
+    # Seeds that fit, of a hospital that is now said to have dropped out: another sum, which must never be.
+    fewer, seed = attempt.sharers[1:], attempt.consortium.states["hospital-01"].mask_seed
+    self_seeds = {name: opened.self_seeds[name] for name in fewer}
+    other = opening.Opening(self_seeds, {"hospital-01": seed})
+    assert await code_of(attempt.compute(fewer, other)) is Code.EQUIVOCATION
+    await attempt.opened(attempt.sharers)
 
 
-async def test_two_replicas_count_everyone_once_at_the_same_time(tmp_path: Path, redis_server: RedisServer) -> None:
-    async with running_mesh(tmp_path, redis_server, hospitals=15, coordinators=0, aggregators=2) as mesh:
-        sums = Sums(mesh)
-        content = {name: await sums.ciphertext(name) for name in sums.group}
-        await sums.open()
+async def test_replicas_count_and_compute_the_same_at_the_same_time(tmp_path: Path, redis_server: RedisServer) -> None:
+    async with running_centre(tmp_path, redis_server, aggregators=2, **in_directory(tmp_path)) as centre:
+        attempt = Attempt.of(centre, 6, LONG)
+        await attempt.open()
+        for name in attempt.sharers:
+            attempt.upload_of(name)
         # Everyone uploads to both replicas at once, as after a broken connection.
         answers = await asyncio.gather(
-            *(sums.upload(name, content[name], replica=replica) for name in sums.group for replica in (0, 1))
+            *(attempt.send(name, replica=replica) for name in attempt.sharers for replica in (0, 1))
         )
-        assert sum(not answer.already_counted for answer in answers) == 15
-        closed = await sums.close(15)
-        assert len(closed.contributions) == 15
-        await sums.opened(sums.group)
-        assert mesh.registry.event_types().count("contribution.accepted") == 15
+        assert sum(not answer.already_counted for answer in answers) == 6
+        assert len((await attempt.close(6)).contributions) == 6
+        opened = attempt.unmask()
+        sums = await asyncio.gather(
+            *(attempt.compute(attempt.sharers, opened, replica) for replica in (0, 1) for _ in range(2))
+        )
+        assert len({computed.sum_sha256 for computed in sums}) == 1
+        await attempt.opened(attempt.sharers, replica=1)
+        assert centre.registry.event_types() == ["contribution.accepted"] * 6
+        await attempt.discard()
+        await attempt.discard()
+        assert await code_of(attempt.get()) is Code.NOT_FOUND
 
 
-async def test_a_killed_replica_loses_and_doubles_nothing(tmp_path: Path, redis_server: RedisServer) -> None:
-    async with running_mesh(tmp_path, redis_server, hospitals=8, coordinators=0) as mesh:
-        sums = Sums(mesh)
-        content = {name: await sums.ciphertext(name) for name in sums.group}
-        await sums.open()
-        uploads = [asyncio.create_task(mesh.hospitals[name].upload(sums.attempt, content[name])) for name in sums.group]
-        await asyncio.wait(uploads, return_when=asyncio.FIRST_COMPLETED)
-        await mesh.aggregators[0].stop(signal.SIGKILL)
-        await mesh.aggregators[0].start()
-        await asyncio.gather(*uploads)
-        assert len((await sums.close(8)).contributions) == 8
-        await sums.opened(sums.group)
-        assert mesh.registry.event_types().count("contribution.accepted") == 8
+async def test_a_killed_replica_loses_and_doubles_nothing(redis_centre: Centre) -> None:
+    attempt = Attempt.of(redis_centre, 6, LONG)
+    process = redis_centre.aggregators[0]
+    await attempt.open()
+    for name in attempt.sharers:
+        attempt.upload_of(name)
+
+    async def upload(name: str) -> None:
+        while True:
+            try:
+                await attempt.send(name)
+                return
+            except FedmeshError as error:
+                if not error.retryable and error.code is not Code.CANCELLED:
+                    raise
+                await asyncio.sleep(0.1)
+
+    uploads = [asyncio.create_task(upload(name)) for name in attempt.sharers]
+    await asyncio.wait(uploads, return_when=asyncio.FIRST_COMPLETED)
+    await process.stop(signal.SIGKILL)
+    await process.start()
+    await asyncio.gather(*uploads)
+    assert len((await attempt.close(6)).contributions) == 6
+    opened = attempt.unmask()
+    computing = asyncio.create_task(attempt.compute(attempt.sharers, opened))
+    await asyncio.sleep(0.05)
+    await process.stop(signal.SIGKILL)
+    await process.start()
+    await asyncio.gather(computing, return_exceptions=True)
+    await attempt.compute(attempt.sharers, opened)
+    await attempt.opened(attempt.sharers)
+    assert redis_centre.registry.event_types().count("contribution.accepted") == 6
 
 
-async def test_events_are_made_up_for_while_the_registry_was_away(mesh: Mesh) -> None:
-    sums = Sums(mesh, ["h01", "h02", "h03"])
-    content = {name: await sums.ciphertext(name) for name in sums.group}
-    await sums.open()
-    mesh.registry.away = True
-    for name in ("h01", "h02"):
-        assert await sums.refused(name, content[name]) == Code.SERVICE_UNAVAILABLE
+async def test_lost_segments_are_mended_by_the_same_bytes(tmp_path: Path, redis_server: RedisServer) -> None:
+    async with running_centre(tmp_path, redis_server, **in_directory(tmp_path)) as centre:
+        attempt = Attempt.of(centre, 4, LONG)
+        await attempt.open()
+        await attempt.send_all(attempt.sharers)
+        await attempt.close(4)
+        opened = attempt.unmask()
+        folders = sorted((tmp_path / "chunks").iterdir())
+        (folders[0] / "1").unlink()
+        torn = folders[1] / "2"
+        torn.write_bytes(torn.read_bytes()[:100])
+        assert await code_of(attempt.compute(attempt.sharers, opened)) is Code.NOT_FOUND
+        for name in attempt.sharers:
+            assert (await attempt.send(name)).already_counted
+        computed = await attempt.compute(attempt.sharers, opened)
+        (result,) = set((tmp_path / "chunks").iterdir()) - set(folders)
+        (result / "0").unlink()
+        assert await code_of(attempt.download("hospital-01")) is Code.NOT_FOUND
+        assert await attempt.compute(attempt.sharers, opened) == computed
+        await attempt.opened(attempt.sharers)
+
+
+async def test_a_sum_is_opened_with_one_content(redis_centre: Centre) -> None:
+    attempt = Attempt.of(redis_centre, 4)
+    await attempt.open()
+    keys = [pb.SignerKey(hospital_id=name, signing_key=bytes(32)) for name in attempt.sharers]
+    for changes in (
+        {"group": attempt.sharers[:3], "signers": keys[:3]},
+        {"form": _changed(attempt.form(), vector_length=5)},
+        {"signers": keys},
+        {"adverts_sha256": "ab" * 32},
+    ):
+        assert await code_of(attempt.open(**changes)) is Code.ALREADY_EXISTS
+    bad: list[dict[str, Any]] = [
+        {"expires_at": Timestamp(seconds=1)},
+        {"group": attempt.sharers[::-1]},
+        {"group": attempt.sharers[:1], "signers": keys[:1]},
+        {"signers": keys[:3]},
+        {"signers": [*keys, keys[0]]},
+        {"adverts_sha256": "no"},
+        {"form": _changed(attempt.form(), parameter_set="ckks")},
+        {"form": _changed(attempt.form(), lanes=3)},
+        {"form": _changed(attempt.form(), vector_length=0)},
+    ]
+    for changes in bad:
+        assert await code_of(attempt.open(**changes)) is Code.INVALID_ARGUMENT
+
+
+def _changed(form: round_pb2.SumForm, **changes: Any) -> round_pb2.SumForm:
+    fields: dict[str, Any] = {
+        "parameter_set": form.parameter_set,
+        "lanes": form.lanes,
+        "vector_length": form.vector_length,
+    }
+    return round_pb2.SumForm(**(fields | changes))
+
+
+async def test_events_are_made_up_for_while_the_registry_was_away(redis_centre: Centre) -> None:
+    attempt = Attempt.of(redis_centre, 4)
+    await attempt.open()
+    registry = redis_centre.registry
+    registry.away = True
+    for name in ("hospital-01", "hospital-02"):
+        assert await code_of(attempt.send(name)) is Code.SERVICE_UNAVAILABLE
     # A strike is not lost either: the answer is "try again" until it is recorded.
-    assert await sums.refused("h03", content["h03"][:-1]) == Code.SERVICE_UNAVAILABLE
-    mesh.registry.away = False
-    assert await sums.refused("h03", content["h03"][:-1]) == Code.CIPHERTEXT_INVALID
-    assert sums.strikes() == ["hospital/h03"]
-    assert (await sums.upload("h01", content["h01"])).already_counted
-    assert mesh.registry.event_types().count("contribution.accepted") == 1
-    await sums.close(2)
-    assert mesh.registry.event_types().count("contribution.accepted") == 2
+    assert await code_of(attempt.send("hospital-03", size_bytes=1)) is Code.SERVICE_UNAVAILABLE
+    registry.away = False
+    assert await code_of(attempt.send("hospital-03", size_bytes=1)) is Code.CIPHERTEXT_INVALID
+    assert redis_centre.strikes() == [("hospital-03", "ciphertext-invalid")]
+    assert (await attempt.send("hospital-01")).already_counted
+    assert registry.event_types().count("contribution.accepted") == 1
+    await attempt.close(2)
+    assert registry.event_types().count("contribution.accepted") == 2
 
 
-async def test_sums_are_forgotten_at_their_time(mesh: Mesh, redis_server: RedisServer) -> None:
-    sums = Sums(mesh, ["h01", "h02"])
-    expires_at = Timestamp()
-    expires_at.FromDatetime(datetime.now(UTC) + timedelta(seconds=4))
-    await sums.open(expires_at=expires_at)
-    await sums.upload("h01", await sums.ciphertext("h01"))
+async def test_everything_is_forgotten_at_its_time(tmp_path: Path, redis_server: RedisServer, centre: Centre) -> None:
+    attempt = Attempt.of(centre, 4)
+    await attempt.open(lifetime_s=4)
+    await attempt.send("hospital-01")
     with redis_server.client() as admin:
         keys = list(admin.scan_iter("*"))
-        assert len(keys) >= 2
+        assert len(keys) + len(stored(tmp_path)) == 2
         assert all(key.startswith(b"aggregator:") and admin.pttl(key) > 0 for key in keys)
-        while list(admin.scan_iter("*")):  # noqa: ASYNC110 - Redis decides
+        while list(admin.scan_iter("*")) or stored(tmp_path):  # noqa: ASYNC110 - they decide
             await asyncio.sleep(0.1)
-    assert await sums.refused("h02", await sums.ciphertext("h02")) == Code.NOT_FOUND
+    assert await code_of(attempt.send("hospital-02")) is Code.NOT_FOUND
 
 
-async def test_access(mesh: Mesh) -> None:
-    sums = Sums(mesh)
-    for tls in (mesh.ca.issue_hospital("h01"), mesh.ca.issue_operator("olga"), mesh.ca.issue_service("registry")):
-        async with MeshChannel(mesh.aggregators[0].target, tls) as channel:
+async def test_a_discarded_sum_leaves_nothing(tmp_path: Path, redis_server: RedisServer, centre: Centre) -> None:
+    attempt = Attempt.of(centre, 4)
+    await attempt.open()
+    await attempt.send_all(attempt.sharers)
+    await attempt.close(4)
+    await attempt.compute(attempt.sharers, attempt.unmask())
+    await attempt.discard()
+    with redis_server.client() as admin:
+        assert not list(admin.scan_iter("*"))
+    assert not stored(tmp_path)
+    assert await code_of(attempt.send("hospital-01")) is Code.NOT_FOUND
+    await attempt.discard()
+
+
+async def test_what_the_centre_stores_decrypts_to_noise(redis_centre: Centre) -> None:
+    """Even with the group key: every stored upload is masked."""
+    attempt = Attempt.of(redis_centre, 4)
+    await attempt.open()
+    await attempt.send_all(attempt.sharers)
+    await attempt.close(4)
+    for name in attempt.sharers:
+        segment = await attempt.segment("hospital-01", name, 0)
+        zero = np.zeros(attempt.layout.coefficients(0)[1], dtype=np.uint64)
+        alone = public.sum_segment(attempt.layout, 0, [segment], zero)
+        assert np.mean(secret.decrypt_segments([alone], GROUP_KEY, attempt.layout) == attempt.values[name]) < 0.1
+
+
+async def test_access(redis_centre: Centre) -> None:
+    attempt = Attempt.of(redis_centre, 4)
+    ca = redis_centre.ca
+    for tls in (ca.issue_hospital("hospital-01"), ca.issue_operator("olga"), ca.issue_service("registry")):
+        async with MeshChannel(redis_centre.aggregators[0].target, tls) as channel:
             stub = channel.stub(rpc.AggregatorServiceStub)
-            with pytest.raises(FedmeshError) as refused:
-                await call(stub.CloseSum, pb.CloseSumRequest(request_id=new_id(), attempt=sums.attempt))
-            assert refused.value.code is Code.PERMISSION_DENIED
+            for method, request in (
+                (stub.CloseSum, pb.CloseSumRequest(request_id=new_id(), attempt=attempt.ids)),
+                (stub.ComputeSum, pb.ComputeSumRequest(request_id=new_id(), attempt=attempt.ids)),
+            ):
+                assert await code_of(call(method, request, timeout_s=120)) is Code.PERMISSION_DENIED
+    segment = pb.GetSegmentRequest(attempt=attempt.ids, hospital_id="hospital-01")
+    assert (
+        await code_of(redis_centre.ask(ca.issue_service("coordinator"), "GetSegment", segment))
+        is Code.PERMISSION_DENIED
+    )
