@@ -64,6 +64,10 @@ class Standing:
                 Code.PERMISSION_DENIED, f"hospital {caller.name} is {status}: ask the consortium", status=status
             )
 
+    def barred(self, hospital_id: str) -> bool:
+        """Whether a hospital is known to be suspended or removed: nobody need wait for it."""
+        return self._barred is not None and hospital_id in self._barred
+
     async def run(self) -> None:
         """Ask until cancelled. A registry that is away ends nothing."""
         while True:

@@ -7,7 +7,7 @@ from typing import Final
 from services.common.errors import Code, FedmeshError
 from services.common.telemetry import get_logger
 from services.coordinator import details
-from services.coordinator.domain.attempt import Attempt, Phase
+from services.coordinator.domain.attempt import Attempt, Contribution, Phase
 from services.coordinator.domain.machine import Rules
 from services.coordinator.outward import Job, StoredSurvivors
 from services.coordinator.store.codec import parse_statement, sealed_statement
@@ -173,6 +173,8 @@ def _hopeless(tenure: Tenure, job: Job, stored: StoredSurvivors, reason: str) ->
         epoch=said.epoch,
         sharers=said.sharers,
         sealed_ms=now,
+        # Which ciphertexts they were is lost; for a burnt version the names of their statements do as well.
+        contributions=tuple(Contribution(item.hospital_id, item.upload) for item in said.survivors),
         survivors=stored.statement.decode("ascii"),
         confirming=tuple(sorted(stored.confirmations)),
         confirmed_ms=now,

@@ -12,8 +12,8 @@ from services.coordinator.store.codec import attempt_json, parse_attempt, sealed
 from services.coordinator.store.shelf import advert_field, share_field, upload_field
 from services.secure_sum.statements import Share, Signed, parse
 
-MAX_BYTES: Final = 1_000_000
-"""What goes into one message to the registry beside the list and its signatures."""
+MAX_BYTES: Final = 4 << 20
+"""As much as the registry keeps."""
 
 _VERSION: Final = 1
 _MAX_PLAIN_BYTES: Final = 64 * 1024 * 1024

@@ -53,7 +53,9 @@ async def main(config: CoordinatorConfig) -> None:
             registry = Registry(to_registry, config.driver.call_timeout_s)
             aggregator = Aggregator(to_aggregator, config.driver.call_timeout_s)
             rosters = Rosters(registry)
-            parts = Parts(store, registry, aggregator, rosters, clock, _settings(config, str(identity)), _nobody)
+            parts = Parts(
+                store, registry, aggregator, rosters, clock, _settings(config, str(identity)), standing.barred
+            )
             driver = Driver(store, registry, lambda job_id: JobRunner(job_id, parts), poll_s=config.driver.job_poll_s)
             hub = Hub(
                 redis,
@@ -66,9 +68,7 @@ async def main(config: CoordinatorConfig) -> None:
             rate = RateLimit(config.rate.per_second, config.rate.burst)
             intake = Intake(store, rosters)
             consortium = identity.consortium
-            usecases = CoordinatorUseCases(
-                store, hub, intake, registry, clock, consortium=consortium, rate=rate, barred=_nobody
-            )
+            usecases = CoordinatorUseCases(store, hub, intake, registry, clock, consortium=consortium, rate=rate)
             await run_server(
                 config.server,
                 [endpoint(usecases)],
@@ -79,11 +79,6 @@ async def main(config: CoordinatorConfig) -> None:
     finally:
         await redis.aclose()
         shutdown_telemetry()
-
-
-def _nobody(_hospital_id: str) -> bool:
-    """Who is suspended."""
-    return False
 
 
 def _settings(config: CoordinatorConfig, actor: str) -> Settings:

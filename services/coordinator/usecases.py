@@ -1,7 +1,7 @@
 """What the coordinator does for its callers: one method for each RPC."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -52,7 +52,7 @@ class Sender(NamedTuple):
 
 
 class CoordinatorUseCases:
-    """consortium: the trust domain of the hospitals. barred: whether a hospital is suspended."""
+    """consortium: the trust domain of the hospitals."""
 
     def __init__(
         self,
@@ -64,7 +64,6 @@ class CoordinatorUseCases:
         *,
         consortium: str,
         rate: RateLimit,
-        barred: Callable[[str], bool],
     ) -> None:
         self._store = store
         self._hub = hub
@@ -73,7 +72,6 @@ class CoordinatorUseCases:
         self._clock = clock
         self._consortium = consortium
         self._rate = rate
-        self._barred = barred
 
     def watch(self, hospital_id: str, cursor: str, fingerprint: str) -> AsyncIterator[Delivery]:
         """The hospital's tasks; see `Hub.watch`."""
@@ -184,12 +182,10 @@ class CoordinatorUseCases:
     async def _report(self, report: Report) -> Phase:
         """Take a report; the attempt's phase. The same report again is answered again.
 
-        Raises: FedmeshError(RATE_LIMITED); (PERMISSION_DENIED) for a hospital outside the cohort or suspended;
+        Raises: FedmeshError(RATE_LIMITED); (PERMISSION_DENIED) for a hospital outside the cohort;
             (WRONG_STATE) for an attempt or a phase that is over, or when the hospital reported something else before;
             (STATEMENT_INVALID) for an advert with another hospital's key.
         """
-        if self._barred(report.hospital_id):
-            raise FedmeshError(Code.PERMISSION_DENIED, f"hospital {report.hospital_id} is suspended")
         now_ms = int(self._clock.now().timestamp() * 1000)
         with attempt_span(f"coordinator.report.{report.kind}", *report.attempt):
             result, *rest = await self._store.report(report, now_ms, self._rate.per_second, self._rate.burst)

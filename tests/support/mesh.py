@@ -19,8 +19,9 @@ from services.embedded.ca import CertificateAuthority, create_ca
 from services.plans.document import canonical_json
 from services.plans.manifest import PlanManifest, load_manifest, parse_manifest
 from services.secure_sum import secret
+from services.secure_sum.roster import MemberKeys, Roster
 from tests.support.fake_registry import FakeRegistry
-from tests.support.simulated_hospital import SimulatedHospital
+from tests.support.simulated_hospital import Consortium, SimulatedHospital
 from tests.support.stores import RedisServer
 
 PLANS = Path(__file__).parents[2] / "plans"
@@ -64,7 +65,12 @@ class ServiceProcess:
         path = self.folder / f"{self.name}-{id(self)}.yaml"
         path.write_text(yaml.safe_dump(self.config), encoding="utf-8")
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", f"services.{self.name}", "--config", str(path), stderr=asyncio.subprocess.PIPE
+            sys.executable,
+            "-m",
+            f"services.{self.name}",
+            "--config",
+            str(path),
+            stderr=asyncio.subprocess.PIPE,
         )
         stderr = self._process.stderr
         assert stderr is not None
@@ -102,7 +108,11 @@ class Mesh:
     aggregators: list[ServiceProcess]
     manifest: PlanManifest
     hospitals: dict[str, SimulatedHospital]
-    group_key: bytes
+
+    @property
+    def roster(self) -> Roster:
+        assert self.registry.roster is not None
+        return self.registry.roster
 
     async def start_hospitals(self, names: Sequence[str] | None = None) -> None:
         """Start hospitals and wait until they are connected."""
@@ -114,8 +124,8 @@ class Mesh:
             connected = {item.hospital_id for item in (await self.participants()).participants}
             await asyncio.sleep(0.05)
 
-    def create_job(self) -> str:
-        return self.registry.create_job(self.manifest, list(self.hospitals))
+    def create_job(self, names: Sequence[str] | None = None) -> str:
+        return self.registry.create_job(self.manifest, list(names or self.hospitals))
 
     async def participants(self) -> coordinator_pb2.ListParticipantsResponse:
         request = coordinator_pb2.ListParticipantsRequest()
@@ -180,13 +190,17 @@ async def running_mesh(
         processes += coordinating
         await asyncio.gather(*(process.start() for process in coordinating))
         manifest = manifest or small_plan()
-        group_key = secret.generate_group_key()
-        targets = [process.target for process in coordinating]
-        for number in range(1, hospitals + 1):
-            name = f"h{number:02d}"
-            tls = ca.issue_hospital(name)
-            simulated[name] = SimulatedHospital(name, tls, targets, aggregating[0].target, manifest, group_key)
-        yield Mesh(ca, registry, coordinating, aggregating, manifest, simulated, group_key)
+        keys = [MemberKeys.generate(f"h{number:02d}") for number in range(1, hospitals + 1)]
+        shared = Consortium(
+            [process.target for process in coordinating],
+            aggregating[0].target,
+            manifest,
+            secret.generate_group_key(),
+            registry.found_roster("testmesh", keys),
+        )
+        for key in keys:
+            simulated[key.hospital_id] = SimulatedHospital(key, ca.issue_hospital(key.hospital_id), shared)
+        yield Mesh(ca, registry, coordinating, aggregating, manifest, simulated)
     finally:
         await asyncio.gather(*(hospital.stop() for hospital in simulated.values()))
         codes = await asyncio.gather(*(process.stop() for process in processes if process.started))

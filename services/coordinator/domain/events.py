@@ -49,7 +49,7 @@ def attempt_events(attempt: Attempt, actor: str) -> list[Event]:
         facts = {"finalizer": attempt.finalizer, "state_sha256": attempt.next_state_sha256}
         tell("round.finalized", attempt.finalized_ms, **facts)
     if attempt.ended_in is not None:
-        event_type = "round.burnt" if attempt.phase is Phase.BURNT else "attempt.aborted"
+        event_type = "attempt.burnt" if attempt.phase is Phase.BURNT else "attempt.aborted"
         tell(event_type, attempt.phase_ms, phase=attempt.ended_in.name.lower(), reason=attempt.reason)
     return told
 

@@ -1,4 +1,4 @@
-"""What happens to a round when hospitals, replicas or stores fail in the middle of it."""
+"""What happens to a round when replicas, stores, services or messages fail in the middle of it."""
 
 import asyncio
 import signal
@@ -10,11 +10,20 @@ import pytest
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2
 
-from tests.support.mesh import Mesh, running_mesh, small_plan
-from tests.support.simulated_hospital import Died
+from services.common.errors import FedmeshError
+from tests.support.mesh import Mesh, ServiceProcess, running_mesh, small_plan
+from tests.support.simulated_hospital import Skipped
 from tests.support.stores import RedisServer
 
 Hook = Callable[[pb.Task], Awaitable[None]]
+PHASES = [
+    pb.TASK_KIND_TRAIN,
+    pb.TASK_KIND_SHARE,
+    pb.TASK_KIND_UPLOAD,
+    pb.TASK_KIND_CONFIRM,
+    pb.TASK_KIND_UNMASK,
+    pb.TASK_KIND_DECRYPT,
+]
 
 
 def once(kind: pb.TaskKind.ValueType, act: Callable[[], Awaitable[None]]) -> Hook:
@@ -35,66 +44,60 @@ def check_committed(mesh: Mesh, job_id: str, rounds: int) -> list[registry_pb2.C
     committed = mesh.registry.rounds[job_id]
     assert [item.version for item in committed] == list(range(1, rounds + 1))
     assert mesh.registry.jobs[job_id].status == registry_pb2.JOB_STATUS_COMPLETED, mesh.registry.jobs[job_id].reason
-    for item in committed:
+    for item in (item for item in committed if not item.burnt):
         expected = mesh.expected_sum(item)
         for name in item.agreeing:
             seen = mesh.hospitals[name].plaintexts[item.attempt.round, item.attempt.attempt]
             assert np.array_equal(seen, expected)
     types = mesh.registry.event_types()
-    assert all(
-        types.count(name) >= rounds for name in ("round.sealed", "sum.closed", "round.agreed", "round.finalized")
-    )
+    assert all(types.count(name) >= rounds for name in ("round.sealed", "round.shared", "survivors.confirmed"))
     return committed
 
 
+def in_turn(kinds: list[pb.TaskKind.ValueType], act: Callable[[], Awaitable[None]]) -> Hook:
+    """A hook that acts in round k before the first task of the k-th kind."""
+    done: set[int] = set()
+
+    async def hook(task: pb.Task) -> None:
+        number = task.attempt.round
+        if number <= len(kinds) and task.kind == kinds[number - 1] and number not in done:
+            done.add(number)
+            await act()
+
+    return hook
+
+
+def leader(mesh: Mesh) -> ServiceProcess:
+    """The coordinator that took a lease last."""
+    return max(
+        mesh.coordinators, key=lambda item: max([line for line in item.log if "lease_taken" in line], default="")
+    )
+
+
 @pytest.mark.parametrize(
-    "kind",
+    "kinds",
     [
-        pb.TASK_KIND_TRAIN,
-        pb.TASK_KIND_UPLOAD,
-        pb.TASK_KIND_DECRYPT,
-        pb.TASK_KIND_FINALIZE,
-        pb.TASK_KIND_ATTEST,
+        [pb.TASK_KIND_UPLOAD, pb.TASK_KIND_UNMASK],
+        pytest.param(PHASES, marks=[pytest.mark.slow, pytest.mark.timeout(590)]),
     ],
 )
-async def test_a_hospital_dies_in_a_phase(
-    tmp_path: Path, redis_server: RedisServer, kind: pb.TaskKind.ValueType
+async def test_a_replica_is_killed_and_the_other_goes_on(
+    tmp_path: Path, redis_server: RedisServer, kinds: list[pb.TaskKind.ValueType]
 ) -> None:
-    dead: list[str] = []
-    async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=small_plan(2)) as mesh:
-        for name, hospital in mesh.hospitals.items():
-
-            async def die(task: pb.Task, name: str = name) -> None:
-                if task.kind == kind and not dead:
-                    dead.append(name)
-                    raise Died
-
-            hospital.before = die
-        await mesh.start_hospitals()
-        job_id = mesh.create_job()
-        while not dead:  # noqa: ASYNC110 - any of the hospitals
-            await asyncio.sleep(0.02)
-        await mesh.ended([name for name in mesh.hospitals if name not in dead])
-        committed = check_committed(mesh, job_id, 2)
-        assert dead[0] not in [item.hospital_id for item in committed[1].contributions]
-        assert committed[0].attempt.attempt == 1
-        if kind == pb.TASK_KIND_FINALIZE:
-            assert committed[0].finalizer != dead[0]
-
-
-async def test_a_replica_is_killed_and_the_other_goes_on(tmp_path: Path, redis_server: RedisServer) -> None:
-    async with running_mesh(tmp_path, redis_server, hospitals=4, coordinators=2, manifest=small_plan(3)) as mesh:
+    plan = small_plan(len(kinds))
+    async with running_mesh(tmp_path, redis_server, hospitals=4, coordinators=2, manifest=plan) as mesh:
 
         async def kill() -> None:
-            leading = next(item for item in mesh.coordinators if any("lease_taken" in line for line in item.log))
-            await leading.stop(signal.SIGKILL)
+            killed = leader(mesh)
+            await killed.stop(signal.SIGKILL)
+            await killed.start()
 
-        mesh.hospitals["h02"].before = once(pb.TASK_KIND_DECRYPT, kill)
+        mesh.hospitals["h02"].before = in_turn(kinds, kill)
         await mesh.start_hospitals()
         job_id = mesh.create_job()
-        await mesh.ended()
-        committed = check_committed(mesh, job_id, 3)
-        assert [item.attempt.attempt for item in committed] == [1, 1, 1]
+        await mesh.ended(within_s=400)
+        committed = check_committed(mesh, job_id, len(kinds))
+        assert [(item.attempt.attempt, item.burnt) for item in committed] == [(1, False)] * len(kinds)
 
 
 async def test_redis_stops_for_five_seconds(tmp_path: Path, redis_server: RedisServer) -> None:
@@ -112,23 +115,89 @@ async def test_redis_stops_for_five_seconds(tmp_path: Path, redis_server: RedisS
         check_committed(mesh, job_id, 3)
 
 
-@pytest.mark.parametrize("kind", [pb.TASK_KIND_UPLOAD, pb.TASK_KIND_ATTEST])
-async def test_a_flushed_redis_costs_an_attempt_and_nothing_committed(
-    tmp_path: Path, redis_server: RedisServer, kind: pb.TaskKind.ValueType
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [pb.TASK_KIND_UPLOAD, pb.TASK_KIND_DECRYPT],
+        pytest.param(PHASES, marks=[pytest.mark.slow, pytest.mark.timeout(590)]),
+    ],
+)
+async def test_a_flushed_redis_costs_an_attempt_before_survivors_are_stored_and_nothing_afterwards(
+    tmp_path: Path, redis_server: RedisServer, kinds: list[pb.TaskKind.ValueType]
 ) -> None:
-    async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=small_plan(2)) as mesh:
+    async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=small_plan(len(kinds))) as mesh:
 
         async def flush() -> None:
             with redis_server.client() as admin:
                 admin.flushall()
 
-        mesh.hospitals["h01"].before = once(kind, flush)
-        mesh.hospitals["h02"].before = mesh.hospitals["h01"].before
+        hook = in_turn(kinds, flush)
+        for hospital in mesh.hospitals.values():
+            hospital.before = hook
+        await mesh.start_hospitals()
+        job_id = mesh.create_job()
+        await mesh.ended(within_s=400)
+        committed = check_committed(mesh, job_id, len(kinds))
+        for kind, item in zip(kinds, committed, strict=True):
+            assert not item.burnt
+            if kind in (pb.TASK_KIND_UNMASK, pb.TASK_KIND_DECRYPT):
+                assert len(mesh.registry.attempts[job_id, item.version]) == 1
+            else:
+                assert len(mesh.registry.attempts[job_id, item.version]) == 2
+
+
+async def test_survivors_that_do_not_come_back_after_a_loss_burn_the_version(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=small_plan(2, phase_s=4.0)) as mesh:
+        lost: list[int] = []
+
+        async def lose(task: pb.Task) -> None:
+            if task.kind == pb.TASK_KIND_UNMASK and not lost:
+                lost.append(task.attempt.round)
+                with redis_server.client() as admin:
+                    admin.flushall()
+            if lost and task.attempt.round == 1 and task.kind not in (pb.TASK_KIND_BURNT, pb.TASK_KIND_JOB_ENDED):
+                raise Skipped
+
+        mesh.hospitals["h01"].before = lose
         await mesh.start_hospitals()
         job_id = mesh.create_job()
         await mesh.ended()
-        check_committed(mesh, job_id, 2)
-        assert len(mesh.registry.attempts[job_id, 1]) == 2
+        first, second = check_committed(mesh, job_id, 2)
+        assert first.burnt
+        assert "only 3 of 4 hospitals sent their part again" in first.burnt_reason
+        assert not second.burnt
+        assert second.state_sha256
+
+
+async def test_calls_and_answers_are_lost_everywhere(tmp_path: Path, redis_server: RedisServer) -> None:
+    async with running_mesh(tmp_path, redis_server, hospitals=4, coordinators=2, manifest=small_plan(2)) as mesh:
+        mesh.registry.flaky = 20
+        for hospital in mesh.hospitals.values():
+            hospital.habits.drops = 30
+        await mesh.start_hospitals()
+        job_id = mesh.create_job()
+        await mesh.ended()
+        committed = check_committed(mesh, job_id, 2)
+        assert not any(item.burnt for item in committed)
+        assert not mesh.registry.strikes
+
+
+async def test_a_job_waits_for_the_first_key_epoch_and_says_so(tmp_path: Path, redis_server: RedisServer) -> None:
+    async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=small_plan(1)) as mesh:
+        mesh.registry.epoch = 0
+        await mesh.start_hospitals()
+        job_id = mesh.create_job()
+        reason = ""
+        while "no key epoch" not in reason:
+            with pytest.raises(FedmeshError) as caught:
+                await mesh.round(job_id)
+            reason = caught.value.message
+            await asyncio.sleep(0.1)
+        mesh.registry.epoch = 2
+        await mesh.ended()
+        check_committed(mesh, job_id, 1)
 
 
 async def test_the_registry_is_away_for_a_while(tmp_path: Path, redis_server: RedisServer) -> None:
@@ -161,21 +230,6 @@ async def test_the_aggregator_is_killed_and_started_again(tmp_path: Path, redis_
         assert [item.attempt.attempt for item in committed] == [1, 1]
 
 
-async def test_a_disputed_state_stops_the_job(tmp_path: Path, redis_server: RedisServer) -> None:
-    async with running_mesh(tmp_path, redis_server, hospitals=4) as mesh:
-        for hospital in mesh.hospitals.values():
-            hospital.lies = True
-        await mesh.start_hospitals()
-        job_id = mesh.create_job()
-        await mesh.ended()
-        job = mesh.registry.jobs[job_id]
-        assert job.status == registry_pb2.JOB_STATUS_FAILED
-        assert "disputed" in job.reason
-        assert "attempt.aborted" in mesh.registry.event_types()
-        assert not mesh.registry.rounds[job_id]
-        assert all("disputed" in hospital.end_reason for hospital in mesh.hospitals.values())
-
-
 async def test_too_few_ready_hospitals_end_the_job_after_its_attempts(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
@@ -194,12 +248,12 @@ async def test_too_few_ready_hospitals_end_the_job_after_its_attempts(
 
 
 async def test_repeated_attempts_are_limited_by_the_plans_privacy(tmp_path: Path, redis_server: RedisServer) -> None:
-    plan = small_plan(1, phase_s=1.0, extra_attempts=1)
+    plan = small_plan(1, phase_s=1.5, extra_attempts=1)
     async with running_mesh(tmp_path, redis_server, manifest=plan) as mesh:
 
         async def stall(task: pb.Task) -> None:
-            if task.kind == pb.TASK_KIND_DECRYPT:
-                await asyncio.sleep(2)
+            if task.kind == pb.TASK_KIND_CONFIRM:
+                raise Skipped
 
         for hospital in mesh.hospitals.values():
             hospital.before = stall
@@ -207,7 +261,7 @@ async def test_repeated_attempts_are_limited_by_the_plans_privacy(tmp_path: Path
         job_id = mesh.create_job()
         await mesh.ended()
         assert "the plan's privacy allows 1 repeated attempts" in mesh.registry.jobs[job_id].reason
-        assert len(mesh.registry.attempts[job_id, 1]) == 2
+        assert len(mesh.registry.attempts[job_id, 1]) >= 2
 
 
 async def test_an_operators_cancellation_reaches_the_hospitals(tmp_path: Path, redis_server: RedisServer) -> None:

@@ -16,6 +16,8 @@ from services.common.config import TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
 from services.common.ids import new_id
+from services.secure_sum.member import Member
+from services.secure_sum.statements import Advert, AttemptRef, Signed, parse, sign
 from tests.support.certificates import expired_hospital, foreign_hospital
 from tests.support.mesh import Mesh, running_mesh, small_plan
 from tests.support.stores import RedisServer
@@ -61,23 +63,52 @@ def hospital(mesh: Mesh, name: str) -> Caller:
     return Caller(mesh, mesh.ca.issue_hospital(name))
 
 
-def ready(attempt: round_pb2.Attempt, version: int = 0) -> pb.ReportReadyRequest:
-    return pb.ReportReadyRequest(request_id=new_id(), attempt=attempt, base_version=version)
+def ready(mesh: Mesh, name: str, task: pb.Task, version: int = 0, **changes: Any) -> pb.ReportReadyRequest:
+    """A report with an advert, the same one whenever it is asked for. changes: fields of the attempt."""
+    number = (task.attempt.round, task.attempt.attempt)
+    simulated = mesh.hospitals[name]
+    if number not in simulated.states:
+        ref = AttemptRef(job_id=task.attempt.job_id, round=number[0], attempt=number[1])
+        member = Member(simulated.keys, mesh.roster)
+        simulated.states[number] = member.begin(ref, task.epoch, list(task.cohort))
+    attempt = round_pb2.Attempt()
+    attempt.CopyFrom(task.attempt)
+    for field, value in changes.items():
+        setattr(attempt, field, value)
+    return pb.ReportReadyRequest(
+        request_id=new_id(), attempt=attempt, base_version=version, advert=wire(simulated.states[number].advert)
+    )
+
+
+def wire(signed: Signed) -> round_pb2.Signed:
+    return round_pb2.Signed(hospital_id=signed.hospital_id, statement=signed.statement, signature=signed.signature)
+
+
+def nothing_signed(name: str) -> round_pb2.Signed:
+    return round_pb2.Signed(hospital_id=name, statement=b"{}", signature=bytes(64))
 
 
 async def test_reports_are_checked(mesh: Mesh) -> None:
     mesh.create_job()
     async with hospital(mesh, "h01") as h01, hospital(mesh, "stranger") as stranger:
-        attempt = (await h01.first_task()).task.attempt
-        assert (await h01.say("ReportReady", ready(attempt))).phase == pb.PHASE_TRAINING
-        assert (await h01.say("ReportReady", ready(attempt))).phase == pb.PHASE_TRAINING
-        assert await h01.refused("ReportReady", ready(attempt, version=7)) == Code.WRONG_STATE
-        assert await stranger.refused("ReportReady", ready(attempt)) == Code.PERMISSION_DENIED
-        stale = round_pb2.Attempt(job_id=attempt.job_id, round=1, attempt=9)
-        assert await h01.refused("ReportReady", ready(stale)) == Code.WRONG_STATE
-        unknown = round_pb2.Attempt(job_id=new_id(), round=1, attempt=1)
-        assert await h01.refused("ReportReady", ready(unknown)) == Code.WRONG_STATE
-        digest = pb.SubmitDigestRequest(request_id=new_id(), attempt=attempt, sum_sha256=SHA256, digest=bytes(32))
+        task = (await h01.first_task()).task
+        attempt = task.attempt
+        report = ready(mesh, "h01", task)
+        assert (await h01.say("ReportReady", report)).phase == pb.PHASE_TRAINING
+        report.request_id = new_id()
+        assert (await h01.say("ReportReady", report)).phase == pb.PHASE_TRAINING
+        assert await h01.refused("ReportReady", ready(mesh, "h01", task, version=7)) == Code.WRONG_STATE
+        assert await stranger.refused("ReportReady", report) == Code.PERMISSION_DENIED
+        assert await h01.refused("ReportReady", ready(mesh, "h01", task, attempt=9)) == Code.WRONG_STATE
+        assert await h01.refused("ReportReady", ready(mesh, "h01", task, job_id=new_id())) == Code.WRONG_STATE
+        digest = pb.SubmitDigestRequest(
+            request_id=new_id(),
+            attempt=attempt,
+            sum_sha256=SHA256,
+            digest=bytes(32),
+            next_state_sha256=SHA256,
+            signed=nothing_signed("h01"),
+        )
         assert await h01.refused("SubmitDigest", digest) == Code.WRONG_STATE
         digest.digest = bytes(31)
         assert await h01.refused("SubmitDigest", digest) == Code.INVALID_ARGUMENT
@@ -85,33 +116,75 @@ async def test_reports_are_checked(mesh: Mesh) -> None:
         assert await h01.refused("SubmitState", state) == Code.WRONG_STATE
         state.metrics_json = '{"loss": NaN}'
         assert await h01.refused("SubmitState", state) == Code.INVALID_ARGUMENT
+        shares = pb.SubmitSharesRequest(request_id=new_id(), attempt=attempt, shares=[nothing_signed("h01")])
+        assert await h01.refused("SubmitShares", shares) == Code.WRONG_STATE
+        shares.shares[0].signature = b"short"
+        assert await h01.refused("SubmitShares", shares) == Code.INVALID_ARGUMENT
+        confirm = pb.ConfirmSurvivorsRequest(
+            request_id=new_id(), attempt=attempt, survivors_sha256=SHA256, signature=bytes(64)
+        )
+        assert await h01.refused("ConfirmSurvivors", confirm) == Code.WRONG_STATE
+        reveal = pb.SubmitRevealRequest(request_id=new_id(), attempt=attempt, reveal=nothing_signed("h01"))
+        assert await h01.refused("SubmitReveal", reveal) == Code.WRONG_STATE
+        assert not mesh.registry.strikes
 
 
-async def test_only_the_finalizer_submits_and_only_the_sums_digest_counts(mesh: Mesh) -> None:
+async def test_bad_statements_are_strikes_before_anything_is_kept(mesh: Mesh) -> None:
+    job_id = mesh.create_job()
+    async with hospital(mesh, "h01") as h01, hospital(mesh, "h02") as h02:
+        task = (await h01.first_task()).task
+        report = ready(mesh, "h01", task)
+        signature = report.advert.signature
+        report.advert.signature = signature[::-1]
+        assert await h01.refused("ReportReady", report) == Code.STATEMENT_INVALID
+        # The same call again is the same strike.
+        assert await h01.refused("ReportReady", report) == Code.STATEMENT_INVALID
+        assert len(mesh.registry.strikes) == 1
+        assert mesh.registry.event_types().count("call.refused") == 1
+        # A good one is welcome afterwards, but not from another hospital, and no key of it either.
+        report.advert.signature = signature
+        assert await h02.refused("ReportReady", report) == Code.STATEMENT_INVALID
+        await h01.say("ReportReady", report)
+        copied = parse(Advert, report.advert.statement).model_copy(update={"hospital_id": "h02"})
+        ready(mesh, "h02", task)
+        theft = pb.ReportReadyRequest(
+            request_id=new_id(), attempt=task.attempt, advert=wire(sign(copied, mesh.hospitals["h02"].keys))
+        )
+        assert await h02.refused("ReportReady", theft) == Code.STATEMENT_INVALID
+        await h02.say("ReportReady", ready(mesh, "h02", task))
+        struck = [item.hospital_id for item in mesh.registry.strikes.values()]
+        assert struck == ["h01", "h02", "h02"]
+        progress = (await mesh.round(job_id)).progress
+        assert [item.finished for item in progress][:2] == [pb.PHASE_TRAINING, pb.PHASE_TRAINING]
+
+
+async def test_only_the_sums_digest_counts_and_nobody_else_finalizes(mesh: Mesh) -> None:
     job_id = mesh.create_job()
     reached: asyncio.Queue[pb.Task] = asyncio.Queue()
-    gates = {kind: asyncio.Event() for kind in (pb.TASK_KIND_DECRYPT, pb.TASK_KIND_FINALIZE)}
+    gate = asyncio.Event()
 
     async def hold(task: pb.Task) -> None:
-        if task.kind in gates:
+        if task.kind == pb.TASK_KIND_DECRYPT:
             reached.put_nowait(task)
-            await gates[task.kind].wait()
+            await gate.wait()
 
     for simulated in mesh.hospitals.values():
         simulated.before = hold
     await mesh.start_hospitals()
     task = await reached.get()
     async with hospital(mesh, "h01") as h01:
-        digest = pb.SubmitDigestRequest(request_id=new_id(), attempt=task.attempt, sum_sha256=SHA256, digest=bytes(32))
+        digest = pb.SubmitDigestRequest(
+            request_id=new_id(),
+            attempt=task.attempt,
+            sum_sha256=SHA256,
+            digest=bytes(32),
+            next_state_sha256=SHA256,
+            signed=nothing_signed("h01"),
+        )
         assert await h01.refused("SubmitDigest", digest) == Code.WRONG_STATE
-    gates[pb.TASK_KIND_DECRYPT].set()
-    while task.kind != pb.TASK_KIND_FINALIZE:
-        task = await reached.get()
-    other = next(name for name in mesh.hospitals if name != task.finalizer)
-    async with hospital(mesh, other) as caller:
         state = pb.SubmitStateRequest(request_id=new_id(), attempt=task.attempt, state_sha256=SHA256)
-        assert await caller.refused("SubmitState", state) == Code.WRONG_STATE
-    gates[pb.TASK_KIND_FINALIZE].set()
+        assert await h01.refused("SubmitState", state) == Code.WRONG_STATE
+    gate.set()
     await mesh.ended()
     assert mesh.registry.rounds[job_id][0].finalizer == task.finalizer
 
@@ -135,9 +208,10 @@ async def test_wrong_certificates(mesh: Mesh, tmp_path: Path) -> None:
     async with hospital(mesh, "stranger") as stranger:
         assert await stranger.refused("GetRound", request) == Code.NOT_FOUND
     attempt = round_pb2.Attempt(job_id=job_id, round=1, attempt=1)
+    report = pb.ReportReadyRequest(request_id=new_id(), attempt=attempt, advert=nothing_signed("h01"))
     for tls in (ca.issue_operator("olga"), ca.issue_service("aggregator")):
         async with Caller(mesh, tls) as caller:
-            assert await caller.refused("ReportReady", ready(attempt)) == Code.PERMISSION_DENIED
+            assert await caller.refused("ReportReady", report) == Code.PERMISSION_DENIED
 
 
 async def test_a_stream_resumes_by_cursor_and_starts_with_present_tasks(mesh: Mesh) -> None:
@@ -178,11 +252,11 @@ async def test_declined_jobs_go_on_until_too_few_are_left(mesh: Mesh) -> None:
         return pb.DeclineJobRequest(request_id=new_id(), job_id=job_id, code=code, reason="not with our data")
 
     async with hospital(mesh, "h01") as h01, hospital(mesh, "h02") as h02, hospital(mesh, "stranger") as stranger:
-        attempt = (await h01.first_task()).task.attempt
+        task = (await h01.first_task()).task
         assert await stranger.refused("DeclineJob", decline("data-invalid")) == Code.PERMISSION_DENIED
         await h01.say("DeclineJob", decline("budget-exhausted"))
         await h01.say("DeclineJob", decline("budget-exhausted"))
-        assert await h01.refused("ReportReady", ready(attempt)) == Code.WRONG_STATE
+        assert await h01.refused("ReportReady", ready(mesh, "h01", task)) == Code.WRONG_STATE
         progress = (await mesh.round(job_id)).progress
         assert [item.declined for item in progress] == [True, False, False, False]
         assert progress[0].decline_reason == "not with our data"
@@ -213,8 +287,25 @@ async def test_reports_are_rate_limited(tmp_path: Path, redis_server: RedisServe
     async with running_mesh(tmp_path, redis_server, coordinator=limits) as mesh:
         mesh.create_job()
         async with hospital(mesh, "h01") as h01, hospital(mesh, "h02") as h02:
-            attempt = (await h01.first_task()).task.attempt
+            task = (await h01.first_task()).task
             for _ in range(3):
-                await h01.say("ReportReady", ready(attempt))
-            assert await h01.refused("ReportReady", ready(attempt)) == Code.RATE_LIMITED
-            await h02.say("ReportReady", ready(attempt))
+                await h01.say("ReportReady", ready(mesh, "h01", task))
+            assert await h01.refused("ReportReady", ready(mesh, "h01", task)) == Code.RATE_LIMITED
+            bad = ready(mesh, "h01", task)
+            bad.advert.signature = bytes(64)
+            assert await h01.refused("ReportReady", bad) == Code.RATE_LIMITED
+            assert not mesh.registry.strikes
+            await h02.say("ReportReady", ready(mesh, "h02", task))
+
+
+async def test_a_suspended_hospital_is_not_heard_and_not_waited_for(mesh: Mesh) -> None:
+    mesh.registry.standing["h04"] = registry_pb2.HOSPITAL_STATUS_SUSPENDED
+    names = ["h01", "h02", "h03"]
+    await mesh.start_hospitals(names)
+    job_id = mesh.create_job()
+    await mesh.ended(names)
+    assert [item.hospital_id for item in mesh.registry.rounds[job_id][0].contributions] == names
+    attempt = round_pb2.Attempt(job_id=job_id, round=1, attempt=1)
+    async with hospital(mesh, "h04") as h04:
+        report = pb.ReportReadyRequest(request_id=new_id(), attempt=attempt, advert=nothing_signed("h04"))
+        assert await h04.refused("ReportReady", report) == Code.PERMISSION_DENIED
