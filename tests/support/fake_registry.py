@@ -180,11 +180,6 @@ class FakeRegistry(rpc.RegistryServiceServicer):
             self.events.setdefault(event.event_id, event)
         return pb.RecordEventsResponse()
 
-    async def RecordStrike(self, request: pb.RecordStrikeRequest, _context: Any) -> pb.RecordStrikeResponse:
-        self._require_up()
-        self.strikes.setdefault(request.request_id, request)
-        return pb.RecordStrikeResponse(strikes=len(self.strikes))
-
     async def CommitRound(self, request: pb.CommitRoundRequest, _context: Any) -> pb.CommitRoundResponse:
         def answer() -> pb.CommitRoundResponse:
             committed = request.round
