@@ -82,7 +82,7 @@ def rounds(
             str(done.attempt.attempt),
             str(len(done.contributions)),
             str(len(done.agreeing)),
-            done.finalizer,
+            "[red]burnt[/red]" if done.burnt else done.finalizer,
             f"{seconds:.2f} s",
             *(f"{measured[name]:.4f}" if name in measured else "" for name in ("loss", "auroc")),
             (done.burnt_reason or "yes") if done.burnt else "",

@@ -6,6 +6,7 @@ import typer
 from fedmesh.registry.v1 import registry_pb2
 from rich.console import Console
 
+from services.cli import roster
 from services.cli.inspection import Limit, make_table, stack_dir
 from services.cli.mesh import ask
 from services.cli.roster import app as roster_app
@@ -43,7 +44,7 @@ def hospitals(folder: Folder = DEMO_DIR) -> None:
     Console().print(table)
 
 
-@roster_app.command()
+@roster.app.command()
 def show(
     folder: Folder = DEMO_DIR,
     version: Annotated[int, typer.Option(min=0, help="Version; the present one by default")] = 0,

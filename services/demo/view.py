@@ -54,6 +54,9 @@ class View:
             self._printed_connected = len(progress.connected)
             self._say(f"{self._printed_connected} of {len(progress.hospitals)} hospitals connected")
         for done in progress.rounds[self._printed_rounds :]:
+            if done.burnt:
+                self._say(f"round {done.version}/{progress.total_rounds} burnt: {done.burnt_reason}")
+                continue
             facts = " ".join(f"{name} {value}" for name, value in self._facts(progress, done.version) if value)
             if done.burnt:
                 self._say(f"round {done.version}/{progress.total_rounds} burnt: {done.burnt_reason}")
@@ -131,6 +134,9 @@ class View:
         for name in names:
             table.add_column(name, justify="right", style="cyan" if name == "round" else "")
         for done in progress.rounds[-_LAST_ROUNDS:]:
+            if done.burnt:
+                table.add_row(str(done.version), "burnt", *["-"] * (len(names) - 2), style="red")
+                continue
             seconds = (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
             facts = [value or "-" for _name, value in self._facts(progress, done.version)]
             hospitals = "burnt" if done.burnt else str(len(done.contributions))

@@ -45,7 +45,7 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
     assert shown.returncode == 0
     for command in (
         *("demo", "up", "down", "status", "models", "rounds", "jobs", "audit", "plan", "privacy", "migrate"),
-        *("hospitals", "roster", "epochs"),
+        *("hospital", "hospitals", "roster", "epochs"),
     ):
         assert command in shown.stdout
 
@@ -93,3 +93,40 @@ def test_shipped_plans_check(fedmesh: Terminal) -> None:
         checked = fedmesh("plan", "check", path)
         assert checked.returncode == 0
         assert name in checked.stdout
+
+
+def test_a_consortium_is_founded_by_hand(fedmesh: Terminal, tmp_path: Path) -> None:
+    names = ("east", "north", "south", "west")
+    for name in names:
+        made = fedmesh("hospital", "keygen", name, "--out", f"{name}.keys")
+        assert made.returncode == 0, made.stderr
+        assert (tmp_path / f"{name}.keys").stat().st_mode & 0o777 == 0o600
+        (tmp_path / f"{name}.card").write_text(made.stdout)
+    cards = [f"{name}.card" for name in names]
+    founded = fedmesh("roster", "found", *cards, "--consortium", "consortium.local", "--out", "statement")
+    assert (founded.returncode, "3 must agree, 1 may collude" in founded.stdout) == (0, True)
+    for name in names[:3]:
+        assert fedmesh("roster", "sign", "statement", "--keys", f"{name}.keys", "--out", f"{name}.sig").returncode == 0
+    signatures = [f"{name}.sig" for name in names]
+    refused = fedmesh("roster", "assemble", "statement", *signatures[:3], "--out", "roster.json")
+    assert (refused.returncode, "west did not sign" in refused.stderr) == (1, True)
+    fedmesh("roster", "sign", "statement", "--keys", "west.keys", "--out", "west.sig")
+    assert fedmesh("roster", "assemble", "statement", *signatures, "--out", "roster.json").returncode == 0
+    assert "version 1" in fedmesh("roster", "check", "roster.json").stdout
+    followed = fedmesh("roster", "succeed", "statement", *cards[:3], "--out", "second")
+    assert "needs the signatures of 3 of the 4 members" in followed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("hospital", "keygen", "Big Hospital", "--out", "k"), "is no hospital name"),
+        (("hospital", "keygen", "north", "--out", "no/such/folder/k"), "cannot write"),
+        (("roster", "found", "nowhere", "--consortium", "c", "--out", "r"), "cannot read nowhere"),
+        (("roster", "check", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_with_keys_and_rosters(fedmesh: Terminal, arguments: tuple[str, ...], expected: str) -> None:
+    ended = fedmesh(*arguments)
+    assert (ended.returncode, expected in " ".join(ended.stderr.split())) == (1, True), ended.stderr
+    assert "Traceback" not in ended.stderr
