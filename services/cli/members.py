@@ -9,7 +9,6 @@ from rich.console import Console
 from services.cli import roster
 from services.cli.inspection import Limit, make_table, stack_dir
 from services.cli.mesh import ask
-from services.cli.roster import app as roster_app
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call

@@ -159,8 +159,9 @@ class Attempt:
         self.values[name] = values
         plan = member.mask_plan(self.consortium.states[name])
         segments = [
-            public.add_mask(layout, index, segment, masks.coefficients(plan, *layout.coefficients(index)))
-            for index, segment in enumerate(secret.encrypt_segments(values, GROUP_KEY, layout))
+            public.add_masked(layout, index, zeros, values[slice(at, at + count)], masks.coefficients(plan, *where))
+            for index, zeros in enumerate(secret.encrypt_zeros(GROUP_KEY, layout))
+            for where, (at, count) in [(layout.coefficients(index), layout.values(index))]
         ]
         state = member.commit(
             self.consortium.states[name],

@@ -329,10 +329,11 @@ class SimulatedHospital:
 
     def _encrypt(self, state: MemberState, key: tuple[int, int]) -> list[bytes]:
         layout, plan = self._layout, self._member.mask_plan(state)
-        encrypted = secret.encrypt_segments(self.values(*key), self._shared.group_key, layout)
+        values = self.values(*key)
         return [
-            public.add_mask(layout, index, segment, masks.coefficients(plan, *layout.coefficients(index)))
-            for index, segment in enumerate(encrypted)
+            public.add_masked(layout, index, zeros, values[slice(at, at + count)], masks.coefficients(plan, *where))
+            for index, zeros in enumerate(secret.encrypt_zeros(self._shared.group_key, layout))
+            for where, (at, count) in [(layout.coefficients(index), layout.values(index))]
         ]
 
     async def _confirm(self, task: pb.Task) -> None:
