@@ -84,8 +84,10 @@ class Stack:
 
     # ---- life cycle
 
-    def start(self, services: Sequence[str] = SERVICES, timeout_s: float = 60.0) -> None:
+    def start(self, services: Sequence[str] = SERVICES, timeout_s: float = 180.0) -> None:
         """Start the stores and some of the services, and wait until they serve. Running parts are left alone.
+
+        timeout_s: patience with a slow machine; a service that ends is noticed at once.
 
         Raises: FedmeshError: CONFIG_INVALID, STORE_FULL, STORE_UNAVAILABLE or SERVICE_UNAVAILABLE, quoting the log.
         """

@@ -225,7 +225,7 @@ def test_ctrl_c_at_any_moment_stops_everything(folder: Path, after: str) -> None
 def test_an_interrupt_is_heeded_though_a_shell_had_it_ignored(folder: Path) -> None:
     """As in a script's background job, and for the whole process group, as a terminal sends it."""
     run = Running(folder, "--hospitals", 4, "--rounds", 6, through=["sh", "-c", 'trap "" INT; exec "$@"', "sh"])
-    run.wait_for("Plan: readmission-logistic-private")
+    run.wait_for("hospitals. Plan:")
     os.killpg(run.process.pid, signal.SIGINT)
     assert run.finish(60) == 130, run.output()
     assert left_running(folder) == []
