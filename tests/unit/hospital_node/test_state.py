@@ -2,17 +2,21 @@
 
 import hashlib
 import resource
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from services.common.errors import Code, FedmeshError
+from services.hospital_node.domain.ports import RosterFacts
 from services.hospital_node.domain.tasks import AttemptId
-from services.hospital_node.store.files import write_durably
-from services.hospital_node.store.state import SqliteNodeState, open_data_dir
+from services.hospital_node.store.files import destroy_file, write_durably
+from services.hospital_node.store.state import _SINCE_1, STATE_FILE, SqliteNodeState, open_data_dir
+from services.secure_sum.member import Member, MemberState
+from tests.support.secure_sum import JOB, Consortium, names
 
-JOB = "11111111-1111-4111-8111-111111111111"
 ATTEMPT = AttemptId(JOB, 1, 1)
+SIZES = (4, 3)
 
 
 @pytest.fixture
@@ -20,35 +24,67 @@ def state(tmp_path: Path) -> SqliteNodeState:
     return SqliteNodeState(tmp_path)
 
 
-def test_ciphertext_survives_a_restart_and_damage_is_noticed(state: SqliteNodeState, tmp_path: Path) -> None:
-    assert state.ciphertext(ATTEMPT) is None
-    state.save_ciphertext(ATTEMPT, b"bytes")
-    again = SqliteNodeState(tmp_path)
-    assert again.ciphertext(ATTEMPT) == b"bytes"
-    assert again.record(ATTEMPT).ciphertext_sha256 == hashlib.sha256(b"bytes").hexdigest()
-    next((tmp_path / "ciphertexts").iterdir()).write_bytes(b"other")
-    assert again.ciphertext(ATTEMPT) is None
+def begun(attempt: AttemptId = ATTEMPT) -> MemberState:
+    consortium = Consortium.of(4)
+    keys = consortium.keys[names(4)[0]]
+    return Member(keys, consortium.roster).begin(attempt.ref, 1, names(4))
 
 
-def test_one_sum_an_attempt(state: SqliteNodeState) -> None:
-    state.pin_sum(ATTEMPT, "a" * 64)
-    state.pin_sum(ATTEMPT, "a" * 64)
-    with pytest.raises(FedmeshError) as caught:
-        state.pin_sum(ATTEMPT, "b" * 64)
-    assert caught.value.code is Code.WRONG_STATE
+def test_secrets_survive_a_restart(state: SqliteNodeState, tmp_path: Path) -> None:
+    assert state.attempts.state(ATTEMPT) is None
+    kept = begun()
+    state.attempts.save_state(kept)
+    assert SqliteNodeState(tmp_path).attempts.state(ATTEMPT) == kept
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.glob(f"{STATE_FILE}*")} == {0}
 
 
-def test_finished_attempts_lose_their_ciphertexts_but_not_their_hashes(state: SqliteNodeState) -> None:
+def test_a_lost_or_damaged_ciphertext_is_noticed(state: SqliteNodeState, tmp_path: Path) -> None:
+    attempts = state.attempts
+    sha256 = attempts.save_unmasked(ATTEMPT, iter([b"abcd", b"efg"]))
+    assert sha256 == hashlib.sha256(b"abcdefg").hexdigest()
+    attempts.save_state(begun(), unmasked_sha256=sha256)
+    assert list(attempts.unmasked(ATTEMPT, SIZES)) == [b"abcd", b"efg"]
+    (path,) = (tmp_path / "ciphertexts").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    for content in (b"abcdefX", b"abcde", b""):
+        path.write_bytes(content)
+        with pytest.raises(FedmeshError) as caught:
+            list(attempts.unmasked(ATTEMPT, SIZES))
+        assert caught.value.code is Code.WRONG_STATE
+    path.unlink()
+    with pytest.raises(FedmeshError):
+        list(attempts.unmasked(ATTEMPT, SIZES))
+
+
+def test_the_unmasked_ciphertext_goes_when_the_masked_one_is_durable(state: SqliteNodeState, tmp_path: Path) -> None:
+    attempts = state.attempts
+    attempts.save_unmasked(ATTEMPT, iter([b"abcd"]))
+    attempts.write_masked(ATTEMPT, iter([b"wxyz"]))
+    assert len(list((tmp_path / "ciphertexts").iterdir())) == 2
+    attempts.settle(ATTEMPT)
+    attempts.settle(ATTEMPT)
+    assert [path.suffix for path in (tmp_path / "ciphertexts").iterdir()] == [".masked"]
+    assert list(attempts.masked(ATTEMPT, (4,), hashlib.sha256(b"wxyz").hexdigest())) == [b"wxyz"]
+
+
+def test_finished_attempts_lose_secrets_and_ciphertexts_but_not_their_hashes(
+    state: SqliteNodeState, tmp_path: Path
+) -> None:
     attempts = [AttemptId(JOB, 1, 1), AttemptId(JOB, 1, 2), AttemptId(JOB, 2, 1)]
     for attempt in attempts:
-        state.save_ciphertext(attempt, str(attempt).encode())
-    state.finish_before(attempts[1], inclusive=False)
-    assert [state.ciphertext(attempt) is None for attempt in attempts] == [True, False, False]
-    state.finish_before(attempts[1], inclusive=True)
-    assert [state.ciphertext(attempt) is None for attempt in attempts] == [True, True, False]
-    assert state.record(attempts[0]).ciphertext_sha256
-    state.finish_job(JOB)
-    assert state.ciphertext(attempts[2]) is None
+        state.attempts.save_unmasked(attempt, [b"x"])
+        state.attempts.save_state(begun(attempt), ciphertext_sha256="ab" * 32)
+    secret = state.attempts.state(attempts[0]).self_seed.hex().encode()  # type: ignore[union-attr]
+    state.attempts.finish_before(attempts[1], inclusive=False)
+    assert [state.attempts.state(attempt) is None for attempt in attempts] == [True, False, False]
+    state.attempts.finish_before(attempts[1], inclusive=True)
+    assert [state.attempts.has_unmasked(attempt) for attempt in attempts] == [False, False, True]
+    assert state.attempts.ciphertext_sha256(attempts[0]) == "ab" * 32
+    state.attempts.finish_job(JOB)
+    assert state.attempts.epochs_in_use() == set()
+    with sqlite3.connect(tmp_path / STATE_FILE) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert secret not in (tmp_path / STATE_FILE).read_bytes(), "deleted secrets are overwritten"
 
 
 def test_states_are_kept_by_content_for_two_versions(state: SqliteNodeState, tmp_path: Path) -> None:
@@ -57,6 +93,7 @@ def test_states_are_kept_by_content_for_two_versions(state: SqliteNodeState, tmp
         state.adopt(JOB, version, sha256)
     kept = {state.blob(hashlib.sha256(f"state {version}".encode()).hexdigest()) for version in range(1, 5)}
     assert kept == {None, b"state 3", b"state 4"}
+    assert state.adopted_version(JOB) == 4
     newest = tmp_path / "states" / hashlib.sha256(b"state 4").hexdigest()
     newest.write_bytes(b"damaged")
     assert state.blob(newest.name) is None
@@ -68,6 +105,35 @@ def test_cursor(state: SqliteNodeState, tmp_path: Path) -> None:
     assert state.cursor() == ""
     state.save_cursor("5-0")
     assert SqliteNodeState(tmp_path).cursor() == "5-0"
+
+
+def test_a_roster_of_a_version_is_never_replaced(state: SqliteNodeState, tmp_path: Path) -> None:
+    facts = RosterFacts(b"second", {"a": b"\1", "b": b"\2"})
+    state.save_roster(2, facts)
+    with pytest.raises(sqlite3.IntegrityError):
+        state.save_roster(2, RosterFacts(b"another", {}))
+    assert SqliteNodeState(tmp_path).rosters() == [facts]
+
+
+def test_a_state_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / STATE_FILE) as connection:
+        connection.executescript(_SINCE_1 + "; PRAGMA user_version = 1")
+        connection.execute("INSERT INTO cursor VALUES (1, '7-0')")
+        connection.execute("INSERT INTO attempts VALUES (?, 1, 1, 'hash', 'sum')", (JOB,))
+    state = SqliteNodeState(tmp_path)
+    assert (state.cursor(), state.attempts.ciphertext_sha256(ATTEMPT)) == ("7-0", "hash")
+    state.attempts.save_state(begun())
+    with sqlite3.connect(tmp_path / STATE_FILE) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert SqliteNodeState(tmp_path).attempts.epochs_in_use()
+
+
+def test_a_state_of_a_newer_build_is_refused(tmp_path: Path) -> None:
+    SqliteNodeState(tmp_path)
+    with sqlite3.connect(tmp_path / STATE_FILE) as connection:
+        connection.execute("PRAGMA user_version = 9")
+    with pytest.raises(FedmeshError, match="version 9"):
+        SqliteNodeState(tmp_path)
 
 
 def test_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
@@ -83,6 +149,16 @@ def test_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
     assert caught.value.code is Code.STORE_FULL
     assert path.read_bytes() == b"old"
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_destroyed_file_was_overwritten(tmp_path: Path) -> None:
+    path, link = tmp_path / "secret", tmp_path / "link"
+    path.write_bytes(b"secret")
+    link.hardlink_to(path)
+    destroy_file(path)
+    destroy_file(path)
+    assert not path.exists()
+    assert link.read_bytes() == bytes(6)
 
 
 def test_a_data_folder_has_one_node(tmp_path: Path) -> None:
