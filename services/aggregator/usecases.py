@@ -87,7 +87,8 @@ class AggregatorUseCases:
 
         Raises: FedmeshError: NOT_FOUND, PERMISSION_DENIED, WRONG_STATE, ALREADY_CONTRIBUTED; RATE_LIMITED; CANCELLED
             when it ended early or a newer one came; CIPHERTEXT_INVALID, CHUNK_STREAM_INVALID and STATEMENT_INVALID,
-            which are recorded as strikes, and nothing has changed; STORE_UNAVAILABLE, SERVICE_UNAVAILABLE and other retryable ones.
+            which are recorded as strikes, and nothing has changed; STORE_UNAVAILABLE, SERVICE_UNAVAILABLE and other
+            retryable ones.
         """
         stream = self._streams.open(header.attempt, hospital_id, segments)
         started, outcome = time.perf_counter(), "broken"
