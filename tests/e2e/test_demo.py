@@ -111,14 +111,9 @@ def test_the_audit_log_has_every_step_and_verifies_offline(finished: Path, tmp_p
     counts = {name: types.count(name) for name in set(types)}
     assert counts["hospital.registered"] == 4
     assert counts["plan.proposed"] == counts["plan.approved"] == counts["job.created"] == 1
-    for step in (
-        "attempt.opened",
-        "round.sealed",
-        "sum.computed",
-        "round.agreed",
-        "round.finalized",
-        "round.committed",
-    ):
+    assert (counts["roster.published"], counts["epoch.published"]) == (1, 1)
+    before = ("attempt.opened", "round.sealed", "round.shared", "survivors.confirmed", "masks.opened", "sum.computed")
+    for step in (*before, "round.agreed", "round.finalized", "round.committed"):
         assert counts[step] == 3, step
     assert counts["contribution.accepted"] == 12
     entries = (out / "entries.jsonl").read_bytes()
