@@ -293,6 +293,7 @@ async def _collect(stack: Stack, job_id: str, hospital_id: str) -> _Trained:
 
 def _open_state(stack: Stack, hospital_id: str, job_id: str, version: int, blob: bytes) -> bytes:
     from services.hospital_node.store.epochs import EPOCH_FOLDER, load_epoch
+    from services.hospital_node.usecases.states import open_newest
     from services.secure_sum import sealed
 
     roster = load_roster_file(stack.roster_file)
@@ -300,15 +301,8 @@ def _open_state(stack: Stack, hospital_id: str, job_id: str, version: int, blob:
     keys = load_epoch(stack.hospital_data(hospital_id) / EPOCH_FOLDER, roster.sha256, epoch)
     if keys is None:
         raise FedmeshError(Code.NOT_FOUND, f"{hospital_id} does not have the keys of epoch {epoch}")
-    state_key = keys.state_key
-    for sealed_for in range(version, 0, -1):
-        # A burnt version has the state of the one before.
-        try:
-            return sealed.open_state(state_key, job_id, sealed_for, blob)
-        except FedmeshError:
-            if sealed_for == 1:
-                raise
-    raise FedmeshError(Code.NOT_FOUND, f"job {job_id} has no state")
+    # A burnt version has the state of the one before.
+    return open_newest(keys, job_id, version, blob)[1]
 
 
 async def _settled_size(audit: Any, verifier: VerifierKey) -> int:

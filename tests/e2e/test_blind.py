@@ -111,8 +111,8 @@ def encodings(values: NDArray[Any]) -> Iterator[bytes]:
 @pytest.fixture(scope="module")
 def final(run: Run) -> bytes:
     """The model, as a hospital can open it."""
-    home = run.stack.hospital_home("hospital-00")
-    keys = EpochFiles(home).load(load_roster_file(run.stack.founding_roster).sha256, 1)
+    home = run.stack.hospital_data("hospital-00")
+    keys = EpochFiles(home).load(load_roster_file(run.stack.roster_file).sha256, 1)
     assert keys is not None
     return open_newest(keys, run.job_id, 1, run.sealed)[1]
 
@@ -162,9 +162,9 @@ def test_no_sum_and_no_update_is_in_the_centre(run: Run, final: bytes, trainers:
 
 
 def test_no_key_of_hospitals_is_in_the_centre(run: Run) -> None:
-    roster = load_roster_file(run.stack.founding_roster)
+    roster = load_roster_file(run.stack.roster_file)
     for name in roster.ids:
-        home = run.stack.hospital_home(name)
+        home = run.stack.hospital_data(name)
         own, shared = MemberKeys.load(home / "member.keys"), EpochFiles(home).load(roster.sha256, 1)
         assert shared is not None
         keys = [own.signing.private_bytes_raw(), own.sealing.private_bytes_raw(), shared.state_key]
