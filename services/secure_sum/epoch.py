@@ -128,6 +128,10 @@ def open_epoch(signed: Signed, keys: MemberKeys, roster: Roster) -> EpochKeys:
         fits = False
     if not fits:
         _refuse("the epoch's group key is not of its parameter set", maker)
+    try:
+        secret.require_sound_key(group_key)
+    except FedmeshError as error:
+        _refuse(error.message, maker)
     return EpochKeys(statement.roster, statement.epoch, group_key, state_key, digest)
 
 

@@ -17,7 +17,7 @@ from tenseal import sealapi
 
 from services.common.errors import Code, FedmeshError
 from services.secure_sum import encoding, ring, seal, wire
-from services.secure_sum.encoding import Int64Vector
+from services.secure_sum.encoding import Coefficients, Int64Vector
 from services.secure_sum.parameters import DEFAULT, ParameterSet, parameter_set
 from services.secure_sum.wire import Layout
 
@@ -33,11 +33,39 @@ def generate_group_key(params: ParameterSet = DEFAULT) -> bytes:
         A 40-byte header (magic "FMGK", version, zero, parameter set name) and the key's N coefficients in NTT form,
         packed like a ciphertext's. Keep it secret and only inside hospitals.
     """
-    key = sealapi.KeyGenerator(seal.context(params)).secret_key().data()
-    degree = params.poly_modulus_degree
-    coefficients = seal.elements(key.data, degree)
+    # `data()` points into the key, and the key is wiped when it is freed: each must be held while it is read.
+    generator = sealapi.KeyGenerator(seal.context(params))
+    key = generator.secret_key()
+    plaintext = key.data()
+    coefficients = seal.elements(plaintext.data, params.poly_modulus_degree)
+    del plaintext, key, generator
+    _require_sound(coefficients)
     name = params.name.encode("ascii")
     return _KEY_HEADER.pack(_KEY_MAGIC, _KEY_VERSION, 0, name) + wire.pack(coefficients).tobytes()
+
+
+def require_sound_key(group_key: bytes) -> None:
+    """Refuse a group key that hides nothing, such as zero: whoever made it, everybody could read what it encrypts.
+
+    Raises:
+        FedmeshError: INVALID_ARGUMENT if this is not a group key, or a degenerate one.
+    """
+    params = group_key_parameters(group_key)
+    try:
+        _require_sound(_key_coefficients(params, group_key))
+    except FedmeshError as error:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "the group key is degenerate: it would hide nothing") from error
+
+
+def _require_sound(coefficients: Coefficients) -> None:
+    """A ternary polynomial in NTT form looks uniform mod a 60-bit prime: no value is zero, none occurs twice."""
+    if np.count_nonzero(coefficients) < coefficients.size or np.unique(coefficients).size < coefficients.size:
+        raise FedmeshError(Code.INTERNAL, "the key generator gave a degenerate key")
+
+
+def _key_coefficients(params: ParameterSet, group_key: bytes) -> Coefficients:
+    packed = np.frombuffer(group_key, dtype=np.uint8, offset=_KEY_HEADER.size)
+    return wire.unpack(packed, params)
 
 
 def group_key_parameters(group_key: bytes) -> ParameterSet:
@@ -174,8 +202,8 @@ def keyed_digest(group_key: bytes, context: bytes, ciphertext_sha256: bytes, pla
 
 def _secret_key(params: ParameterSet, group_key: bytes, file: seal.MemoryFile) -> Any:
     try:
-        packed = np.frombuffer(group_key, dtype=np.uint8, offset=_KEY_HEADER.size)
-        coefficients = wire.unpack(packed, params)
+        coefficients = _key_coefficients(params, group_key)
+        _require_sound(coefficients)
         return seal.load_plaintext(params, file, coefficients, sealapi.SecretKey(), ntt=True)
     except (RuntimeError, ValueError, FedmeshError) as error:
         raise FedmeshError(Code.INVALID_ARGUMENT, "the group key is damaged") from error
