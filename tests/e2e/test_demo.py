@@ -69,6 +69,7 @@ def test_the_report_has_every_field(finished: Path) -> None:
         assert report[field] > 0
     assert 0 < report["round_overhead_s"]["p50"] <= report["round_overhead_s"]["p99"]
     assert report["processes"] == 4 + 4 + 2
+    assert report["burnt_rounds"] == 0
 
 
 def test_the_predictions_give_the_reported_figures(finished: Path) -> None:
@@ -104,7 +105,9 @@ def test_the_audit_log_has_every_step_and_verifies_offline(finished: Path, tmp_p
     counts = {name: types.count(name) for name in set(types)}
     assert counts["hospital.registered"] == 4
     assert counts["plan.proposed"] == counts["plan.approved"] == counts["job.created"] == 1
-    for step in ("attempt.opened", "round.sealed", "sum.closed", "round.agreed", "round.finalized", "round.committed"):
+    assert (counts["roster.published"], counts["epoch.published"]) == (1, 1)
+    before = ("attempt.opened", "round.sealed", "round.shared", "survivors.confirmed", "masks.opened", "sum.computed")
+    for step in (*before, "round.agreed", "round.finalized", "round.committed"):
         assert counts[step] == 3, step
     assert counts["contribution.accepted"] == 12
     entries = (out / "entries.jsonl").read_bytes()
