@@ -120,6 +120,7 @@ def test_there_is_one_box_for_every_member(published: tuple[EpochKeys, Signed]) 
     for bad in (boxes[:3], boxes[1:], (*boxes, extra), (*boxes[:3], extra)):
         refused(Code.STATEMENT_INVALID, epoch.check_epoch, again(signed, boxes=bad), ROSTER)
     refused(Code.STATEMENT_INVALID, epoch.check_epoch, signed, make_roster(KEYS[:3]))
+    refused(Code.STATEMENT_INVALID, epoch.check_epoch, again(signed, roster=HASH), ROSTER)
 
 
 def craft(state_key: bytes, group_key: bytes, said: str | None = None) -> Signed:

@@ -489,14 +489,3 @@ def test_one_digest_in_an_attempt(revealed: Consortium) -> None:
     refused(Code.EQUIVOCATION, member.agree, state, HASH, b"\1" * 32, HASH)
     refused(Code.EQUIVOCATION, member.agree, state, HASH, bytes(32), other)
     refused(Code.INVALID_ARGUMENT, member.agree, state, HASH, bytes(31), HASH)
-
-
-# state
-
-
-def test_a_state_reads_back_and_damage_is_noticed(revealed: Consortium) -> None:
-    state = revealed.member(ME).agree(revealed.states[ME], HASH, bytes(32), HASH)
-    data = state.to_json()
-    assert MemberState.from_json(data) == state
-    for bad in (b"", b"{}", b"[]", data[:-1], data.replace(b'"version":1', b'"version":2'), b"null", b"\xff"):
-        refused(Code.DATA_INVALID, MemberState.from_json, bad)

@@ -25,6 +25,7 @@ from services.secure_sum.statements import (
     Upload,
     adverts_digest,
     parse,
+    sharers_digest,
     sign,
     sign_bytes,
 )
@@ -83,8 +84,10 @@ def test_a_dealer_deals_to_everybody_else_exactly_once(shared: Consortium) -> No
     refused(Code.STATEMENT_INVALID, check, dealt, shared.roster, ATTEMPT, adverts, "stranger")
     refused(Code.STATEMENT_INVALID, check, dealt, shared.roster, SECOND, adverts, ME)
     refused(Code.STATEMENT_INVALID, check, dealt[:5], shared.roster, ATTEMPT, adverts[:6], ME)
-    others = list(shared.states[OTHER].shares_out)
-    refused(Code.STATEMENT_INVALID, check, [others[0], *dealt[1:]], shared.roster, ATTEMPT, adverts, ME)
+    # Another dealer's share for the same recipient.
+    for_third = shared.shares_for(THIRD, [OTHER])
+    assert parse(Share, dealt[1].statement).recipient == THIRD
+    refused(Code.STATEMENT_INVALID, check, [dealt[0], *for_third, *dealt[2:]], shared.roster, ATTEMPT, adverts, ME)
 
 
 # uploads and survivors
@@ -107,6 +110,11 @@ def test_an_upload_is_a_sharers_and_for_these_sharers(uploaded: Consortium) -> N
     refused(Code.STATEMENT_INVALID, check, good, uploaded.roster, SECOND, digest, ALL)
     refused(Code.STATEMENT_INVALID, check, good, uploaded.roster, ATTEMPT, HASH, ALL)
     refused(Code.STATEMENT_INVALID, check, good._replace(hospital_id=OTHER), uploaded.roster, ATTEMPT, digest, ALL)
+    outside = sign(
+        parse(Upload, good.statement).model_copy(update={"hospital_id": LAST, "sharers": sharers_digest(ALL[:6])}),
+        uploaded.keys[LAST],
+    )
+    refused(Code.STATEMENT_INVALID, check, outside, uploaded.roster, ATTEMPT, digest, ALL[:6])
     for complaints in ((ME,), ("stranger",)):
         bad = again(uploaded, good, Upload, complaints=complaints)
         refused(Code.STATEMENT_INVALID, check, bad, uploaded.roster, ATTEMPT, digest, ALL)
