@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from services.secure_sum import masks, public, secret
+from services.secure_sum.encoding import Coefficients
 from services.secure_sum.parameters import DEFAULT
-from services.secure_sum.wire import layout_of
+from services.secure_sum.wire import Layout, layout_of, split_upload
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def timed(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
     started = time.process_time()
-    result = work()
+    result = work(*args)
     return time.process_time() - started, result
 
 
@@ -35,16 +36,14 @@ def main(length: int, hospitals: int) -> None:
     print(f"bytes a value: {layout.upload_bytes / length:.2f} up, {layout.sum_bytes / length:.2f} down")
     uploads = []
     for vector, plan in zip(vectors, plans, strict=True):
-        encrypting, segments = timed(lambda vector=vector: list(secret.encrypt_segments(vector, key, layout)))
-        expanding, mask = timed(lambda plan=plan: [masks.coefficients(plan, *layout.coefficients(i)) for i in indices])
-        masking, masked = timed(
-            lambda segments=segments, mask=mask: [public.add_mask(layout, i, segments[i], mask[i]) for i in indices]
-        )
+        encrypting, segments = timed(lambda values: list(secret.encrypt_segments(values, key, layout)), vector)
+        expanding, mask = timed(lambda keys: [masks.coefficients(keys, *layout.coefficients(i)) for i in indices], plan)
+        masking, masked = timed(lambda a, b: [public.add_mask(layout, i, a[i], b[i]) for i in indices], segments, mask)
         uploads.append(masked)
     print_row("encrypt", encrypting)
     print_row("expand one mask stream", expanding)
     print_row("add a mask", masking)
-    checking, _ = timed(lambda: [public.check_segment(layout, i, upload[i]) for upload in uploads for i in indices])
+    checking, _ = timed(lambda: [_check(layout, i, upload[i]) for upload in uploads for i in indices])
     print_row("check an upload", checking / hospitals)
     whole = sum(plans, start=())
     correction = [masks.coefficients(whole, *layout.coefficients(i)) for i in indices]
@@ -64,12 +63,16 @@ def main(length: int, hospitals: int) -> None:
     assert np.array_equal(plain, np.sum(vectors, axis=0))
 
 
-def _add_c0(layout: Any, index: int, uploads: list[bytes]) -> None:
-    from services.secure_sum import wire
+def _check(layout: Layout, index: int, segment: bytes) -> bool:
+    public.check_segment(layout, index, segment)
+    return True
 
+
+def _add_c0(layout: Layout, index: int, uploads: list[bytes]) -> Coefficients:
     total = np.zeros(layout.coefficients(index)[1], dtype=np.uint64)
     for upload in uploads:
-        total += wire.split_upload(layout, index, upload)[0]
+        total += split_upload(layout, index, upload)[0]
+    return total
 
 
 if __name__ == "__main__":

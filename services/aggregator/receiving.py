@@ -89,8 +89,8 @@ class Receiver:
     ) -> None:
         """Store the segments of an upload under `blob`. again: only those that are not there any more.
 
-        Raises: FedmeshError: CHUNK_STREAM_INVALID when they are not the announced ones; CIPHERTEXT_INVALID; and
-            retryable ones.
+        Raises: FedmeshError: CHUNK_STREAM_INVALID when they are not the announced ones; CIPHERTEXT_INVALID; CANCELLED
+            when they end too early; and retryable ones.
         """
         whole = hashlib.sha256()
         index = 0
@@ -105,7 +105,10 @@ class Receiver:
             metrics.UPLOAD_BYTES.inc(len(segment))
             index += 1
         if index != layout.segments:
-            raise _broken(f"it was cut short: {index} of {layout.segments} segments came")
+            # No strike: gRPC ends the stream in this way too when a connection breaks.
+            raise FedmeshError(
+                Code.CANCELLED, f"the upload ended after {index} of {layout.segments} segments: send it again"
+            )
         if whole.hexdigest() != header.sha256:
             raise _broken("its content does not have the announced SHA-256")
 

@@ -86,8 +86,9 @@ class AggregatorUseCases:
         """Receive one ciphertext and count it exactly once. The event is durable before this returns.
 
         Raises: FedmeshError: NOT_FOUND, PERMISSION_DENIED, WRONG_STATE, ALREADY_CONTRIBUTED; RATE_LIMITED; CANCELLED
-            when a newer upload came; CIPHERTEXT_INVALID, CHUNK_STREAM_INVALID and STATEMENT_INVALID, which are recorded
-            as strikes, and nothing has changed; STORE_UNAVAILABLE, SERVICE_UNAVAILABLE and other retryable ones.
+            when it ended early or a newer one came; CIPHERTEXT_INVALID, CHUNK_STREAM_INVALID and STATEMENT_INVALID,
+            which are recorded as strikes, and nothing has changed; STORE_UNAVAILABLE, SERVICE_UNAVAILABLE and other
+            retryable ones.
         """
         stream = self._streams.open(header.attempt, hospital_id, segments)
         started, outcome = time.perf_counter(), "broken"

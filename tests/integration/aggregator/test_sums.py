@@ -274,7 +274,8 @@ async def test_events_are_made_up_for_while_the_registry_was_away(redis_centre: 
 
 async def test_everything_is_forgotten_at_its_time(tmp_path: Path, redis_server: RedisServer, centre: Centre) -> None:
     attempt = Attempt.of(centre, 4)
-    await attempt.open(lifetime_s=4)
+    attempt.upload_of("hospital-01")
+    await attempt.open(lifetime_s=6)
     await attempt.send("hospital-01")
     with redis_server.client() as admin:
         keys = list(admin.scan_iter("*"))
