@@ -142,7 +142,7 @@ class Mesh:
             stub = channel.stub(coordinator_pb2_grpc.CoordinatorServiceStub)
             return await call(getattr(stub, name), request, timeout_s=5, patience_s=20)
 
-    async def ended(self, names: Sequence[str] | None = None, within_s: float = 60.0) -> None:
+    async def ended(self, names: Sequence[str] | None = None, within_s: float = 120.0) -> None:
         """Wait until hospitals have heard that the job ended."""
         waiting = [self.hospitals[name].finish() for name in (self.hospitals if names is None else names)]
         try:
