@@ -76,6 +76,7 @@ def test_the_report_has_every_field(finished: Path) -> None:
         assert report[field] > 0
     assert 0 < report["round_overhead_s"]["p50"] <= report["round_overhead_s"]["p99"]
     assert report["processes"] == 4 + 4 + 2
+    assert report["burnt_rounds"] == 0
 
 
 def test_the_predictions_give_the_reported_figures(finished: Path) -> None:
