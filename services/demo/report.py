@@ -47,6 +47,7 @@ class Report:
     plan: str
     job_id: str
     rounds: int
+    burnt_rounds: int
     model_version: int
     test: TestScores
     local_only: LocalOnly
@@ -68,6 +69,7 @@ class Report:
             "plan": self.plan,
             "job_id": self.job_id,
             "rounds": self.rounds,
+            "burnt_rounds": self.burnt_rounds,
             "model_version": self.model_version,
             "test": self.test.as_dict(),
             "local_only": self.local_only.as_dict(),

@@ -151,6 +151,7 @@ def _train_and_compare(
                 plan=plan.name,
                 job_id=job_id,
                 rounds=len(progress.rounds),
+                burnt_rounds=sum(done.burnt for done in progress.rounds),
                 model_version=trained.version,
                 test=score(test.y, probability, test.patients),
                 local_only=local_only(sets, test),
