@@ -1,113 +1,159 @@
-"""`fedmesh hospital keygen` and `fedmesh roster ...`: founding a consortium by hand, without trusting the centre."""
+"""`fedmesh roster`: founding a consortium by hand, and changing who is in it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from services.cli.stack import UP_DIR, Folder
 from services.common.errors import Code, FedmeshError
-from services.plans.document import read_file, validate_json
-from services.secure_sum.cohort import colluders
 from services.secure_sum.roster import (
     MemberKeys,
+    Roster,
     as_roster,
     found,
     load_roster_file,
-    read_roster_file,
     save_roster_file,
     sign_roster,
+    succeed,
+    verify_founding,
 )
 from services.secure_sum.statements import RosterMember
 
-hospital_app = typer.Typer(help="What a hospital does by itself.", no_args_is_help=True)
-app = typer.Typer(help="The list of hospitals and their public keys, signed by the hospitals.", no_args_is_help=True)
-
-
-@hospital_app.callback()
-def _hospital() -> None:
-    """What a hospital does by itself."""
-
-
-@hospital_app.command()
-def keygen(
-    hospital_id: Annotated[str, typer.Option(help="The hospital's name, as in its certificate")],
-    out: Annotated[Path, typer.Option(help="New file for the private keys, mode 0600; back it up, never share it")],
-) -> None:
-    """Make this hospital's signing and sealing keys, and print its public card for the founding roster."""
-    keys = MemberKeys.generate(hospital_id)
-    keys.save(out)
-    typer.echo(keys.public().model_dump_json())
+app = typer.Typer(
+    help="Who is a member, with which keys: `found`, then everybody `sign`s, then `assemble`; `succeed` for a change.",
+    no_args_is_help=True,
+)
+Cards = Annotated[list[Path], typer.Argument(help="Public cards of all members, from `fedmesh hospital keygen`")]
+Statement = Annotated[Path, typer.Argument(help="The roster to be signed, from `found` or `succeed`")]
+Signatures = Annotated[list[Path], typer.Argument(help="The members' signatures, from `sign`")]
 
 
 @app.command("found")
-def found_roster(
-    cards: Annotated[list[Path], typer.Argument(help="Public cards, one file a hospital")],
-    consortium: Annotated[str, typer.Option(help="Name of the consortium, as in the certificates")],
-    out: Annotated[Path, typer.Option(help="New file for the statement that every hospital signs")],
+def found_command(
+    cards: Cards,
+    consortium: Annotated[str, typer.Option(help="The consortium's name, as in its certificates")],
+    out: Annotated[Path, typer.Option(help="New file for the roster, for every member to sign")],
 ) -> None:
-    """Write the founding roster from the hospitals' public cards. Compare the cards out of band first."""
-    members = [
-        validate_json(RosterMember, read_file(path, Code.CONFIG_INVALID), f"card {path.name}", Code.CONFIG_INVALID)
-        for path in cards
-    ]
-    _write_new(out, found(consortium, members))
-    typer.echo(f"{out}: {len(members)} hospitals, SHA-256 {as_roster(out.read_bytes()).sha256}")
+    """Write the founding roster of a consortium. It counts when every member has signed it."""
+    statement = found(consortium, [_card(path) for path in cards])
+    _write(out, statement)
+    _describe(as_roster(statement), out)
+
+
+@app.command("succeed")
+def succeed_command(
+    current: Annotated[Path, typer.Argument(help="The roster before, without its signatures")],
+    cards: Cards,
+    out: Annotated[Path, typer.Option(help="New file for the roster, for members of the one before to sign")],
+) -> None:
+    """Write the roster that follows another. It counts when enough members of the one before have signed it."""
+    before = as_roster(_read(current))
+    statement = succeed(before, [_card(path) for path in cards])
+    _write(out, statement)
+    _describe(as_roster(statement), out)
+    typer.echo(f"needs the signatures of {before.threshold} of the {before.size} members of version {_version(before)}")
 
 
 @app.command()
 def sign(
-    statement: Annotated[Path, typer.Argument(help="The roster's statement")],
-    keys: Annotated[Path, typer.Option(help="This hospital's keys, from `fedmesh hospital keygen`")],
+    statement: Statement,
+    keys: Annotated[Path, typer.Option(help="This hospital's private keys, from `fedmesh hospital keygen`")],
+    out: Annotated[Path, typer.Option(help="New file for the signature")],
 ) -> None:
-    """Print this hospital's signature under a roster. Sign one successor of a roster, never a second one."""
-    own = MemberKeys.load(keys)
-    signature = sign_roster(read_file(statement, Code.CONFIG_INVALID), own)
-    typer.echo(json.dumps({"hospital_id": own.hospital_id, "signature": signature.hex()}))
+    """Sign a roster as one hospital. Compare the keys in it with the cards that you were given first.
+
+    Sign one successor of a roster and never a second one: two would split the consortium.
+    """
+    content, member = _read(statement), MemberKeys.load(keys)
+    signature = sign_roster(content, member)
+    _write(out, json.dumps({"hospital_id": member.hospital_id, "signature": signature.hex()}).encode())
+    _describe(as_roster(content), statement)
+    typer.echo(f"signed as {member.hospital_id}: {out}")
 
 
 @app.command()
 def assemble(
-    statement: Annotated[Path, typer.Argument(help="The roster's statement")],
-    signatures: Annotated[list[Path], typer.Argument(help="Files with what `fedmesh roster sign` printed")],
-    out: Annotated[Path, typer.Option(help="New file: the founding roster for every hospital's configuration")],
+    statement: Statement,
+    signatures: Signatures,
+    out: Annotated[Path, typer.Option(help="New file: `roster` of every hospital's node")],
 ) -> None:
-    """Put statement and signatures together into the founding roster that hospitals are configured with."""
-    collected: dict[str, bytes] = {}
-    for path in signatures:
-        try:
-            content = json.loads(read_file(path, Code.CONFIG_INVALID))
-            collected[str(content["hospital_id"])] = bytes.fromhex(content["signature"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise FedmeshError(Code.CONFIG_INVALID, f"{path} is no signature of `fedmesh roster sign`") from error
-    save_roster_file(out, read_file(statement, Code.CONFIG_INVALID), collected)
-    typer.echo(f"{out}: signed by {len(collected)} hospitals")
+    """Put a founding roster and everybody's signatures together. Bring the file to every hospital out of band."""
+    content = _read(statement)
+    save_roster_file(out, content, _signatures(signatures))
+    _describe(verify_founding(content, _signatures(signatures)), out)
 
 
 @app.command()
-def check(file: Annotated[Path, typer.Argument(help="A founding roster, as in a hospital's configuration")]) -> None:
-    """Verify every signature of a founding roster's file, and show who is in it and what follows from its size."""
-    roster = load_roster_file(file)
-    signers = read_roster_file(file)[1]
-    console = Console()
-    table = Table("position", "hospital", "signing key", "sealing key", "signed")
-    for position, member in enumerate(roster.statement.members, start=1):
-        signed = "yes" if member.hospital_id in signers else "no"
-        table.add_row(str(position), member.hospital_id, member.signing_key[:16], member.sealing_key[:16], signed)
-    console.print(table)
-    console.print(
-        f"{roster.statement.consortium}, version {roster.statement.version}, SHA-256 {roster.sha256}\n"
-        f"{roster.size} members: {roster.threshold} are needed for everything, {colluders(roster.size)} may collude",
-        soft_wrap=True,
-        highlight=False,
+def check(roster: Annotated[Path, typer.Argument(help="A founding roster, from `assemble`")]) -> None:
+    """Check a founding roster with all its signatures, and print what it says."""
+    _describe(load_roster_file(roster), roster)
+
+
+@app.command()
+def publish(statement: Statement, signatures: Signatures, folder: Folder = UP_DIR) -> None:
+    """Bring a signed roster to the registry of a stack, as an operator. Its members must be registered."""
+    from fedmesh.common.v1 import round_pb2
+    from fedmesh.registry.v1 import registry_pb2
+
+    from services.cli.mesh import ask
+    from services.common.grpc.client import call
+    from services.common.ids import new_id
+
+    request = registry_pb2.PublishRosterRequest(
+        request_id=new_id(),
+        statement=_read(statement),
+        signatures=[
+            round_pb2.Signature(hospital_id=name, signature=value) for name, value in _signatures(signatures).items()
+        ],
     )
+    answer = ask(folder, "registry", lambda registry: call(registry.PublishRoster, request), ("audit", "registry"))
+    _describe(as_roster(answer.roster.statement), statement)
 
 
-def _write_new(path: Path, content: bytes) -> None:
+def _describe(roster: Roster, path: Path) -> None:
+    typer.echo(
+        f"{path}: {roster.statement.consortium}, version {_version(roster)}, SHA-256 {roster.sha256}\n"
+        f"{roster.size} members, {roster.threshold} must agree, {roster.colluders} may collude:"
+    )
+    for member in roster.statement.members:
+        typer.echo(f"  {member.hospital_id}  signing {member.signing_key}  sealing {member.sealing_key}")
+
+
+def _version(roster: Roster) -> int:
+    return roster.statement.version
+
+
+def _card(path: Path) -> RosterMember:
+    try:
+        return RosterMember.model_validate_json(_read(path))
+    except ValueError as error:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"{path} is no card of `fedmesh hospital keygen`") from error
+
+
+def _signatures(paths: Sequence[Path]) -> dict[str, bytes]:
+    found_signatures = {}
+    for path in paths:
+        try:
+            document = json.loads(_read(path))
+            found_signatures[str(document["hospital_id"])] = bytes.fromhex(document["signature"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise FedmeshError(Code.INVALID_ARGUMENT, f"{path} is no signature of `fedmesh roster sign`") from error
+    return found_signatures
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes().strip()
+    except OSError as error:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot read {path}: {error.strerror}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
         with path.open("xb") as file:
-            file.write(content)
+            file.write(content + b"\n")
     except OSError as error:
-        raise FedmeshError(Code.CONFIG_INVALID, f"cannot write {path}: {error.strerror}") from error
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {path}: {error.strerror}") from error
