@@ -1,6 +1,7 @@
 """Hospitals that vanish in the middle of a round: the exact sum of the others, another attempt, or a burnt version."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,10 @@ async def test_one_more_costs_an_attempt_or_the_version(
                 assert item.state_sha256 == (committed[item.version - 2].state_sha256 if item.version > 1 else "")
             else:
                 reasons = mesh.registry.attempts[job_id, item.version]
-                assert f"only {hospitals - leaving} of {hospitals} hospitals" in reasons[1]
+                # On a busy machine a third one may miss the phase's end as well.
+                said = re.search(rf"only (\d+) of {hospitals} hospitals", reasons[1])
+                assert said is not None, reasons[1]
+                assert int(said[1]) <= hospitals - leaving
         assert not committed[-1].burnt
         burnt = sum(item.burnt for item in committed)
         assert all(len(hospital.burnt) == burnt for hospital in mesh.hospitals.values())
