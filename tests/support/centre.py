@@ -30,7 +30,7 @@ from services.secure_sum.roster import Roster
 from services.secure_sum.statements import EpochStatement, Signed, parse
 from services.secure_sum.wire import Layout, layout_of
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 Key = tuple[str, int, int]
 
 

@@ -24,7 +24,7 @@ from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
 from services.secure_sum.roster import MemberKeys, found, save_roster_file, sign_roster
 
 PLANS = Path(__file__).parents[2] / "plans"
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 
 
 class NumpyTrainer:
