@@ -38,19 +38,17 @@ def measure(layout: Layout, hospitals: int) -> Kernels:
     """Measure on the layout's first segments under a fresh key; medians."""
     key = secret.generate_group_key(layout.params)
     segments = min(layout.segments, _MOST_SEGMENTS)
-    _, last = layout.coefficients(segments - 1)
-    start, _ = layout.coefficients(segments - 1)
-    part = Layout(layout.params, min(layout.vector_length, (start + last) * layout.lanes), layout.lanes)
+    part = Layout(layout.params, sum(layout.values(segments - 1)), layout.lanes)
     values = [vector(0, number, 1, part.vector_length, part.lanes) for number in range(hospitals)]
     uploads = [list(secret.encrypt_segments(each, key, part)) for each in values]
     zero = [np.zeros(part.coefficients(index)[1], dtype=np.uint64) for index in range(part.segments)]
-    totals = [public.sum_segment(part, i, [u[i] for u in uploads], zero[i]) for i in range(part.segments)]
+
+    def add() -> list[bytes]:
+        return [public.sum_segment(part, i, [u[i] for u in uploads], zero[i]) for i in range(part.segments)]
+
+    totals = add()
     if not np.array_equal(secret.decrypt_segments(totals, key, part), np.sum(values, axis=0)):
         raise AssertionError("the sum is not exact")
-
-    def add() -> None:
-        for i in range(part.segments):
-            public.sum_segment(part, i, [u[i] for u in uploads], zero[i])
 
     per_segment = 1 / part.segments
     return Kernels(

@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import urllib.request
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -209,7 +208,7 @@ async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: Vie
     ):
         plan_id = await prepare(registry, second, stack, plan, progress.hospitals)
         await all_connected(stack, coordinator, progress, view)
-        families = {part.name: _family([part.pid]) for part in stack.status() if part.pid is not None}
+        families = _families(stack)
         for process in families["aggregator"]:
             _reset_peak(process)
         held_mb = sum(_memory_mb(process, "VmRSS") for process in families["aggregator"])
@@ -227,24 +226,24 @@ async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: Vie
         reason = "" if progress.job is None else progress.job.reason
         raise FedmeshError(Code.INTERNAL, f"the benchmark's job did not complete: {reason}")
     after = _cpu(stack)
-    processes = {part.name: _family([part.pid]) for part in stack.status() if part.pid is not None}
+    processes = _families(stack)
     peak_mb = sum(_memory_mb(process, "VmHWM") for process in processes["aggregator"])
     largest = max(_memory_mb(process, "VmHWM") for family in processes.values() for process in family)
     return _Usage({name: after[name] - before.get(name, 0.0) for name in after}, max(0.0, peak_mb - held_mb), largest)
 
 
-def _family(pids: Iterable[int]) -> list[psutil.Process]:
-    roots = [psutil.Process(pid) for pid in pids]
-    return [*roots, *(child for root in roots for child in root.children(recursive=True))]
+def _families(stack: Stack) -> dict[str, list[psutil.Process]]:
+    """The running parts' processes with all their descendants."""
+    roots = {part.name: psutil.Process(part.pid) for part in stack.status() if part.pid is not None}
+    return {name: [root, *root.children(recursive=True)] for name, root in roots.items()}
 
 
 def _cpu(stack: Stack) -> dict[str, float]:
     """CPU seconds so far of every part, children that ended included."""
     used = {}
-    for part in stack.status():
-        if part.pid is not None:
-            times = [process.cpu_times() for process in _family([part.pid])]
-            used[part.name] = sum(t.user + t.system + t.children_user + t.children_system for t in times)
+    for name, family in _families(stack).items():
+        times = [process.cpu_times() for process in family]
+        used[name] = sum(t.user + t.system + t.children_user + t.children_system for t in times)
     return used
 
 
