@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -89,10 +89,12 @@ async def call(
     async for attempt in _retrying(patience_s):
         with attempt:
             payload = request() if callable(request) else request
+            under_way = method(payload, timeout=timeout_s, metadata=_trace_metadata())
+            first = _FirstStatus(under_way)
             try:
-                return await method(payload, timeout=timeout_s, metadata=_trace_metadata())
+                return await under_way
             except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from None
+                raise from_rpc_error(first.instead_of(error)) from None
     raise AssertionError("tenacity reraises")
 
 
@@ -106,6 +108,41 @@ async def stream(method: Callable[..., Any], request: Any, *, timeout_s: float |
             yield response
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from None
+
+
+class _FirstStatus:
+    """The status with which a call ended first.
+
+    When a server refuses a stream in its middle, the client's next write fails, and grpc.aio then reports that failure
+    (INTERNAL) in place of the refusal that it already has (https://github.com/grpc/grpc/issues/36066).
+    """
+
+    def __init__(self, under_way: Any) -> None:
+        self._error: grpc.aio.AioRpcError | None = None
+        under_way.add_done_callback(self._keep)
+
+    def _keep(self, ended: Any) -> None:
+        code, trailing = _now(ended.code()), _now(ended.trailing_metadata())
+        self._error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=_now(ended.details()))
+
+    def instead_of(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+        """The first status, if the one that was raised may have taken its place."""
+        if error.code() is grpc.StatusCode.INTERNAL and self._error is not None:
+            return self._error
+        return error
+
+
+def _now(ready: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that has nothing left to wait for: later is too late, the status would be overwritten.
+
+    Raises: RuntimeError if it did wait.
+    """
+    try:
+        ready.send(None)
+    except StopIteration as done:
+        return done.value
+    ready.close()
+    raise RuntimeError("the call has no status yet")
 
 
 def chunks(content: bytes) -> Iterable[bytes]:

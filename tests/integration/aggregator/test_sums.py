@@ -286,8 +286,6 @@ async def test_everything_is_forgotten_at_its_time(tmp_path: Path, redis_server:
     assert await code_of(attempt.send("hospital-02")) is Code.NOT_FOUND
 
 
-# Once in a while the last upload ends as INTERNAL instead of NOT_FOUND: not understood yet.
-@pytest.mark.slow
 async def test_a_discarded_sum_leaves_nothing(tmp_path: Path, redis_server: RedisServer, centre: Centre) -> None:
     attempt = Attempt.of(centre, 4)
     await attempt.open()

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
+from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import REGISTRY
 
@@ -247,3 +248,44 @@ async def test_calls_are_counted_by_outcome(setup: Setup) -> None:
         await setup.ask(setup.ca.issue_hospital("h-1"))
     # gRPC's own retries of UNAVAILABLE are calls too.
     assert (REGISTRY.get_sample_value("fedmesh_grpc_server_handled_total", labels) or 0.0) >= before + 1
+
+
+class Refusing(registry_pb2_grpc.RegistryServiceServicer):
+    """Refuses every upload at its first message."""
+
+    async def UploadBlob(self, request_iterator: Any, _context: Any) -> Any:
+        await anext(aiter(request_iterator))
+        raise FedmeshError(Code.WRONG_STATE, "not now")
+
+
+async def test_a_refusal_in_the_middle_of_an_upload_arrives_as_it_was_meant(tmp_path: Path) -> None:
+    ca = create_ca(tmp_path / "ca", "test.local")
+    config = ServerConfig(
+        listen=f"127.0.0.1:{free_port()}", health_listen=f"127.0.0.1:{free_port()}", tls=ca.issue_service("registry")
+    )
+    descriptor = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"]
+    server = MeshServer(
+        config, [Endpoint(descriptor, registry_pb2_grpc.add_RegistryServiceServicer_to_server, Refusing())]
+    )
+    await server.start()
+    codes: set[Code] = set()
+
+    async def upload(stub: Any, pause_s: float) -> None:
+        async def messages() -> AsyncIterator[Any]:
+            for _ in range(4):
+                yield registry_pb2.UploadBlobRequest(chunk=bytes(60_000))
+                await asyncio.sleep(pause_s)
+
+        with pytest.raises(FedmeshError) as caught:
+            await call(stub.UploadBlob, messages)
+        codes.add(caught.value.code)
+
+    try:
+        async with MeshChannel(config.listen, ca.issue_hospital("hospital-01")) as channel:
+            stub = channel.stub(registry_pb2_grpc.RegistryServiceStub)
+            # Without care about one in sixteen is reported as INTERNAL.
+            for step in range(40):
+                await asyncio.gather(*(upload(stub, step % 20 * 0.0002) for _ in range(8)))
+    finally:
+        await server.stop()
+    assert codes == {Code.WRONG_STATE}
