@@ -13,6 +13,8 @@ BUF_VERSION := 1.75.0
 BUF := .tools/node/node_modules/.bin/buf
 ARGS ?=
 
+# A stack is some twenty Python processes: without compiled files each of them compiles everything anew at its start.
+unexport PYTHONDONTWRITEBYTECODE
 export UV_LINK_MODE ?= copy
 export UV_HTTP_TIMEOUT ?= 300
 
