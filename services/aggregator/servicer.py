@@ -71,10 +71,10 @@ class AggregatorServicer(rpc.AggregatorServiceServicer):
         sha256, size = await self._usecases.compute(_attempt(request.attempt), tuple(request.survivors), keys, opening)
         return pb.ComputeSumResponse(sum_sha256=sha256, size_bytes=size)
 
-    async def GetSegment(self, request: pb.GetSegmentRequest, _context: Any) -> pb.GetSegmentResponse:
-        attempt, whose = _attempt(request.attempt), require_name(request.hospital_id, "hospital_id")
-        segment = await self._usecases.segment(caller().name, attempt, whose, request.index)
-        return pb.GetSegmentResponse(segment=segment)
+    async def GetSegments(self, request: pb.GetSegmentsRequest, _context: Any) -> AsyncIterator[pb.GetSegmentsResponse]:
+        async for found in self._usecases.segments(caller().name, _attempt(request.attempt), request.index):
+            segments = [pb.UploadSegment(hospital_id=name, segment=segment) for name, segment in found.items()]
+            yield pb.GetSegmentsResponse(segments=segments)
 
     async def DownloadSum(self, request: pb.DownloadSumRequest, _context: Any) -> AsyncIterator[pb.DownloadSumResponse]:
         async for segment in self._usecases.download(caller().name, _attempt(request.attempt)):

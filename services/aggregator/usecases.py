@@ -18,6 +18,7 @@ from services.aggregator.store.chunks import ChunkStore
 from services.aggregator.store.records import RedisSums
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import CHUNK_BYTES
 from services.common.ids import new_id
 from services.common.telemetry import attempt_span
 from services.secure_sum.opening import MaskKey, Opening
@@ -214,8 +215,8 @@ class AggregatorUseCases:
                 raise not_open(attempt)
             yield segment
 
-    async def segment(self, caller: str, attempt: AttemptId, hospital_id: str, index: int) -> bytes:
-        """One segment of a counted upload, for a hospital of the group.
+    async def segments(self, caller: str, attempt: AttemptId, index: int) -> AsyncIterator[dict[str, bytes]]:
+        """One segment of every counted upload but the caller's own, some hospitals at a time, sorted.
 
         Raises: FedmeshError(NOT_FOUND | PERMISSION_DENIED); (WRONG_STATE) while the sum is open; (INVALID_ARGUMENT)
             when there is no such segment.
@@ -223,13 +224,15 @@ class AggregatorUseCases:
         held = await self.get(attempt)
         held.require_member(caller)
         held.require_closed()
-        held.layout.ciphertexts_of(index)
-        if hospital_id not in held.contributions:
-            raise FedmeshError(Code.NOT_FOUND, "no upload of this hospital is counted in this attempt")
-        segment = await self._chunks.read(held.blob(hospital_id), index)
-        if segment is None:
-            raise not_open(attempt)
-        return segment
+        at_once = max(1, CHUNK_BYTES // held.layout.upload_segment_bytes(index))
+        names = sorted(held.contributions.keys() - {caller})
+        for start in range(0, len(names), at_once):
+            some = names[start : start + at_once]
+            found = await self._chunks.read_each([held.blob(name) for name in some], index)
+            there = {name: segment for name, segment in zip(some, found, strict=True) if segment is not None}
+            if len(there) != len(some):
+                raise not_open(attempt)
+            yield there
 
     async def get(self, attempt: AttemptId) -> Sum:
         """Raises: FedmeshError(NOT_FOUND)."""

@@ -1,11 +1,12 @@
 """The frame of every process: `--config FILE`, `--check-config`, telemetry, exit codes."""
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
+
+import uvloop
 
 from services.common.config import Section, load_config
 from services.common.errors import FedmeshError
@@ -43,7 +44,7 @@ def run_process(
         print(f"{name}: {options.config} is OK")
         return 0
     try:
-        asyncio.run(main(config))
+        uvloop.run(main(config))
     except FedmeshError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1

@@ -102,7 +102,12 @@ class GrpcMesh:
         request = registry_pb.DownloadBlobRequest(sha256=sha256)
         limit = self._limits.max_state_mb * 1024 * 1024 + OVERHEAD_BYTES
         content = bytearray()
-        await self._download(self._registry.DownloadBlob, request, limit, patience_s, content.clear, content.extend)
+
+        def take(response: Any) -> int:
+            content.extend(response.chunk)
+            return len(response.chunk)
+
+        await self._download(self._registry.DownloadBlob, request, limit, patience_s, content.clear, take)
         return bytes(content)
 
     async def upload_blob(self, job_id: str, sha256: str, content: bytes, patience_s: float) -> None:
@@ -134,9 +139,16 @@ class GrpcMesh:
 
         await self._transfer(self._aggregator.Upload, messages, patience_s)
 
-    async def get_segment(self, attempt: AttemptId, hospital_id: str, index: int, patience_s: float) -> bytes:
-        request = aggregator_pb.GetSegmentRequest(attempt=wire_attempt(attempt), hospital_id=hospital_id, index=index)
-        return bytes((await self._call(self._aggregator.GetSegment, request, patience_s)).segment)
+    async def get_segments(self, attempt: AttemptId, index: int, size: int, patience_s: float) -> dict[str, bytes]:
+        request = aggregator_pb.GetSegmentsRequest(attempt=wire_attempt(attempt), index=index)
+        found: dict[str, bytes] = {}
+
+        def take(response: Any) -> int:
+            found.update((item.hospital_id, item.segment) for item in response.segments)
+            return sum(len(item.segment) for item in response.segments)
+
+        await self._download(self._aggregator.GetSegments, request, size, patience_s, found.clear, take)
+        return found
 
     async def download_sum(self, attempt: AttemptId, into: IO[bytes], size: int, patience_s: float) -> str:
         request = aggregator_pb.DownloadSumRequest(attempt=wire_attempt(attempt))
@@ -148,9 +160,9 @@ class GrpcMesh:
             into.truncate()
             digest = hashlib.sha256()
 
-        def take(chunk: bytes) -> None:
-            into.write(chunk)
-            digest.update(chunk)
+        def take(response: Any) -> int:
+            digest.update(response.chunk)
+            return into.write(response.chunk)
 
         await self._download(self._aggregator.DownloadSum, request, size, patience_s, restart, take)
         return digest.hexdigest()
@@ -253,9 +265,11 @@ class GrpcMesh:
         limit: int,
         patience_s: float,
         restart: Callable[[], object],
-        take: Callable[[bytes], object],
+        take: Callable[[Any], int],
     ) -> None:
-        """Hand over a stream of chunks one by one, from its beginning at every try, after `restart`.
+        """Hand over a stream's messages one by one, from its beginning at every try, after `restart`.
+
+        `take` says how many bytes of payload there were.
 
         Raises: FedmeshError(TOO_LARGE) beyond `limit` bytes; as the server raised it.
         """
@@ -269,10 +283,9 @@ class GrpcMesh:
                 restart()
                 size = 0
                 async for response in stream(method, request, timeout_s=self._limits.transfer_timeout_s):
-                    size += len(response.chunk)
+                    size += take(response)
                     if size > limit:
                         raise FedmeshError(Code.TOO_LARGE, f"the download has more than {limit} bytes", limit=limit)
-                    take(response.chunk)
 
     def _request_id(self, *parts: object) -> str:
         return str(uuid.uuid5(_REQUESTS, "\n".join(str(part) for part in (self._hospital_id, *parts))))

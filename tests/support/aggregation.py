@@ -212,10 +212,13 @@ class Attempt:
             request = pb.DownloadSumRequest(attempt=self.ids)
             return [part.chunk async for part in stream(stub.DownloadSum, request, timeout_s=120)]
 
-    async def segment(self, caller: str, whose: str, index: int) -> bytes:
-        request = pb.GetSegmentRequest(attempt=self.ids, hospital_id=whose, index=index)
-        answer = await self.centre.ask(self.centre.ca.issue_hospital(caller), "GetSegment", request)
-        return bytes(answer.segment)
+    async def segments(self, caller: str, index: int) -> dict[str, bytes]:
+        """The segment of every upload but the caller's own, by hospital."""
+        async with MeshChannel(self.centre.aggregators[0].target, self.centre.ca.issue_hospital(caller)) as channel:
+            stub = channel.stub(rpc.AggregatorServiceStub)
+            request = pb.GetSegmentsRequest(attempt=self.ids, index=index)
+            answers = [answer async for answer in stream(stub.GetSegments, request, timeout_s=120)]
+        return {item.hospital_id: item.segment for answer in answers for item in answer.segments}
 
     async def opened(self, survivors: Iterable[str], replica: int = 0) -> list[bytes]:
         """The downloaded sum, after checking that it decrypts to the sum of the survivors' values."""

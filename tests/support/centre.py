@@ -264,11 +264,14 @@ class _Aggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
             contribution=round_pb2.Contribution(hospital_id=hospital, ciphertext_sha256=header.ciphertext_sha256)
         )
 
-    async def GetSegment(self, request: Any, _context: Any) -> Any:
-        await self._centre.faults.enter("GetSegment")
-        self._centre.reports.append((caller().name, "get_segment", request))
-        segment = self._centre.uploads[_key(request), request.hospital_id][-1][request.index]
-        return aggregator_pb2.GetSegmentResponse(segment=self._centre.spoil_segment(segment))
+    async def GetSegments(self, request: Any, _context: Any) -> AsyncIterator[Any]:
+        await self._centre.faults.enter("GetSegments")
+        self._centre.reports.append((caller().name, "get_segments", request))
+        for (key, name), sent in sorted(self._centre.uploads.items()):
+            if key == _key(request) and name != caller().name:
+                segment = self._centre.spoil_segment(sent[-1][request.index])
+                found = aggregator_pb2.UploadSegment(hospital_id=name, segment=segment)
+                yield aggregator_pb2.GetSegmentsResponse(segments=[found])
 
     async def DownloadSum(self, request: Any, _context: Any) -> AsyncIterator[Any]:
         await self._centre.faults.enter("DownloadSum")

@@ -9,8 +9,9 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -37,9 +38,13 @@ class ChunkStore(Protocol):
         """Store a chunk. Writing the same again is harmless; other bytes under the same name are never written."""
         ...
 
-    async def read(self, blob: Blob, index: int) -> bytes | None:
-        """A chunk, or None when it was never written, is over, or is damaged."""
+    async def read_each(self, blobs: Sequence[Blob], index: int) -> list[bytes | None]:
+        """The same chunk of each blob; None where it was never written, is over, or is damaged."""
         ...
+
+    async def read(self, blob: Blob, index: int) -> bytes | None:
+        """As `read_each`, of one blob."""
+        return (await self.read_each([blob], index))[0]
 
     async def drop(self, blob: Blob, count: int) -> None:
         """Forget the chunks below `count`; harmless when there are none."""
@@ -50,7 +55,7 @@ class ChunkStore(Protocol):
         ...
 
 
-class RedisChunks:
+class RedisChunks(ChunkStore):
     """Chunks as Redis strings that expire by themselves: for models up to some ten million parameters."""
 
     def __init__(self, client: aioredis.Redis) -> None:
@@ -60,10 +65,13 @@ class RedisChunks:
         async with redis_errors():
             await self._client.set(_key(blob, index), _sealed(content), pxat=milliseconds(blob.expires_at))
 
-    async def read(self, blob: Blob, index: int) -> bytes | None:
+    async def read_each(self, blobs: Sequence[Blob], index: int) -> list[bytes | None]:
         async with redis_errors():
-            kept: Any = await self._client.get(_key(blob, index))
-        return None if kept is None else _opened(kept, blob, index)
+            kept: Any = await self._client.mget([_key(blob, index) for blob in blobs])
+        return [
+            None if content is None else _opened(content, blob, index)
+            for blob, content in zip(blobs, kept, strict=True)
+        ]
 
     async def drop(self, blob: Blob, count: int) -> None:
         async with redis_errors(), self._client.pipeline(transaction=False) as pipe:
@@ -80,7 +88,7 @@ def _key(blob: Blob, index: int) -> str:
     return f"aggregator:chunk:{blob.blob_id}:{index}"
 
 
-class DirectoryChunks:
+class DirectoryChunks(ChunkStore):
     """Chunks as files, for large models; on a volume that all replicas share.
 
     A blob is a folder named by its expiry and id, so that any replica can sweep without asking anybody. A file appears
@@ -95,11 +103,9 @@ class DirectoryChunks:
     async def write(self, blob: Blob, index: int, content: bytes) -> None:
         await asyncio.to_thread(self._write, blob, index, content)
 
-    async def read(self, blob: Blob, index: int) -> bytes | None:
-        # A blob is over at its time, whether or not it was swept yet.
-        if blob.expires_at <= self._clock.now():
-            return None
-        return await asyncio.to_thread(self._read, blob, index)
+    async def read_each(self, blobs: Sequence[Blob], index: int) -> list[bytes | None]:
+        now = self._clock.now()
+        return await asyncio.to_thread(lambda: [self._read(blob, index, now) for blob in blobs])
 
     async def drop(self, blob: Blob, count: int) -> None:
         await asyncio.to_thread(shutil.rmtree, self._folder(blob), ignore_errors=True)
@@ -144,7 +150,10 @@ class DirectoryChunks:
                 unfinished.unlink(missing_ok=True)
                 raise
 
-    def _read(self, blob: Blob, index: int) -> bytes | None:
+    def _read(self, blob: Blob, index: int, now: datetime) -> bytes | None:
+        # A blob is over at its time, whether or not it was swept yet.
+        if blob.expires_at <= now:
+            return None
         with _os_errors():
             try:
                 kept = (self._folder(blob) / str(index)).read_bytes()

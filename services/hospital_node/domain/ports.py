@@ -219,7 +219,12 @@ class Mesh(Protocol):
 
     async def upload(self, upload: MaskedUpload, patience_s: float) -> None: ...
 
-    async def get_segment(self, attempt: AttemptId, hospital_id: str, index: int, patience_s: float) -> bytes: ...
+    async def get_segments(self, attempt: AttemptId, index: int, size: int, patience_s: float) -> dict[str, bytes]:
+        """One segment of every other hospital's upload, by hospital.
+
+        Raises: FedmeshError(TOO_LARGE) beyond `size` bytes altogether.
+        """
+        ...
 
     async def download_sum(self, attempt: AttemptId, into: IO[bytes], size: int, patience_s: float) -> str:
         """Write an encrypted sum into an empty file; its SHA-256 in hex.

@@ -1,8 +1,9 @@
 """SQLite as the node uses it: WAL, synchronous FULL, immediate transactions, errors of fedmesh."""
 
 import sqlite3
+from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ _BUSY_S: Final = 10.0
 
 
 class Database:
-    """One SQLite file. A connection lives for one transaction, so any thread or process may use the file.
+    """One SQLite file. A connection serves one transaction at a time, so any thread or process may use the file.
 
     A transaction that has returned is on the disk (WAL with synchronous = FULL syncs at every commit); one that raised,
     or whose process died, left nothing.
@@ -25,13 +26,15 @@ class Database:
         Raises: FedmeshError(CONFIG_INVALID) for a file of another version or that is no database; STORE_FULL.
         """
         self.path = path
+        # Opening one costs more than a short transaction; there are as many as were ever used at once.
+        self._idle: deque[sqlite3.Connection] = deque()
         try:
             path.touch(mode=0o600)
         except OSError as error:
             raise FedmeshError(Code.CONFIG_INVALID, f"cannot write {path}: {error.strerror}") from error
         with sqlite_errors(path):
             # Never used again: while one connection is open, closing the others does not checkpoint and delete the WAL.
-            self._keeper = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self._keeper = self._connect()
             self._keeper.execute("PRAGMA journal_mode = WAL")
             self._keeper.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         with self.transaction() as connection:
@@ -51,17 +54,29 @@ class Database:
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection in autocommit mode, closed afterwards.
+        """A connection in autocommit mode, which nobody else uses meanwhile.
 
         Raises: FedmeshError(STORE_FULL, STORE_UNAVAILABLE, or INTERNAL for a damaged file).
         """
         with sqlite_errors(self.path):
-            connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
-            with closing(connection):
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("PRAGMA foreign_keys = ON")
-                connection.execute("PRAGMA secure_delete = ON")
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._connect()
+            try:
                 yield connection
+            except BaseException:
+                # Whatever state it is in, it does not stay.
+                connection.close()
+                raise
+            self._idle.append(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")
+        return connection
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

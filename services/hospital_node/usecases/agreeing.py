@@ -106,12 +106,10 @@ class AgreeSteps(Steps):
         return await self.sum(self._t.secure_sum.decrypt, check, spool)
 
     async def _segments(self, task: Task, check: SumCheck, index: int) -> dict[str, bytes]:
-        """One segment of every other survivor's upload."""
-        others = sorted(set(check.uploads) - {self._t.policy.hospital_id})
-        got = await asyncio.gather(
-            *(self._t.mesh.get_segment(task.attempt, name, index, self.patience(task)) for name in others)
-        )
-        return dict(zip(others, got, strict=True))
+        """One segment of every other hospital's upload, of survivors and perhaps of some who were counted too late."""
+        terms = check.terms
+        size = terms.roster.size * terms.layout.upload_segment_bytes(index)
+        return await self._t.mesh.get_segments(task.attempt, index, size, self.patience(task))
 
     async def _next_state(self, task: Task) -> SealedState:
         trainer = await self.trainer(task)

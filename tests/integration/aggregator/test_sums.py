@@ -14,7 +14,7 @@ from fedmesh.common.v1 import round_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import MeshChannel, call
+from services.common.grpc.client import MeshChannel, call, stream
 from services.common.ids import new_id
 from services.secure_sum import masks, opening, public, secret
 from tests.support.aggregation import GROUP_KEY, Attempt, Centre, running_centre
@@ -62,7 +62,7 @@ async def test_a_sum_of_several_segments_with_a_dropout_is_exact(centre: Centre)
         assert (answer.contributors, answer.already_counted) == (number, False)
         assert answer.contribution.ciphertext_sha256 == attempt.upload_of(name).sha256
     assert await code_of(attempt.download("hospital-01")) is Code.WRONG_STATE
-    assert await code_of(attempt.segment("hospital-01", "hospital-02", 0)) is Code.WRONG_STATE
+    assert await code_of(attempt.segments("hospital-01", 0)) is Code.WRONG_STATE
     closed = await attempt.close(4)
     assert [item.hospital_id for item in closed.contributions] == survivors
     assert await code_of(attempt.download("hospital-01")) is Code.WRONG_STATE
@@ -77,7 +77,9 @@ async def test_a_sum_of_several_segments_with_a_dropout_is_exact(centre: Centre)
     keys = opening.mask_keys(attempt.consortium.adverts, attempt.consortium.roster, attempt.sharers)
     plan = opening.correction(attempt.consortium.attempt, keys, survivors, opened)
     for index in range(attempt.layout.segments):
-        uploads = [await attempt.segment("hospital-05", name, index) for name in survivors]
+        found = await attempt.segments("hospital-05", index)
+        assert list(found) == survivors
+        uploads = list(found.values())
         assert uploads == [attempt.upload_of(name).segments[index] for name in survivors]
         correction = masks.coefficients(plan, *attempt.layout.coefficients(index))
         assert public.sum_segment(attempt.layout, index, uploads, correction) == total[index]
@@ -109,13 +111,12 @@ async def test_only_the_group_sees_uploads_and_sum(redis_centre: Centre) -> None
     await attempt.close(2)
     for refused in (
         attempt.download("hospital-04"),
-        attempt.segment("hospital-04", "hospital-01", 0),
+        attempt.segments("hospital-04", 0),
     ):
         assert await code_of(refused) is Code.PERMISSION_DENIED
-    assert await code_of(attempt.segment("hospital-03", "hospital-04", 0)) is Code.NOT_FOUND
-    assert await code_of(attempt.segment("hospital-03", "hospital-03", 0)) is Code.NOT_FOUND
-    assert await code_of(attempt.segment("hospital-03", "hospital-01", 1)) is Code.INVALID_ARGUMENT
-    assert await attempt.segment("hospital-03", "hospital-01", 0)
+    assert await code_of(attempt.segments("hospital-03", 1)) is Code.INVALID_ARGUMENT
+    assert list(await attempt.segments("hospital-03", 0)) == ["hospital-01", "hospital-02"]
+    assert list(await attempt.segments("hospital-01", 0)) == ["hospital-02"]
 
 
 async def test_an_attempt_has_one_sum(redis_centre: Centre) -> None:
@@ -306,8 +307,9 @@ async def test_what_the_centre_stores_decrypts_to_noise(redis_centre: Centre) ->
     await attempt.open()
     await attempt.send_all(attempt.sharers)
     await attempt.close(4)
-    for name in attempt.sharers:
-        segment = await attempt.segment("hospital-01", name, 0)
+    found = await attempt.segments("hospital-01", 0) | await attempt.segments("hospital-02", 0)
+    assert sorted(found) == sorted(attempt.sharers)
+    for name, segment in found.items():
         zero = np.zeros(attempt.layout.coefficients(0)[1], dtype=np.uint64)
         alone = public.sum_segment(attempt.layout, 0, [segment], zero)
         assert np.mean(secret.decrypt_segments([alone], GROUP_KEY, attempt.layout) == attempt.values[name]) < 0.1
@@ -324,8 +326,8 @@ async def test_access(redis_centre: Centre) -> None:
                 (stub.ComputeSum, pb.ComputeSumRequest(request_id=new_id(), attempt=attempt.ids)),
             ):
                 assert await code_of(call(method, request, timeout_s=120)) is Code.PERMISSION_DENIED
-    segment = pb.GetSegmentRequest(attempt=attempt.ids, hospital_id="hospital-01")
-    assert (
-        await code_of(redis_centre.ask(ca.issue_service("coordinator"), "GetSegment", segment))
-        is Code.PERMISSION_DENIED
-    )
+    async with MeshChannel(redis_centre.aggregators[0].target, ca.issue_service("coordinator")) as channel:
+        responses = stream(
+            channel.stub(rpc.AggregatorServiceStub).GetSegments, pb.GetSegmentsRequest(attempt=attempt.ids)
+        )
+        assert await code_of(anext(responses)) is Code.PERMISSION_DENIED

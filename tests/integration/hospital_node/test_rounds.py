@@ -356,7 +356,7 @@ async def test_patience_with_services_that_come_back(consortium: Consortium) -> 
     away = [FedmeshError(Code.STORE_UNAVAILABLE, "away")] * 2
     faults = consortium.centre.faults
     methods = ("GetPlan", "GetEpoch", "ListRosters", "ready", "shares", "Upload", "uploaded", "confirm", "reveal")
-    for method in (*methods, "DownloadSum", "GetSegment", "UploadBlob", "digest"):
+    for method in (*methods, "DownloadSum", "GetSegments", "UploadBlob", "digest"):
         faults.before[method] = list(away)
     await consortium.start()
     await consortium.round()

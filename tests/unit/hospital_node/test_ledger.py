@@ -136,8 +136,8 @@ def test_plan_without_privacy_costs_nothing_and_is_recorded(ledger: SqliteLedger
     assert rows["private"].private
 
 
-def test_full_disk_is_a_clear_error_and_leaves_nothing(ledger: SqliteLedger, tmp_path: Path) -> None:
-    ledger.reserve(reservation("one", 0.01))
+def test_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path, clock: FakeClock) -> None:
+    SqliteLedger(tmp_path, clock, LIMIT).reserve(reservation("one", 0.01))
     path = tmp_path / LEDGER_FILE
     connect = sqlite3.connect
 
@@ -152,13 +152,14 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(ledger: SqliteLedger, tmp
     jobs = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite3, "connect", lambda *args, **kwargs: connect(*args, factory=Full, **kwargs))
+        ledger = SqliteLedger(tmp_path, clock, LIMIT)
         with pytest.raises(FedmeshError) as caught:  # noqa: PT012 - which one fails is the disk's choice
             for jobs in range(1000):
                 ledger.reserve(reservation(f"more-{jobs}", 1e-7, delta=0.0))
     assert caught.value.code is Code.STORE_FULL
     assert "full" in caught.value.message
     assert {row.job_id for row in read_ledger(tmp_path)} == {"one", *(f"more-{number}" for number in range(jobs))}
-    ledger.reserve(reservation(f"more-{jobs}", 1e-7, delta=0.0))
+    SqliteLedger(tmp_path, clock, LIMIT).reserve(reservation(f"more-{jobs}", 1e-7, delta=0.0))
     assert connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 

@@ -387,16 +387,13 @@ class ComputeSumResponse(google.protobuf.message.Message):
 global___ComputeSumResponse = ComputeSumResponse
 
 @typing.final
-class GetSegmentRequest(google.protobuf.message.Message):
-    """Asks for one segment of an upload."""
+class GetSegmentsRequest(google.protobuf.message.Message):
+    """Asks for one segment of every upload but the caller's own."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ATTEMPT_FIELD_NUMBER: builtins.int
-    HOSPITAL_ID_FIELD_NUMBER: builtins.int
     INDEX_FIELD_NUMBER: builtins.int
-    hospital_id: builtins.str
-    """Whose upload."""
     index: builtins.int
     """Which segment, from 0."""
     @property
@@ -407,31 +404,54 @@ class GetSegmentRequest(google.protobuf.message.Message):
         self,
         *,
         attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
-        hospital_id: builtins.str = ...,
         index: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "hospital_id", b"hospital_id", "index", b"index"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "index", b"index"]) -> None: ...
 
-global___GetSegmentRequest = GetSegmentRequest
+global___GetSegmentsRequest = GetSegmentsRequest
 
 @typing.final
-class GetSegmentResponse(google.protobuf.message.Message):
+class GetSegmentsResponse(google.protobuf.message.Message):
+    """Segments of some uploads."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEGMENTS_FIELD_NUMBER: builtins.int
+    @property
+    def segments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___UploadSegment]:
+        """Sorted by hospital, over all messages of the stream; 1 MiB a message, or one segment."""
+
+    def __init__(
+        self,
+        *,
+        segments: collections.abc.Iterable[global___UploadSegment] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["segments", b"segments"]) -> None: ...
+
+global___GetSegmentsResponse = GetSegmentsResponse
+
+@typing.final
+class UploadSegment(google.protobuf.message.Message):
     """A segment of an upload."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
     SEGMENT_FIELD_NUMBER: builtins.int
+    hospital_id: builtins.str
+    """Whose upload."""
     segment: builtins.bytes
     """At most 1 MiB; its SHA-256 stands in the hospital's `upload` statement."""
     def __init__(
         self,
         *,
+        hospital_id: builtins.str = ...,
         segment: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["segment", b"segment"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hospital_id", b"hospital_id", "segment", b"segment"]) -> None: ...
 
-global___GetSegmentResponse = GetSegmentResponse
+global___UploadSegment = UploadSegment
 
 @typing.final
 class DownloadSumRequest(google.protobuf.message.Message):

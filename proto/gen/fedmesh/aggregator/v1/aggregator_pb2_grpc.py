@@ -35,10 +35,10 @@ class AggregatorServiceStub(object):
                 request_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.ComputeSumRequest.SerializeToString,
                 response_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.ComputeSumResponse.FromString,
                 )
-        self.GetSegment = channel.unary_unary(
-                '/fedmesh.aggregator.v1.AggregatorService/GetSegment',
-                request_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentRequest.SerializeToString,
-                response_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentResponse.FromString,
+        self.GetSegments = channel.unary_stream(
+                '/fedmesh.aggregator.v1.AggregatorService/GetSegments',
+                request_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentsRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentsResponse.FromString,
                 )
         self.DownloadSum = channel.unary_stream(
                 '/fedmesh.aggregator.v1.AggregatorService/DownloadSum',
@@ -90,8 +90,8 @@ class AggregatorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetSegment(self, request, context):
-        """One segment of a survivor's upload, for a hospital of the group that checks the sum.
+    def GetSegments(self, request, context):
+        """The same segment of every other hospital's counted upload, for a hospital of the group that checks the sum.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,10 +141,10 @@ def add_AggregatorServiceServicer_to_server(servicer, server):
                     request_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.ComputeSumRequest.FromString,
                     response_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.ComputeSumResponse.SerializeToString,
             ),
-            'GetSegment': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetSegment,
-                    request_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentRequest.FromString,
-                    response_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentResponse.SerializeToString,
+            'GetSegments': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetSegments,
+                    request_deserializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentsRequest.FromString,
+                    response_serializer=fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentsResponse.SerializeToString,
             ),
             'DownloadSum': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadSum,
@@ -241,7 +241,7 @@ class AggregatorService(object):
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
     @staticmethod
-    def GetSegment(request,
+    def GetSegments(request,
             target,
             options=(),
             channel_credentials=None,
@@ -251,9 +251,9 @@ class AggregatorService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(request, target, '/fedmesh.aggregator.v1.AggregatorService/GetSegment',
-            fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentRequest.SerializeToString,
-            fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentResponse.FromString,
+        return grpc.experimental.unary_stream(request, target, '/fedmesh.aggregator.v1.AggregatorService/GetSegments',
+            fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentsRequest.SerializeToString,
+            fedmesh_dot_aggregator_dot_v1_dot_aggregator__pb2.GetSegmentsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

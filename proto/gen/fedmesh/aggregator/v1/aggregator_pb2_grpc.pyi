@@ -47,11 +47,11 @@ class AggregatorServiceStub:
     ]
     """Adds the survivors' ciphertexts and takes their masks off. Deterministic: repeating it gives the same sum."""
 
-    GetSegment: grpc.UnaryUnaryMultiCallable[
-        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentRequest,
-        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentResponse,
+    GetSegments: grpc.UnaryStreamMultiCallable[
+        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentsRequest,
+        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentsResponse,
     ]
-    """One segment of a survivor's upload, for a hospital of the group that checks the sum."""
+    """The same segment of every other hospital's counted upload, for a hospital of the group that checks the sum."""
 
     DownloadSum: grpc.UnaryStreamMultiCallable[
         fedmesh.aggregator.v1.aggregator_pb2.DownloadSumRequest,
@@ -100,11 +100,11 @@ class AggregatorServiceAsyncStub:
     ]
     """Adds the survivors' ciphertexts and takes their masks off. Deterministic: repeating it gives the same sum."""
 
-    GetSegment: grpc.aio.UnaryUnaryMultiCallable[
-        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentRequest,
-        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentResponse,
+    GetSegments: grpc.aio.UnaryStreamMultiCallable[
+        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentsRequest,
+        fedmesh.aggregator.v1.aggregator_pb2.GetSegmentsResponse,
     ]
-    """One segment of a survivor's upload, for a hospital of the group that checks the sum."""
+    """The same segment of every other hospital's counted upload, for a hospital of the group that checks the sum."""
 
     DownloadSum: grpc.aio.UnaryStreamMultiCallable[
         fedmesh.aggregator.v1.aggregator_pb2.DownloadSumRequest,
@@ -162,12 +162,12 @@ class AggregatorServiceServicer(metaclass=abc.ABCMeta):
         """Adds the survivors' ciphertexts and takes their masks off. Deterministic: repeating it gives the same sum."""
 
     @abc.abstractmethod
-    def GetSegment(
+    def GetSegments(
         self,
-        request: fedmesh.aggregator.v1.aggregator_pb2.GetSegmentRequest,
+        request: fedmesh.aggregator.v1.aggregator_pb2.GetSegmentsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[fedmesh.aggregator.v1.aggregator_pb2.GetSegmentResponse, collections.abc.Awaitable[fedmesh.aggregator.v1.aggregator_pb2.GetSegmentResponse]]:
-        """One segment of a survivor's upload, for a hospital of the group that checks the sum."""
+    ) -> typing.Union[collections.abc.Iterator[fedmesh.aggregator.v1.aggregator_pb2.GetSegmentsResponse], collections.abc.AsyncIterator[fedmesh.aggregator.v1.aggregator_pb2.GetSegmentsResponse]]:
+        """The same segment of every other hospital's counted upload, for a hospital of the group that checks the sum."""
 
     @abc.abstractmethod
     def DownloadSum(
