@@ -9,11 +9,13 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -122,13 +124,27 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return logger
 
 
+@lru_cache(maxsize=1)
 def tracer() -> trace.Tracer:
+    """fedmesh's tracer; one that was fetched before `setup_telemetry` follows the provider that comes."""
     return trace.get_tracer("fedmesh")
 
 
 @contextmanager
 def attempt_span(name: str, job_id: str, round_number: int, attempt: int) -> Iterator[Span]:
     """A span in the trace of one attempt, the same trace in every process that works on it."""
+    attributes: dict[str, str | int] = {
+        "fedmesh.job_id": job_id,
+        "fedmesh.round": round_number,
+        "fedmesh.attempt": attempt,
+    }
+    context = _attempt_context(job_id, round_number, attempt)
+    with tracer().start_as_current_span(name, context=context, attributes=attributes) as span:
+        yield span
+
+
+@lru_cache(maxsize=256)
+def _attempt_context(job_id: str, round_number: int, attempt: int) -> Context:
     digest = hashlib.sha256(f"{job_id}/{round_number}/{attempt}".encode()).digest()
     parent = SpanContext(
         trace_id=int.from_bytes(digest[:16], "big"),
@@ -136,11 +152,4 @@ def attempt_span(name: str, job_id: str, round_number: int, attempt: int) -> Ite
         is_remote=True,
         trace_flags=TraceFlags(TraceFlags.SAMPLED),
     )
-    context = trace.set_span_in_context(NonRecordingSpan(parent))
-    attributes: dict[str, str | int] = {
-        "fedmesh.job_id": job_id,
-        "fedmesh.round": round_number,
-        "fedmesh.attempt": attempt,
-    }
-    with tracer().start_as_current_span(name, context=context, attributes=attributes) as span:
-        yield span
+    return trace.set_span_in_context(NonRecordingSpan(parent), Context())
