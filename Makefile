@@ -53,6 +53,16 @@ test: $(SYNCED)  ## Run the default test suite (real PostgreSQL, Redis, TLS and 
 test-slow: $(SYNCED)  ## Run the tests that take minutes
 	@$(RUN) pytest -m slow $(ARGS)
 
+PEERS := .cache/bench-peers
+.PHONY: bench-peers
+bench-peers: $(SYNCED)  ## Secure sums of fedmesh, Flower and NVFlare side by side; fails when a limit is missed (an hour)
+	@mkdir -p $(PEERS)
+	@for size in 2048 100000 1000000; do \
+	  $(RUN) fedmesh bench secure-sum --params $$size --rounds 3 --report $(PEERS)/fedmesh-$$size.json || exit 1; done
+	@$(RUN) fedmesh bench secure-sum --params 1000000 --lanes 1 --rounds 3 --report $(PEERS)/fedmesh-1000000-1.json
+	@$(RUN) python -m loadtests.peers --report $(PEERS)/peers.json $(ARGS)
+	@$(RUN) python -m loadtests.peers.compare $(PEERS)/peers.json $(PEERS)/fedmesh-*.json
+
 .PHONY: fmt
 fmt: $(SYNCED)  ## Format the code
 	@$(RUN) ruff format .

@@ -1,5 +1,6 @@
-"""The aggregator's arithmetic alone, in this process, beside the memory bandwidth of the same bytes."""
+"""The secure sum's arithmetic alone, in this process, beside the memory bandwidth of the same bytes."""
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from typing import Final
 import numpy as np
 
 from services.bench.vectors import vector
-from services.secure_sum import public, secret
+from services.secure_sum import masks, public, secret
+from services.secure_sum.derive import MaskPlan
+from services.secure_sum.encoding import Coefficients, Int64Vector
 from services.secure_sum.wire import Layout
 
 # Segments that are measured: enough for a stable median, few enough for large vectors.
@@ -18,15 +21,20 @@ _REPEATS: Final = 5
 
 @dataclass(frozen=True)
 class Kernels:
-    """Seconds for one segment. bound_s: NumPy adding as many uint64 as `uploads` expanded segments have, one by one.
+    """Seconds for one segment.
 
-    add_s: adding them as the aggregator does, parsing and the expansion of seeds included. encrypt_s, decrypt_s: one
-    hospital's segment.
+    encrypt_s, mask_s, decrypt_s: what one hospital does: a ciphertext of zero, the values and all its masks on it, and
+    the sum opened. check_s: an upload looked at by the aggregator. add_s: all uploads added, parsing and the expansion
+    of seeds included. correct_s: the masks that are taken off, one stream an upload. bound_s: NumPy adding as many
+    uint64 as the expanded uploads have.
     """
 
-    bound_s: float
-    add_s: float
     encrypt_s: float
+    mask_s: float
+    check_s: float
+    add_s: float
+    correct_s: float
+    bound_s: float
     decrypt_s: float
 
     @property
@@ -40,11 +48,28 @@ def measure(layout: Layout, hospitals: int) -> Kernels:
     segments = min(layout.segments, _MOST_SEGMENTS)
     part = Layout(layout.params, sum(layout.values(segments - 1)), layout.lanes)
     values = [vector(0, number, 1, part.vector_length, part.lanes) for number in range(hospitals)]
-    uploads = [list(secret.encrypt_segments(each, key, part)) for each in values]
-    zero = [np.zeros(part.coefficients(index)[1], dtype=np.uint64) for index in range(part.segments)]
+    plans = [_plan(1) for _ in range(hospitals)]
+    uploads = [
+        _masked(part, list(secret.encrypt_zeros(key, part)), each, plan)
+        for each, plan in zip(values, plans, strict=True)
+    ]
+    zeros, own_plan = list(secret.encrypt_zeros(key, part)), _plan(hospitals)
+    whole: MaskPlan = sum(plans, start=())
+
+    def correct() -> list[Coefficients]:
+        return [masks.coefficients(whole, *part.coefficients(index)) for index in range(part.segments)]
+
+    correction = correct()
 
     def add() -> list[bytes]:
-        return [public.sum_segment(part, i, [u[i] for u in uploads], zero[i]) for i in range(part.segments)]
+        return [
+            public.sum_segment(part, index, [upload[index] for upload in uploads], correction[index])
+            for index in range(part.segments)
+        ]
+
+    def check() -> None:
+        for index, segment in enumerate(uploads[0]):
+            public.check_segment(part, index, segment)
 
     totals = add()
     if not np.array_equal(secret.decrypt_segments(totals, key, part), np.sum(values, axis=0)):
@@ -52,11 +77,28 @@ def measure(layout: Layout, hospitals: int) -> Kernels:
 
     per_segment = 1 / part.segments
     return Kernels(
-        bound_s=_bound(part, hospitals) * per_segment,
+        encrypt_s=_median(lambda: list(secret.encrypt_zeros(key, part))) * per_segment,
+        mask_s=_median(lambda: _masked(part, zeros, values[0], own_plan)) * per_segment,
+        check_s=_median(check) * per_segment,
         add_s=_median(add) * per_segment,
-        encrypt_s=_median(lambda: list(secret.encrypt_segments(values[0], key, part))) * per_segment,
+        correct_s=_median(correct) * per_segment,
+        bound_s=_bound(part, hospitals) * per_segment,
         decrypt_s=_median(lambda: secret.decrypt_segments(totals, key, part)) * per_segment,
     )
+
+
+def _plan(streams: int) -> MaskPlan:
+    """As many mask streams as an upload has: one of the hospital's own, one with every other hospital."""
+    return tuple((secrets.token_bytes(32), 1) for _ in range(streams))
+
+
+def _masked(layout: Layout, zeros: list[bytes], values: Int64Vector, plan: MaskPlan) -> list[bytes]:
+    made = []
+    for index, segment in enumerate(zeros):
+        start, count = layout.values(index)
+        mask = masks.coefficients(plan, *layout.coefficients(index))
+        made.append(public.add_masked(layout, index, segment, values[start : start + count], mask))
+    return made
 
 
 def _bound(layout: Layout, hospitals: int) -> float:

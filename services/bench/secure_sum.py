@@ -303,9 +303,16 @@ def _print(console: Console, report: SecureSumReport, kernels: Kernels) -> None:
         f"(one ciphertext set: {report.ciphertext_set_mb:.1f} MiB)",
         "largest process": f"{report.peak_process_mb:.0f} MiB",
         "adding, over memory bandwidth": f"{report.add_over_bandwidth_bound:.1f} x",
-        "encrypting / decrypting a segment": f"{kernels.encrypt_s * 1000:.1f} / {kernels.decrypt_s * 1000:.1f} ms",
+        "a segment: encrypt, mask, decrypt": _milliseconds(kernels.encrypt_s, kernels.mask_s, kernels.decrypt_s),
+        f"  check one, add {report.hospitals}, unmask": _milliseconds(
+            kernels.check_s, kernels.add_s, kernels.correct_s
+        ),
         "every sum exact": "yes" if report.exact else "NO",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def _milliseconds(*seconds: float) -> str:
+    return " / ".join(f"{each * 1000:.1f}" for each in seconds) + " ms"
