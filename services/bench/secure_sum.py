@@ -57,8 +57,8 @@ class SecureSumReport:
 
     centre_cpu_s: CPU of the four services and their workers in one round. hospital_cpu_s: of one hospital in one round,
     training left out because there is none. aggregator_peak_extra_mb: most memory that the aggregator's processes held
-    beyond what they held before the job. add_over_bandwidth_bound: see `kernels.Kernels`. exact: in every round at
-    least t hospitals decrypted the sum, and each of them exactly the sum of the integers.
+    beyond what they held after the round that warms up. add_over_bandwidth_bound: see `kernels.Kernels`. exact: in
+    every round at least t hospitals decrypted the sum, and each of them exactly the sum of the integers.
     """
 
     params: int
@@ -208,18 +208,18 @@ async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: Vie
     ):
         plan_id = await prepare(registry, second, stack, plan, progress.hospitals)
         await all_connected(stack, coordinator, progress, view)
-        families = _families(stack)
-        for process in families["aggregator"]:
-            _reset_peak(process)
-        held_mb = sum(_memory_mb(process, "VmRSS") for process in families["aggregator"])
         job = registry_pb2.CreateJobRequest(request_id=new_id(), plan_id=plan_id, hospital_ids=progress.hospitals)
         job_id = (await call(registry.CreateJob, job, patience_s=30)).job.job_id
         before: dict[str, float] = {}
+        held_mb = 0.0
 
         async def changed(now: Progress) -> None:
+            nonlocal held_mb
             view.show(now)
             if len(now.rounds) >= WARM_UP and not before:
                 before.update(_cpu(stack))
+                # Now all workers have started: what each of them needs by itself is no matter of the data.
+                held_mb = _reset_peak(_families(stack)["aggregator"])
 
         await watch_job(registry, coordinator, job_id, progress, changed)
     if progress.job is None or progress.job.status != registry_pb2.JOB_STATUS_COMPLETED:
@@ -255,9 +255,12 @@ def _memory_mb(process: psutil.Process, field: str) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")), 0.0)
 
 
-def _reset_peak(process: psutil.Process) -> None:
-    # proc(5): 5 resets the peak resident set size to the present one.
-    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+def _reset_peak(family: list[psutil.Process]) -> float:
+    """Begin a new peak of memory; MiB that is held now."""
+    for process in family:
+        # proc(5): 5 resets the peak resident set size to the present one.
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+    return sum(_memory_mb(process, "VmRSS") for process in family)
 
 
 def _phases(port: int) -> dict[str, float]:
@@ -299,7 +302,7 @@ def _print(console: Console, report: SecureSumReport, kernels: Kernels) -> None:
         "download of the sum": f"{report.download_bytes_per_parameter:.2f} bytes a value",
         "CPU of the centre a round": f"{report.centre_cpu_s:.2f} s",
         "CPU of a hospital a round": f"{report.hospital_cpu_s:.2f} s",
-        "aggregator's peak beyond idle": f"{report.aggregator_peak_extra_mb:.0f} MiB "
+        "aggregator's peak beyond rest": f"{report.aggregator_peak_extra_mb:.0f} MiB "
         f"(one ciphertext set: {report.ciphertext_set_mb:.1f} MiB)",
         "largest process": f"{report.peak_process_mb:.0f} MiB",
         "adding, over memory bandwidth": f"{report.add_over_bandwidth_bound:.1f} x",
