@@ -52,7 +52,9 @@ class AggregatorServicer(rpc.AggregatorServiceServicer):
         hospital_id, header = caller().name, _header(first.header)
         counted = await self._usecases.upload(hospital_id, header, _segments(requests))
         return pb.UploadResponse(
-            contribution=round_pb2.Contribution(hospital_id=hospital_id, ciphertext_sha256=header.sha256),
+            contribution=round_pb2.Contribution(
+                hospital_id=hospital_id, ciphertext_sha256=header.sha256, upload_sha256=header.upload.sha256
+            ),
             contributors=counted.contributors,
             already_counted=counted.already,
         )
@@ -131,6 +133,8 @@ def _seeds(seeds: Iterable[round_pb2.OpenedSeed]) -> dict[str, bytes]:
 
 def _contributions(held: Sum) -> list[round_pb2.Contribution]:
     return [
-        round_pb2.Contribution(hospital_id=name, ciphertext_sha256=counted.ciphertext_sha256)
+        round_pb2.Contribution(
+            hospital_id=name, ciphertext_sha256=counted.ciphertext_sha256, upload_sha256=counted.upload_sha256
+        )
         for name, counted in sorted(held.contributions.items())
     ]

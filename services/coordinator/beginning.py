@@ -1,5 +1,6 @@
 """How attempts begin: with a number from the registry, or from what the registry kept of one that was lost."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -7,7 +8,7 @@ from typing import Final
 from services.common.errors import Code, FedmeshError
 from services.common.telemetry import get_logger
 from services.coordinator import details
-from services.coordinator.domain.attempt import Attempt, Contribution, Phase
+from services.coordinator.domain.attempt import Attempt, Contribution, Counted, Phase
 from services.coordinator.domain.machine import Rules
 from services.coordinator.outward import Job, StoredSurvivors
 from services.coordinator.store.codec import parse_statement, sealed_statement
@@ -121,7 +122,7 @@ async def rebuild(
         now = tenure.now_ms()
         expires_at = sum_expires_at(attempt, rules, now)
         upload_bytes = await tenure.parts.aggregator.open(attempt, manifest, roster, expires_at)
-        counted = set(await tenure.parts.aggregator.closed(attempt.id))
+        counted = await tenure.parts.aggregator.closed(attempt.id)
     except FedmeshError as error:
         if error.retryable:
             raise
@@ -129,7 +130,7 @@ async def rebuild(
         await tenure.move(seen, _hopeless(tenure, job, stored, error.message), fresh=True)
         return
     now = tenure.now_ms()
-    if set(attempt.contributions) <= counted:
+    if all_counted(attempt, counted):
         going_on = attempt.confirmed(attempt.confirming, now, now + rules.phase_ms)
     else:
         going_on = attempt.uploading(upload_bytes, now, now + rules.phase_ms)
@@ -142,6 +143,12 @@ async def rebuild(
         attempt=attempt.attempt,
         phase=going_on.phase.name.lower(),
     )
+
+
+def all_counted(attempt: Attempt, counted: Iterable[Counted]) -> bool:
+    """Whether every survivor is counted under the very `upload` statement that the list of survivors names."""
+    listed = {(item.hospital_id, item.upload) for item in parse(Survivors, attempt.survivors.encode()).survivors}
+    return listed <= {(item.hospital_id, item.upload_sha256) for item in counted}
 
 
 def _restored(stored: StoredSurvivors, returned: int) -> tuple[Attempt, dict[str, bytes]]:

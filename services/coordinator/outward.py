@@ -17,7 +17,7 @@ from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
 from services.common.errors import FedmeshError
 from services.common.grpc.client import MeshChannel, call
 from services.common.ids import derived_id, new_id
-from services.coordinator.domain.attempt import Attempt, AttemptId, Contribution
+from services.coordinator.domain.attempt import Attempt, AttemptId, Counted
 from services.coordinator.domain.events import Event
 from services.coordinator.rosters import SignedRoster
 from services.coordinator.wire import (
@@ -218,20 +218,20 @@ class Aggregator:
         )
         return int((await call(self._stub.OpenSum, request, timeout_s=self._timeout_s)).upload_bytes)
 
-    async def close(self, attempt: AttemptId, minimum: int) -> tuple[Contribution, ...]:
+    async def close(self, attempt: AttemptId, minimum: int) -> tuple[Counted, ...]:
         """End the uploads; who was counted."""
         request = aggregator_pb2.CloseSumRequest(
             request_id=derived_id("close-sum", *attempt),
             attempt=wire_attempt(attempt),
             minimum_contributors=minimum,
         )
-        return _contributions(await call(self._stub.CloseSum, request, timeout_s=self._timeout_s))
+        return _counted(await call(self._stub.CloseSum, request, timeout_s=self._timeout_s))
 
-    async def closed(self, attempt: AttemptId) -> tuple[Contribution, ...]:
+    async def closed(self, attempt: AttemptId) -> tuple[Counted, ...]:
         """Who was counted, once the uploads are closed; nobody before."""
         request = aggregator_pb2.GetSumRequest(attempt=wire_attempt(attempt))
         answer = await call(self._stub.GetSum, request, timeout_s=self._timeout_s)
-        return () if answer.state == aggregator_pb2.SUM_STATE_OPEN else _contributions(answer)
+        return () if answer.state == aggregator_pb2.SUM_STATE_OPEN else _counted(answer)
 
     async def compute(self, attempt: Attempt, keys: Sequence[MaskKey], opening: Opening) -> str:
         """Add the survivors' uploads and take their masks off; SHA-256 of the sum."""
@@ -264,8 +264,10 @@ def _attempt_id(message: round_pb2.Attempt) -> AttemptId:
     return AttemptId(message.job_id, message.round, message.attempt)
 
 
-def _contributions(answer: Any) -> tuple[Contribution, ...]:
-    return tuple(sorted(Contribution(item.hospital_id, item.ciphertext_sha256) for item in answer.contributions))
+def _counted(answer: Any) -> tuple[Counted, ...]:
+    return tuple(
+        sorted(Counted(item.hospital_id, item.ciphertext_sha256, item.upload_sha256) for item in answer.contributions)
+    )
 
 
 def _committed_round(attempt: Attempt) -> registry_pb2.CommittedRound:

@@ -10,16 +10,16 @@ from typing import Final
 from services.common.errors import Code, FedmeshError
 from services.common.telemetry import attempt_span, get_logger
 from services.coordinator import details, ending
-from services.coordinator.beginning import open_attempt, rebuild, sum_expires_at
+from services.coordinator.beginning import all_counted, open_attempt, rebuild, sum_expires_at
 from services.coordinator.domain import machine
-from services.coordinator.domain.attempt import Attempt, Contribution
+from services.coordinator.domain.attempt import Attempt, Contribution, Counted
 from services.coordinator.ending import abort, burn, give_up
 from services.coordinator.outward import Job
 from services.coordinator.tasks import Papers
 from services.coordinator.tenure import Case
 from services.coordinator.wire import attempt_ref
 from services.secure_sum.opening import mask_keys, open_masks, survivors_statement
-from services.secure_sum.statements import Signed, Upload, adverts_digest, parse
+from services.secure_sum.statements import Signed, adverts_digest
 
 log = get_logger(__name__)
 
@@ -142,14 +142,18 @@ async def _close_sum(case: Case, job: Job) -> None:
 
 
 async def _survivors(
-    case: Case, counted: tuple[Contribution, ...]
+    case: Case, counted: tuple[Counted, ...]
 ) -> tuple[tuple[Contribution, ...], dict[str, Signed]]:
-    """Who was counted with just the ciphertext that it has signed for. Fetched after the sum was closed."""
+    """Who was counted under the very statement that it sent here. Fetched after the sum was closed.
+
+    Another one over the same ciphertext will not do: with other hashes of its segments it would have every hospital
+    that checks the sum blame the aggregator.
+    """
     sent = await case.tenure.shelf.uploads_sent(case.attempt)
     survived = tuple(
-        item
+        Contribution(item.hospital_id, item.sha256)
         for item in counted
-        if item.hospital_id in sent and parse(Upload, sent[item.hospital_id].statement).ciphertext_sha256 == item.sha256
+        if item.hospital_id in sent and sent[item.hospital_id].sha256 == item.upload_sha256
     )
     return survived, {item.hospital_id: sent[item.hospital_id] for item in survived}
 
@@ -194,13 +198,13 @@ async def _close_returned(case: Case) -> None:
     """The survivors have sent their uploads again: all of them must be there, as they were listed."""
     tenure, attempt = case.tenure, case.attempt
     try:
-        counted = set(await tenure.parts.aggregator.close(attempt.id, len(attempt.contributions)))
+        counted = await tenure.parts.aggregator.close(attempt.id, len(attempt.contributions))
     except FedmeshError as error:
         if error.retryable:
             raise
         await burn(case, error.message[: machine.REASON_LENGTH])
         return
-    if not set(attempt.contributions) <= counted:
+    if not all_counted(attempt, counted):
         await burn(case, "the survivors did not send the uploads that they had signed for")
         return
     confirmations = await tenure.shelf.confirmations(attempt, attempt.confirming)

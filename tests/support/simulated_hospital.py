@@ -22,7 +22,7 @@ from services.plans.manifest import PlanManifest
 from services.secure_sum import masks, opening, public, secret
 from services.secure_sum.member import Member, MemberState
 from services.secure_sum.roster import MemberKeys, Roster
-from services.secure_sum.statements import AttemptRef, Share, Signed, parse, sign
+from services.secure_sum.statements import AttemptRef, Share, Signed, Upload, parse, sign
 from services.secure_sum.wire import layout_of
 
 PATIENCE_S = 30.0
@@ -53,6 +53,7 @@ class Habits:
 
     lies: task kinds that it answers with something that nobody honest sends. deals_badly: its shares are signed and in
     form, but do not open. deals_crookedly: they open, but to another seed than the one that it masks with.
+    signs_twice: it tells the coordinator of its ciphertext under another statement than the aggregator.
     other_state: it computes another next state, which is as good. drops: so many of a hundred calls are lost, half of
     them after the server has acted.
     """
@@ -60,6 +61,7 @@ class Habits:
     lies: set[int] = field(default_factory=set)
     deals_badly: bool = False
     deals_crookedly: bool = False
+    signs_twice: bool = False
     other_state: bool = False
     drops: int = 0
     chance: random.Random = field(default_factory=lambda: random.Random(11))
@@ -318,14 +320,21 @@ class SimulatedHospital:
         )
         assert state.upload is not None
         await self.upload(task, segments, state.upload)
+        told = self._with_other_segments(state.upload) if self.habits.signs_twice else state.upload
         request = pb.ReportUploadRequest(
             request_id=new_id(),
             attempt=task.attempt,
             ciphertext_sha256=content_sha256,
             size_bytes=layout.upload_bytes,
-            upload=_wire(_forged(state.upload) if self._lying(task) else state.upload),
+            upload=_wire(_forged(told) if self._lying(task) else told),
         )
         await self.report("ReportUpload", request)
+
+    def _with_other_segments(self, signed: Signed) -> Signed:
+        """As true to the ciphertext as the statement before, but of segments that nobody will find in it."""
+        said = parse(Upload, signed.statement)
+        other = said.model_copy(update={"segments": tuple(sha256[::-1] for sha256 in said.segments)})
+        return sign(other, self.keys)
 
     def _encrypt(self, state: MemberState, key: tuple[int, int]) -> list[bytes]:
         layout, plan = self._layout, self._member.mask_plan(state)

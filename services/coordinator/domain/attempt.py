@@ -72,6 +72,14 @@ class Contribution(NamedTuple):
     sha256: str
 
 
+class Counted(NamedTuple):
+    """What the aggregator counted: a ciphertext and the SHA-256 of the `upload` statement that came with it."""
+
+    hospital_id: str
+    sha256: str
+    upload_sha256: str
+
+
 @dataclass(frozen=True)
 class Agreement:
     """What hospitals made of a sum. stating: those of the agreeing who computed the state `state_sha256`."""

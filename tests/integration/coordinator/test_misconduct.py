@@ -74,6 +74,17 @@ async def test_shares_that_do_not_open_abort_and_name_their_dealer(tmp_path: Pat
         assert {item.hospital_id for item in mesh.registry.strikes.values()} == {"h02"}
 
 
+async def test_two_statements_over_one_ciphertext_do_not_count(tmp_path: Path, redis_server: RedisServer) -> None:
+    """With the second one in the list of survivors, every hospital that checks the sum would blame the aggregator."""
+    async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=small_plan(1), coordinator=PATIENT) as mesh:
+        mesh.hospitals["h02"].habits.signs_twice = True
+        await mesh.start_hospitals()
+        job_id = mesh.create_job()
+        await mesh.ended()
+        (done,) = check_sums(mesh, job_id)
+        assert [item.hospital_id for item in done.contributions] == ["h01", "h03", "h04"]
+
+
 async def test_a_seed_that_was_not_shared_burns_the_version_and_names_its_dealer(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
