@@ -30,6 +30,7 @@ MAX_MEMBERS: Final = 64
 MAX_SEGMENTS: Final = 2048
 
 _CACHED_BYTES: Final = 4096
+_LISTS: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -395,7 +396,7 @@ def sharers_digest(ids: Iterable[str]) -> str:
 
 
 def _list_digest(items: list[str] | list[list[str]]) -> str:
-    return hashlib.sha256(json.dumps(items, separators=(",", ":"), ensure_ascii=True).encode("ascii")).hexdigest()
+    return hashlib.sha256(_LISTS.encode(items).encode("ascii")).hexdigest()
 
 
 def _parse(kind: type[Statement], statement: bytes) -> Statement:

@@ -117,6 +117,32 @@ def test_only_the_canonical_spelling_is_accepted(statement: Statement) -> None:
         refused(kind, spell({**value, name: [value[name]]}))
 
 
+@pytest.mark.parametrize("statement", ALL, ids=lambda item: item.type)
+def test_canonical_is_what_json_writes_with_sorted_keys_and_no_spaces(statement: Statement) -> None:
+    assert statement.encode() == spell(json.loads(statement.model_dump_json()))
+
+
+def test_the_spelling_of_a_statement_never_changes() -> None:
+    """Signatures that were made before are over these bytes."""
+    signed = Upload(
+        attempt=ATTEMPT.model_copy(update={"job_id": "j"}),
+        adverts=HASH,
+        hospital_id="b",
+        parameter_set="p",
+        lanes=1,
+        vector_length=2,
+        sharers=HASH,
+        complaints=("a", "c"),
+        ciphertext_sha256=HASH,
+        segments=(HASH,),
+    ).encode()
+    assert signed.replace(HASH.encode(), b"#") == (
+        b'{"adverts":"#","attempt":{"attempt":1,"job_id":"j","round":1},"ciphertext_sha256":"#","complaints":["a","c"],'
+        b'"hospital_id":"b","lanes":1,"parameter_set":"p","segments":["#"],"sharers":"#","type":"upload",'
+        b'"vector_length":2}'
+    )
+
+
 @given(st.binary(max_size=200))
 def test_anything_else_is_refused(data: bytes) -> None:
     refused(Advert, data)
