@@ -10,7 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -29,7 +29,8 @@ MAX_MEMBERS: Final = 64
 """Members of a roster at most. Bounds every list of hospitals before anything is computed from it."""
 MAX_SEGMENTS: Final = 2048
 
-_CACHED_BYTES: Final = 4096
+_SMALL_BYTES: Final = 4096
+_LARGE_BYTES: Final = 32 * 1024
 _LISTS: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -92,7 +93,13 @@ class AttemptRef(Strict):
 
     def encode(self) -> bytes:
         """Canonical JSON: how an attempt enters hashes and key derivations."""
-        return canonical_json(self)
+        return _attempt_json(self.job_id, self.round, self.attempt)
+
+
+# Every commitment and derivation begins with it, some forty times at one hospital in one attempt. Typed: 1 is not True.
+@lru_cache(maxsize=256, typed=True)
+def _attempt_json(job_id: str, number: int, attempt: int) -> bytes:
+    return canonical_json(AttemptRef.model_construct(job_id=job_id, round=number, attempt=attempt))
 
 
 class Statement(Strict):
@@ -324,6 +331,7 @@ class Digest(Statement):
 
 
 S = TypeVar("S", bound=Statement)
+C = TypeVar("C", bound=Callable[..., object])
 
 
 def sign(statement: Statement, keys: Signer) -> Signed:
@@ -349,8 +357,7 @@ def parse(kind: type[S], statement: bytes) -> S:
     """
     if len(statement) > kind.MAX_BYTES:
         raise FedmeshError(Code.STATEMENT_INVALID, f"a statement is longer than {kind.MAX_BYTES} bytes")
-    parser = _parse_cached if len(statement) <= _CACHED_BYTES else _parse
-    found = parser(kind, statement)
+    found = _choose(statement, _parse_small, _parse_large, _parse)(kind, statement)
     assert isinstance(found, kind)
     return found
 
@@ -361,9 +368,8 @@ def verify(statement: bytes, hospital_id: str, signature: bytes, signers: Signer
     Raises: FedmeshError(STATEMENT_INVALID) when the hospital may not sign, or did not sign this.
     """
     key = signers.signing_key(hospital_id)
-    check = _verify_cached if len(statement) <= _CACHED_BYTES else _verify
     try:
-        check(key, statement, signature)
+        _choose(statement, _verify_small, _verify_large, _verify)(key, statement, signature)
     except (InvalidSignature, ValueError):
         raise FedmeshError(
             Code.STATEMENT_INVALID, f"the signature is not one of {hospital_id} over this statement"
@@ -399,6 +405,12 @@ def _list_digest(items: list[str] | list[list[str]]) -> str:
     return hashlib.sha256(_LISTS.encode(items).encode("ascii")).hexdigest()
 
 
+def _choose(statement: bytes, small: C, large: C, uncached: C) -> C:
+    if len(statement) <= _SMALL_BYTES:
+        return small
+    return large if len(statement) <= _LARGE_BYTES else uncached
+
+
 def _parse(kind: type[Statement], statement: bytes) -> Statement:
     try:
         found = kind.model_validate_json(statement)
@@ -419,9 +431,12 @@ def _verify(key: bytes, statement: bytes, signature: bytes) -> None:
 
 
 # A statement passes several checks on its way (when it comes, when a reveal is held against it, when masks are opened);
-# what was found in order once is not computed again. Failures raise and are never cached.
-_parse_cached = lru_cache(maxsize=1024)(_parse)
-_verify_cached = lru_cache(maxsize=4096)(_verify)
+# what was found in order once is not computed again. Failures raise and are never cached. Large ones are the uploads of
+# larger models, kept for as many hospitals as a round can have; beyond that keeping them costs too much memory.
+_parse_small = lru_cache(maxsize=1024)(_parse)
+_parse_large = lru_cache(maxsize=MAX_MEMBERS)(_parse)
+_verify_small = lru_cache(maxsize=4096)(_verify)
+_verify_large = lru_cache(maxsize=MAX_MEMBERS)(_verify)
 
 
 @lru_cache(maxsize=256)

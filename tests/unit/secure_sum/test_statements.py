@@ -297,3 +297,26 @@ def test_digests_of_lists_do_not_depend_on_their_order() -> None:
     assert sharers_digest(["b", "a"]) == sharers_digest(["a", "b"])
     # SHA-256 of ["a","b"].
     assert sharers_digest(["a", "b"]) == "0473ef2dc0d324ab659d3580c1134e9d812035905c4781fdd6d529b0c6860e13"
+
+
+@pytest.mark.parametrize("segments", [1, 128, 1024])
+def test_what_was_seen_before_is_judged_as_at_first(segments: int) -> None:
+    """Small statements, large ones, and those too large to be remembered."""
+    statement = UPLOAD.model_copy(update={"segments": tuple(f"{i:064x}" for i in range(segments))})
+    signed = sign(statement, KEYS[0])
+    forged = signed._replace(signature=bytes(64))
+    for _ in range(2):
+        assert open_signed(Upload, signed, ROSTER) == statement
+        refused(Share, signed.statement)
+        refused(Upload, signed.statement + b" ")
+        for bad in (forged, signed._replace(hospital_id="hospital-02")):
+            with pytest.raises(FedmeshError) as caught:
+                open_signed(Upload, bad, ROSTER)
+            assert caught.value.code is Code.STATEMENT_INVALID
+
+
+@pytest.mark.parametrize("changes", [{}, {"job_id": "j"}, {"round": 2}, {"attempt": 2}, {"round": 2, "attempt": 2}])
+def test_an_attempt_is_spelled_as_it_is(changes: dict[str, Any]) -> None:
+    for _ in range(2):
+        attempt = ATTEMPT.model_copy(update=changes)
+        assert attempt.encode() == spell(attempt.model_dump())
