@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from services.common.errors import Code, FedmeshError
 from services.secure_sum.statements import (
     Advert,
+    Box,
     Digest,
     EpochStatement,
     Reveal,
@@ -77,7 +79,16 @@ SHARE = Share(
     mask_commitment=HASH,
 )
 DIGEST = Digest(attempt=ATTEMPT, survivors=HASH, hospital_id=ID, sum_sha256=HASH, digest=HASH, next_state_sha256=HASH)
-ALL: list[Statement] = [ROSTER.statement, ADVERT, SHARE, UPLOAD, SURVIVORS, REVEAL, DIGEST]
+EPOCH = EpochStatement(
+    roster=HASH,
+    epoch=1,
+    maker=ID,
+    parameter_set="p",
+    key_sha256=HASH,
+    content="+/8=",
+    boxes=(Box(to="a", box="00"), Box(to="b", box="00")),
+)
+ALL: list[Statement] = [ROSTER.statement, EPOCH, ADVERT, SHARE, UPLOAD, SURVIVORS, REVEAL, DIGEST]
 
 
 def refused(kind: type[Statement], spelling: bytes) -> None:
@@ -120,6 +131,22 @@ def test_only_the_canonical_spelling_is_accepted(statement: Statement) -> None:
 @pytest.mark.parametrize("statement", ALL, ids=lambda item: item.type)
 def test_canonical_is_what_json_writes_with_sorted_keys_and_no_spaces(statement: Statement) -> None:
     assert statement.encode() == spell(json.loads(statement.model_dump_json()))
+    # `parse` relies on it.
+    assert to_json(parse(type(statement), statement.encode())) == statement.encode()
+
+
+def test_fields_are_declared_in_the_order_of_their_spelling() -> None:
+    with pytest.raises(TypeError):
+
+        class Unsorted(Statement):
+            b: str
+            a: str
+
+
+def test_a_statement_of_another_type_is_called_that() -> None:
+    with pytest.raises(FedmeshError) as caught:
+        parse(Advert, SHARE.encode())
+    assert caught.value.message == "this is no advert statement: type: Input should be 'advert'"
 
 
 def test_the_spelling_of_a_statement_never_changes() -> None:
