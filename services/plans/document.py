@@ -15,6 +15,8 @@ MAX_BYTES = 1 << 20
 _SHOWN_ERRORS = 8
 _SHOWN_CHARACTERS = 80
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 
 class Strict(BaseModel):
     """Immutable model that refuses unknown fields, NaN, infinities and silent conversions."""
@@ -135,8 +137,7 @@ def validate_json(model: type[Model], data: bytes, what: str, code: Code) -> Mod
 
 def canonical_json(model: Strict) -> bytes:
     """JSON with sorted keys, no spaces and ASCII only: equal models have equal bytes."""
-    value = model.model_dump(mode="json")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return _CANONICAL.encode(model.model_dump(mode="json")).encode()
 
 
 def shorten(text: str) -> str:

@@ -24,12 +24,17 @@ MaskPlan = tuple[tuple[bytes, int], ...]
 """Keys of the mask generator, each with the sign (+1 or -1) under which its stream is added."""
 
 _FIELD_PRIME: Final = 2**255 - 19
+_ANY_PRIVATE_KEY: Final = X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES))
+"""Nobody's; see `_of_high_order`."""
 
 
 def parts(domain: bytes, *items: bytes | str) -> bytes:
     """The domain and the items, each preceded by its length in 4 bytes, big-endian. Text is ASCII."""
-    listed = [domain, *(item.encode("ascii") if isinstance(item, str) else item for item in items)]
-    return b"".join(len(item).to_bytes(4, "big") + item for item in listed)
+    joined = len(domain).to_bytes(4, "big") + domain
+    for item in items:
+        part = item.encode("ascii") if isinstance(item, str) else item
+        joined += len(part).to_bytes(4, "big") + part
+    return joined
 
 
 def digest(domain: bytes, *items: bytes | str) -> bytes:
@@ -105,7 +110,7 @@ def require_public_key(public: bytes, hospital_id: str) -> None:
 def _of_high_order(public: bytes) -> bool:
     # Every private key is a multiple of the cofactor, so that any one of them takes a point of low order to zero.
     try:
-        X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES)).exchange(_public_key(public))
+        _ANY_PRIVATE_KEY.exchange(_public_key(public))
     except ValueError:
         return False
     return True

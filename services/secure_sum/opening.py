@@ -255,10 +255,7 @@ def check_digest(signed: Signed, roster: Roster, survivors: bytes) -> Digest:
 
 def check_confirmation(survivors: bytes, roster: Roster, hospital_id: str, signature: bytes) -> None:
     """A survivor's signature over the list of survivors."""
-    statement = _list_of(survivors, roster)
-    if hospital_id not in statement.ids:
-        _refuse("only a survivor confirms the list of survivors", hospital_id)
-    verify(survivors, hospital_id, signature, roster)
+    _check_confirmation(survivors, _list_of(survivors, roster), roster, hospital_id, signature)
 
 
 def check_confirmed(survivors: bytes, roster: Roster, confirmations: Mapping[str, bytes]) -> Survivors:
@@ -270,9 +267,17 @@ def check_confirmed(survivors: bytes, roster: Roster, confirmations: Mapping[str
     if len(confirmations) > len(statement.ids):
         _refuse("there are more confirmations than survivors")
     for hospital_id, signature in confirmations.items():
-        check_confirmation(survivors, roster, hospital_id, signature)
+        _check_confirmation(survivors, statement, roster, hospital_id, signature)
     require_threshold(len(confirmations), roster, "the list of confirmations")
     return statement
+
+
+def _check_confirmation(
+    survivors: bytes, statement: Survivors, roster: Roster, hospital_id: str, signature: bytes
+) -> None:
+    if hospital_id not in statement.ids:
+        _refuse("only a survivor confirms the list of survivors", hospital_id)
+    verify(survivors, hospital_id, signature, roster)
 
 
 def _list_of(survivors: bytes, roster: Roster) -> Survivors:
@@ -292,7 +297,8 @@ def check_reveal(signed: Signed, roster: Roster, survivors: bytes, shared: Seque
     `shared` are `share` statements of the attempt, at least those for the revealer. A hospital's share of its own seed
     was never committed to; a wrong one shows when its seed is opened. The error's `culprit` is the revealer.
     """
-    reveal, statement = _open_reveal(signed, roster, survivors)
+    statement = _list_of(survivors, roster)
+    reveal = _open_reveal(signed, roster, survivors, statement)
     sender = reveal.sender
     committed = {}
     for item in shared:
@@ -312,8 +318,7 @@ def check_reveal(signed: Signed, roster: Roster, survivors: bytes, shared: Seque
     return reveal
 
 
-def _open_reveal(signed: Signed, roster: Roster, survivors: bytes) -> tuple[Reveal, Survivors]:
-    statement = _list_of(survivors, roster)
+def _open_reveal(signed: Signed, roster: Roster, survivors: bytes, statement: Survivors) -> Reveal:
     reveal = open_signed(Reveal, signed, roster)
     sender = reveal.sender
     if sender not in statement.ids:
@@ -325,7 +330,7 @@ def _open_reveal(signed: Signed, roster: Roster, survivors: bytes) -> tuple[Reve
         del kinds[absent]
     if {revealed.of: revealed.kind for revealed in reveal.shares} != kinds:
         _refuse(f"{sender} did not reveal exactly the shares that this list of survivors asks for", sender)
-    return reveal, statement
+    return reveal
 
 
 def allowed_kinds(statement: Survivors) -> dict[str, ShareKind]:
@@ -346,7 +351,7 @@ def open_masks(roster: Roster, survivors: bytes, adverts: Sequence[Signed], reve
     held: dict[str, dict[str, bytes]] = defaultdict(dict)
     senders = set()
     for signed in reveals:
-        reveal, _ = _open_reveal(signed, roster, survivors)
+        reveal = _open_reveal(signed, roster, survivors, statement)
         if reveal.sender in senders:
             _refuse("two reveals of one survivor", reveal.sender)
         senders.add(reveal.sender)

@@ -10,15 +10,16 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import to_json
 
 from services.common.errors import Code, FedmeshError
 from services.plans.document import Strict, canonical_json
@@ -29,7 +30,9 @@ MAX_MEMBERS: Final = 64
 """Members of a roster at most. Bounds every list of hospitals before anything is computed from it."""
 MAX_SEGMENTS: Final = 2048
 
-_CACHED_BYTES: Final = 4096
+_SMALL_BYTES: Final = 4096
+_LARGE_BYTES: Final = 32 * 1024
+_LISTS: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -82,19 +85,35 @@ class SigningKeys:
         return self.keys[hospital_id]
 
 
-class AttemptRef(Strict):
+class _Spelled(Strict):
+    """A model whose fields are declared in the order in which they are spelled, that of their names."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if list(cls.model_fields) != sorted(cls.model_fields):
+            raise TypeError(f"the fields of {cls.__name__} are not declared in the order of their names")
+
+
+class AttemptRef(_Spelled):
     """One try at one round of one job."""
 
+    attempt: Counter
     job_id: Name
     round: Counter
-    attempt: Counter
 
     def encode(self) -> bytes:
         """Canonical JSON: how an attempt enters hashes and key derivations."""
-        return canonical_json(self)
+        return _attempt_json(self.job_id, self.round, self.attempt)
 
 
-class Statement(Strict):
+# Every commitment and derivation begins with it, some forty times at one hospital in one attempt. Typed: 1 is not True.
+@lru_cache(maxsize=256, typed=True)
+def _attempt_json(job_id: str, number: int, attempt: int) -> bytes:
+    return canonical_json(AttemptRef.model_construct(job_id=job_id, round=number, attempt=attempt))
+
+
+class Statement(_Spelled):
     """What all statements have: a type, a spelling, and (except a roster and survivors) one speaker."""
 
     MAX_BYTES: ClassVar[int] = 64 * 1024
@@ -109,22 +128,22 @@ class Statement(Strict):
         return None
 
 
-class RosterMember(Strict):
+class RosterMember(_Spelled):
     """A hospital and its public keys."""
 
     hospital_id: Name
-    signing_key: Hex32
     sealing_key: Hex32
+    signing_key: Hex32
 
 
 class RosterStatement(Statement):
     """The members of a consortium. `previous` is the SHA-256 of the roster before, empty in the founding one."""
 
-    type: Literal["roster"] = "roster"
     consortium: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,251}$")]
-    version: Counter
-    previous: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     members: Annotated[tuple[RosterMember, ...], Field(min_length=2, max_length=MAX_MEMBERS)]
+    previous: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    type: Literal["roster"] = "roster"
+    version: Counter
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -134,11 +153,11 @@ class RosterStatement(Statement):
         return self.require((self.version == 1) == (self.previous == ""), "only version 1 has nothing before it")
 
 
-class Box(Strict):
+class Box(_Spelled):
     """Keys of an epoch, sealed to one member."""
 
-    to: Name
     box: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,512}$")]
+    to: Name
 
 
 class EpochStatement(Statement):
@@ -146,14 +165,14 @@ class EpochStatement(Statement):
 
     MAX_BYTES: ClassVar[int] = 256 * 1024
 
-    type: Literal["epoch"] = "epoch"
-    roster: Hex32
+    boxes: Annotated[tuple[Box, ...], Field(min_length=2, max_length=MAX_MEMBERS)]
+    content: str
     epoch: Counter
+    key_sha256: Hex32
     maker: Name
     parameter_set: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
-    key_sha256: Hex32
-    content: str
-    boxes: Annotated[tuple[Box, ...], Field(min_length=2, max_length=MAX_MEMBERS)]
+    roster: Hex32
+    type: Literal["epoch"] = "epoch"
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -176,14 +195,14 @@ class EpochStatement(Statement):
 class Advert(Statement):
     """Fresh public keys of one hospital for one attempt, and a commitment to its self seed."""
 
-    type: Literal["advert"] = "advert"
-    roster: Hex32
-    epoch: Counter
     attempt: AttemptRef
+    epoch: Counter
     hospital_id: Name
     mask_key: Hex32
-    transport_key: Hex32
+    roster: Hex32
     seed_commitment: Hex32
+    transport_key: Hex32
+    type: Literal["advert"] = "advert"
 
     @property
     def speaker(self) -> str:
@@ -193,14 +212,14 @@ class Advert(Statement):
 class Share(Statement):
     """Two sealed shares from one hospital to another, and commitments to them."""
 
-    type: Literal["share"] = "share"
-    attempt: AttemptRef
     adverts: Hex32
-    sender: Name
-    recipient: Name
+    attempt: AttemptRef
     box: Annotated[str, Field(pattern=r"^[0-9a-f]{120}$")]
-    self_commitment: Hex32
     mask_commitment: Hex32
+    recipient: Name
+    self_commitment: Hex32
+    sender: Name
+    type: Literal["share"] = "share"
 
     @property
     def speaker(self) -> str:
@@ -212,17 +231,17 @@ class Upload(Statement):
 
     MAX_BYTES: ClassVar[int] = 256 * 1024
 
-    type: Literal["upload"] = "upload"
-    attempt: AttemptRef
     adverts: Hex32
-    hospital_id: Name
-    parameter_set: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
-    lanes: Annotated[int, Field(ge=1, le=2)]
-    vector_length: Annotated[int, Field(ge=1, le=1 << 27)]
-    sharers: Hex32
-    complaints: Complaints = ()
+    attempt: AttemptRef
     ciphertext_sha256: Hex32
+    complaints: Complaints = ()
+    hospital_id: Name
+    lanes: Annotated[int, Field(ge=1, le=2)]
+    parameter_set: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
     segments: Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=MAX_SEGMENTS)]
+    sharers: Hex32
+    type: Literal["upload"] = "upload"
+    vector_length: Annotated[int, Field(ge=1, le=1 << 27)]
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -233,24 +252,24 @@ class Upload(Statement):
         return self.hospital_id
 
 
-class Survivor(Strict):
+class Survivor(_Spelled):
     """A hospital whose upload counts: the SHA-256 of its `upload` statement, and the complaints in it."""
 
+    complaints: Complaints = ()
     hospital_id: Name
     upload: Hex32
-    complaints: Complaints = ()
 
 
 class Survivors(Statement):
     """Whose uploads count. At least t survivors sign the same bytes before anything is revealed."""
 
-    type: Literal["survivors"] = "survivors"
-    roster: Hex32
-    epoch: Counter
-    attempt: AttemptRef
     adverts: Hex32
+    attempt: AttemptRef
+    epoch: Counter
+    roster: Hex32
     sharers: Annotated[tuple[Name, ...], Field(min_length=2, max_length=MAX_MEMBERS)]
     survivors: Annotated[tuple[Survivor, ...], Field(min_length=2, max_length=MAX_MEMBERS)]
+    type: Literal["survivors"] = "survivors"
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -280,22 +299,22 @@ class Survivors(Statement):
         return tuple(name for name in self.sharers if name not in survived)
 
 
-class RevealedShare(Strict):
+class RevealedShare(_Spelled):
     """A share in the clear: of a survivor's self seed, or of a dropped sharer's mask seed."""
 
-    of: Name
     kind: Literal["self", "mask"]
+    of: Name
     share: Hex16
 
 
 class Reveal(Statement):
     """What one survivor reveals. `of` is unique: never both secrets of one hospital."""
 
-    type: Literal["reveal"] = "reveal"
     attempt: AttemptRef
-    survivors: Hex32
     sender: Name
     shares: Annotated[tuple[RevealedShare, ...], Field(min_length=1, max_length=MAX_MEMBERS)]
+    survivors: Hex32
+    type: Literal["reveal"] = "reveal"
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -309,13 +328,13 @@ class Reveal(Statement):
 class Digest(Statement):
     """What one survivor decrypted and made of it. `digest` is keyed: the centre learns nothing from it."""
 
-    type: Literal["digest"] = "digest"
     attempt: AttemptRef
-    survivors: Hex32
-    hospital_id: Name
-    sum_sha256: Hex32
     digest: Hex32
+    hospital_id: Name
     next_state_sha256: Hex32
+    sum_sha256: Hex32
+    survivors: Hex32
+    type: Literal["digest"] = "digest"
 
     @property
     def speaker(self) -> str:
@@ -323,6 +342,7 @@ class Digest(Statement):
 
 
 S = TypeVar("S", bound=Statement)
+C = TypeVar("C", bound=Callable[..., object])
 
 
 def sign(statement: Statement, keys: Signer) -> Signed:
@@ -348,8 +368,7 @@ def parse(kind: type[S], statement: bytes) -> S:
     """
     if len(statement) > kind.MAX_BYTES:
         raise FedmeshError(Code.STATEMENT_INVALID, f"a statement is longer than {kind.MAX_BYTES} bytes")
-    parser = _parse_cached if len(statement) <= _CACHED_BYTES else _parse
-    found = parser(kind, statement)
+    found = _choose(statement, _parse_small, _parse_large, _parse)(kind, statement)
     assert isinstance(found, kind)
     return found
 
@@ -360,9 +379,8 @@ def verify(statement: bytes, hospital_id: str, signature: bytes, signers: Signer
     Raises: FedmeshError(STATEMENT_INVALID) when the hospital may not sign, or did not sign this.
     """
     key = signers.signing_key(hospital_id)
-    check = _verify_cached if len(statement) <= _CACHED_BYTES else _verify
     try:
-        check(key, statement, signature)
+        _choose(statement, _verify_small, _verify_large, _verify)(key, statement, signature)
     except (InvalidSignature, ValueError):
         raise FedmeshError(
             Code.STATEMENT_INVALID, f"the signature is not one of {hospital_id} over this statement"
@@ -395,20 +413,30 @@ def sharers_digest(ids: Iterable[str]) -> str:
 
 
 def _list_digest(items: list[str] | list[list[str]]) -> str:
-    return hashlib.sha256(json.dumps(items, separators=(",", ":"), ensure_ascii=True).encode("ascii")).hexdigest()
+    return hashlib.sha256(_LISTS.encode(items).encode("ascii")).hexdigest()
+
+
+def _choose(statement: bytes, small: C, large: C, uncached: C) -> C:
+    if len(statement) <= _SMALL_BYTES:
+        return small
+    return large if len(statement) <= _LARGE_BYTES else uncached
 
 
 def _parse(kind: type[Statement], statement: bytes) -> Statement:
     try:
         found = kind.model_validate_json(statement)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        # The wrong type, if it is that, explains everything else.
+        first = min(errors, key=lambda item: item["loc"] != ("type",))
         where = ".".join(str(part) for part in first["loc"])
         name = kind.model_fields["type"].default
         raise FedmeshError(
             Code.STATEMENT_INVALID, f"this is no {name} statement: {where[:80]}: {first['msg']}"
         ) from None
-    if found.encode() != statement:
+    # pydantic's writer is several times as fast. It writes the canonical form of what was validated here: fields stand in
+    # order, and what passes the patterns is printable ASCII without escapes. Where the two differ, `encode` decides.
+    if to_json(found) != statement and found.encode() != statement:
         raise FedmeshError(Code.STATEMENT_INVALID, "a statement is not in canonical form")
     return found
 
@@ -418,9 +446,12 @@ def _verify(key: bytes, statement: bytes, signature: bytes) -> None:
 
 
 # A statement passes several checks on its way (when it comes, when a reveal is held against it, when masks are opened);
-# what was found in order once is not computed again. Failures raise and are never cached.
-_parse_cached = lru_cache(maxsize=1024)(_parse)
-_verify_cached = lru_cache(maxsize=4096)(_verify)
+# what was found in order once is not computed again. Failures raise and are never cached. Large ones are the uploads of
+# larger models, kept for as many hospitals as a round can have; beyond that keeping them costs too much memory.
+_parse_small = lru_cache(maxsize=1024)(_parse)
+_parse_large = lru_cache(maxsize=MAX_MEMBERS)(_parse)
+_verify_small = lru_cache(maxsize=4096)(_verify)
+_verify_large = lru_cache(maxsize=MAX_MEMBERS)(_verify)
 
 
 @lru_cache(maxsize=256)

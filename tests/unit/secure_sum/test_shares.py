@@ -2,7 +2,10 @@ import itertools
 import os
 
 import pytest
+from Crypto.Protocol.SecretSharing import Shamir, _Element
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.common.errors import Code, FedmeshError
 from services.secure_sum import shares
@@ -73,3 +76,70 @@ def test_a_box_opens_for_its_recipient_direction_and_context_only() -> None:
     assert shares.open_box(box, b, public[c], b"a to b") is None
     for i in range(len(box)):
         assert shares.open_box(box[:i] + bytes([box[i] ^ 1]) + box[i + 1 :], b, public[a], b"a to b") is None
+
+
+sizes = st.integers(2, 12).flatmap(lambda n: st.tuples(st.integers(2, n), st.just(n)))
+values = st.binary(min_size=16, max_size=16)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), values, sizes)
+def test_pycryptodome_combines_what_is_split_here(data: st.DataObject, seed: bytes, size: tuple[int, int]) -> None:
+    t, n = size
+    dealt = shares.split(seed, t, n)
+    chosen = data.draw(st.permutations(sorted(dealt)))[:t]
+    assert Shamir.combine([(x, dealt[x]) for x in chosen]) == seed
+    assert shares.combine({x: dealt[x] for x in chosen}, t) == seed
+
+
+@settings(max_examples=30, deadline=None)
+@given(values, sizes)
+def test_what_pycryptodome_split_is_combined_here(seed: bytes, size: tuple[int, int]) -> None:
+    t, n = size
+    dealt = dict(Shamir.split(t, n, seed))
+    assert shares.combine(dealt, t) == seed
+    assert shares.combine(dict(reversed(dealt.items())), t) == seed
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.dictionaries(st.integers(1, 64) | st.integers(1, (1 << 128) - 1), values, min_size=1, max_size=11))
+def test_shares_on_no_polynomial_give_what_pycryptodome_gives(held: dict[int, bytes]) -> None:
+    assert shares.combine(held, len(held)) == Shamir.combine(list(held.items()))
+
+
+@pytest.mark.parametrize("zeros", range(0, 129, 8))
+def test_a_share_has_16_bytes_whatever_it_is(zeros: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With coefficients of 0, every share is the seed itself."""
+    monkeypatch.setattr(os, "urandom", bytes)
+    seed = ((1 << (128 - zeros)) - 1).to_bytes(16, "big")
+    dealt = shares.split(seed, 3, 5)
+    assert set(dealt.values()) == {seed}
+    assert shares.combine(dealt, 3) == seed
+
+
+def test_every_coefficient_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def urandom(size: int) -> bytes:
+        drawn.append(os.getrandom(size))
+        return drawn[-1]
+
+    monkeypatch.setattr(os, "urandom", urandom)
+    seed = bytes(range(16))
+    for _ in range(2):
+        dealt = shares.split(seed, 4, 6)
+        coefficients = [drawn[-1][i : i + 16] for i in (0, 16, 32)]
+        for x, share in dealt.items():
+            value = _Element(0)
+            for coefficient in reversed([seed, *coefficients]):
+                value = _Element(x) * value + _Element(coefficient)
+            assert share == value.encode()
+    assert [len(piece) for piece in drawn] == [48, 48]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("share", [b"", bytes(15), bytes(17)])
+def test_what_is_no_share_is_refused(share: bytes) -> None:
+    with pytest.raises(FedmeshError) as caught:
+        shares.combine({1: bytes(16), 2: share}, 2)
+    assert caught.value.code is Code.INVALID_ARGUMENT

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from services.common.errors import Code, FedmeshError
 from services.secure_sum.statements import (
     Advert,
+    Box,
     Digest,
     EpochStatement,
     Reveal,
@@ -77,7 +79,16 @@ SHARE = Share(
     mask_commitment=HASH,
 )
 DIGEST = Digest(attempt=ATTEMPT, survivors=HASH, hospital_id=ID, sum_sha256=HASH, digest=HASH, next_state_sha256=HASH)
-ALL: list[Statement] = [ROSTER.statement, ADVERT, SHARE, UPLOAD, SURVIVORS, REVEAL, DIGEST]
+EPOCH = EpochStatement(
+    roster=HASH,
+    epoch=1,
+    maker=ID,
+    parameter_set="p",
+    key_sha256=HASH,
+    content="+/8=",
+    boxes=(Box(to="a", box="00"), Box(to="b", box="00")),
+)
+ALL: list[Statement] = [ROSTER.statement, EPOCH, ADVERT, SHARE, UPLOAD, SURVIVORS, REVEAL, DIGEST]
 
 
 def refused(kind: type[Statement], spelling: bytes) -> None:
@@ -115,6 +126,48 @@ def test_only_the_canonical_spelling_is_accepted(statement: Statement) -> None:
         refused(kind, spell({key: item for key, item in value.items() if key != name}))
         refused(kind, spell({**value, name: None}))
         refused(kind, spell({**value, name: [value[name]]}))
+
+
+@pytest.mark.parametrize("statement", ALL, ids=lambda item: item.type)
+def test_canonical_is_what_json_writes_with_sorted_keys_and_no_spaces(statement: Statement) -> None:
+    assert statement.encode() == spell(json.loads(statement.model_dump_json()))
+    # `parse` relies on it.
+    assert to_json(parse(type(statement), statement.encode())) == statement.encode()
+
+
+def test_fields_are_declared_in_the_order_of_their_spelling() -> None:
+    with pytest.raises(TypeError):
+
+        class Unsorted(Statement):
+            b: str
+            a: str
+
+
+def test_a_statement_of_another_type_is_called_that() -> None:
+    with pytest.raises(FedmeshError) as caught:
+        parse(Advert, SHARE.encode())
+    assert caught.value.message == "this is no advert statement: type: Input should be 'advert'"
+
+
+def test_the_spelling_of_a_statement_never_changes() -> None:
+    """Signatures that were made before are over these bytes."""
+    signed = Upload(
+        attempt=ATTEMPT.model_copy(update={"job_id": "j"}),
+        adverts=HASH,
+        hospital_id="b",
+        parameter_set="p",
+        lanes=1,
+        vector_length=2,
+        sharers=HASH,
+        complaints=("a", "c"),
+        ciphertext_sha256=HASH,
+        segments=(HASH,),
+    ).encode()
+    assert signed.replace(HASH.encode(), b"#") == (
+        b'{"adverts":"#","attempt":{"attempt":1,"job_id":"j","round":1},"ciphertext_sha256":"#","complaints":["a","c"],'
+        b'"hospital_id":"b","lanes":1,"parameter_set":"p","segments":["#"],"sharers":"#","type":"upload",'
+        b'"vector_length":2}'
+    )
 
 
 @given(st.binary(max_size=200))
@@ -271,3 +324,26 @@ def test_digests_of_lists_do_not_depend_on_their_order() -> None:
     assert sharers_digest(["b", "a"]) == sharers_digest(["a", "b"])
     # SHA-256 of ["a","b"].
     assert sharers_digest(["a", "b"]) == "0473ef2dc0d324ab659d3580c1134e9d812035905c4781fdd6d529b0c6860e13"
+
+
+@pytest.mark.parametrize("segments", [1, 128, 1024])
+def test_what_was_seen_before_is_judged_as_at_first(segments: int) -> None:
+    """Small statements, large ones, and those too large to be remembered."""
+    statement = UPLOAD.model_copy(update={"segments": tuple(f"{i:064x}" for i in range(segments))})
+    signed = sign(statement, KEYS[0])
+    forged = signed._replace(signature=bytes(64))
+    for _ in range(2):
+        assert open_signed(Upload, signed, ROSTER) == statement
+        refused(Share, signed.statement)
+        refused(Upload, signed.statement + b" ")
+        for bad in (forged, signed._replace(hospital_id="hospital-02")):
+            with pytest.raises(FedmeshError) as caught:
+                open_signed(Upload, bad, ROSTER)
+            assert caught.value.code is Code.STATEMENT_INVALID
+
+
+@pytest.mark.parametrize("changes", [{}, {"job_id": "j"}, {"round": 2}, {"attempt": 2}, {"round": 2, "attempt": 2}])
+def test_an_attempt_is_spelled_as_it_is(changes: dict[str, Any]) -> None:
+    for _ in range(2):
+        attempt = ATTEMPT.model_copy(update=changes)
+        assert attempt.encode() == spell(attempt.model_dump())
