@@ -141,9 +141,7 @@ async def _close_sum(case: Case, job: Job) -> None:
     tenure.aside(_pack_details(case, listed))
 
 
-async def _survivors(
-    case: Case, counted: tuple[Counted, ...]
-) -> tuple[tuple[Contribution, ...], dict[str, Signed]]:
+async def _survivors(case: Case, counted: tuple[Counted, ...]) -> tuple[tuple[Contribution, ...], dict[str, Signed]]:
     """Who was counted under the very statement that it sent here. Fetched after the sum was closed.
 
     Another one over the same ciphertext will not do: with other hashes of its segments it would have every hospital

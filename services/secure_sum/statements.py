@@ -434,7 +434,7 @@ def _parse(kind: type[Statement], statement: bytes) -> Statement:
         raise FedmeshError(
             Code.STATEMENT_INVALID, f"this is no {name} statement: {where[:80]}: {first['msg']}"
         ) from None
-    # pydantic's writer is several times as fast. It writes the canonical form of what was validated here: fields stand in
+    # pydantic is several times as fast. It writes the canonical form of what was validated here: fields stand in their
     # order, and what passes the patterns is printable ASCII without escapes. Where the two differ, `encode` decides.
     if to_json(found) != statement and found.encode() != statement:
         raise FedmeshError(Code.STATEMENT_INVALID, "a statement is not in canonical form")
