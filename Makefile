@@ -45,9 +45,10 @@ down: $(SYNCED)  ## Stop that stack; its data stays
 status: $(SYNCED)  ## Say what runs
 	@$(RUN) fedmesh status $(ARGS)
 
+# By file, for the sake of stacks that a module's tests share; in order, for the longest ones come first.
 .PHONY: test
 test: $(SYNCED)  ## Run the default test suite (real PostgreSQL, Redis, TLS and processes)
-	@$(RUN) pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+	@$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 .PHONY: test-slow
 test-slow: $(SYNCED)  ## Run the tests that take minutes

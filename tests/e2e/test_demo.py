@@ -20,8 +20,7 @@ from sklearn.metrics import roc_auc_score
 from services.embedded.stack import Stack
 
 FEDMESH = [sys.executable, "-c", "from services.cli.entry import main; main()"]
-# One worker runs all of these, one after the other: each has some ten processes.
-pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 def fedmesh(*arguments: object, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:

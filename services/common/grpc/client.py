@@ -90,11 +90,11 @@ async def call(
         with attempt:
             payload = request() if callable(request) else request
             under_way = method(payload, timeout=timeout_s, metadata=_trace_metadata())
-            first = _FirstStatus(under_way)
+            first = _FirstStatus(under_way) if callable(request) else None
             try:
                 return await under_way
             except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(first.instead_of(error)) from None
+                raise from_rpc_error(first.instead_of(error) if first else error) from None
     raise AssertionError("tenacity reraises")
 
 
