@@ -70,8 +70,10 @@ class PostgresJobs:
 
     async def running_with(self, hospital_ids: Sequence[str]) -> tuple[Job, ...]:
         rows = await self._connection.execute(
-            f"{_SELECT} where j.status = 'running' and j.hospital_ids && %s::text[] order by j.job_id for update of j",
-            (list(hospital_ids),),
+            f"{_SELECT} where j.status = 'running' and (j.hospital_ids && %(names)s::text[] or j.roster_sha256 in"  # noqa: S608 - a constant
+            " (select sha256 from registry.rosters where members && %(names)s::text[]))"
+            " order by j.job_id for update of j",
+            {"names": list(hospital_ids)},
         )
         return tuple([_job(row) async for row in rows])
 

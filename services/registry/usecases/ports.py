@@ -140,7 +140,7 @@ class Jobs(Protocol):
         ...
 
     async def running_with(self, hospital_ids: Sequence[str]) -> tuple[Job, ...]:
-        """Running jobs with any of these hospitals in their cohort, locked."""
+        """Running jobs with any of these hospitals in their cohort or in their roster, locked."""
         ...
 
     async def newest_attempt(self, job_id: UUID, round_number: int) -> tuple[int, int | None]:

@@ -36,7 +36,8 @@ class RosterUseCases:
     async def publish(self, command: Command[PublishedRoster], statement: bytes, signatures: dict[str, bytes]) -> bytes:
         """Make a roster the present one; one that is stored already is given back as it is.
 
-        Members that the present roster has and the new one has not are removed, and running jobs with them end.
+        Members that the present roster has and the new one has not are removed, and running jobs of rosters with them
+        end: they have the keys of these jobs.
 
         Raises: FedmeshError(STATEMENT_INVALID) for a roster that is not in order or not signed as it must be,
             (WRONG_STATE) for a fork or a removed member, (NOT_FOUND) for members that are not registered.
@@ -139,7 +140,10 @@ def _require_no_fork(told: Roster, present: PublishedRoster | None) -> None:
 
 
 async def _drop(tx: Transaction, caller: Identity, roster: Roster, dropped: Sequence[str], now: datetime) -> None:
-    """Remove members that are in the roster no longer, and end the jobs that they are in."""
+    """Remove members that are in the roster no longer, and end the jobs whose keys they hold.
+
+    A job is bound to its roster, and all members of that have its group key, those outside the job's cohort too.
+    """
     if not dropped:
         return
     reason = f"roster version {roster.statement.version} no longer has {', '.join(dropped)}"[:500]
