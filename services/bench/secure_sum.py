@@ -36,6 +36,7 @@ from services.secure_sum.wire import Layout, layout_of
 SEED: Final = 20
 # The first round also loads libraries and fills caches, and is not counted.
 WARM_UP: Final = 1
+_WORKERS: Final = "aggregator's workers"
 _PHASE_LINE: Final = re.compile(r'fedmesh_coordinator_phase_seconds_(sum|count)\{phase="(\w+)"\} (\S+)')
 
 
@@ -55,8 +56,9 @@ class BenchOptions:
 class SecureSumReport:
     """What the run measured. round_s: sealed to committed. phase_s: mean over the measured and the warm-up rounds.
 
-    centre_cpu_s: CPU of the four services and their workers in one round. hospital_cpu_s: of one hospital in one round,
-    training left out because there is none. aggregator_peak_extra_mb: most memory that the aggregator's processes held
+    centre_cpu_s: CPU of the four services and their workers in one round. centre_adding_cpu_s: the part of it that
+    reads, checks and adds ciphertexts and takes masks off. hospital_cpu_s: of one hospital in one round, training left
+    out because there is none. aggregator_peak_extra_mb: most memory that the aggregator's processes held
     beyond what they held after the round that warms up. add_over_bandwidth_bound: see `kernels.Kernels`. exact: in
     every round at least t hospitals decrypted the sum, and each of them exactly the sum of the integers.
     """
@@ -70,6 +72,7 @@ class SecureSumReport:
     phase_s: dict[str, float]
     centre_cpu_s: float
     centre_cpu_by_service_s: dict[str, float]
+    centre_adding_cpu_s: float
     hospital_cpu_s: float
     aggregator_peak_extra_mb: float
     ciphertext_set_mb: float
@@ -177,6 +180,7 @@ def _measure(
         phase_s=_phases(port),
         centre_cpu_s=sum(centre.values()),
         centre_cpu_by_service_s=centre,
+        centre_adding_cpu_s=usage.cpu_s[_WORKERS] / len(rounds),
         hospital_cpu_s=sum(usage.cpu_s[name] for name in names) / len(names) / len(rounds),
         aggregator_peak_extra_mb=usage.aggregator_extra_mb,
         ciphertext_set_mb=layout.upload_bytes / 2**20,
@@ -239,11 +243,15 @@ def _families(stack: Stack) -> dict[str, list[psutil.Process]]:
 
 
 def _cpu(stack: Stack) -> dict[str, float]:
-    """CPU seconds so far of every part, children that ended included."""
+    """CPU seconds so far of every part, children that ended included; and of the aggregator's children alone."""
     used = {}
     for name, family in _families(stack).items():
-        times = [process.cpu_times() for process in family]
-        used[name] = sum(t.user + t.system + t.children_user + t.children_system for t in times)
+        root, *rest = (process.cpu_times() for process in family)
+        children = sum(t.user + t.system + t.children_user + t.children_system for t in rest)
+        children += root.children_user + root.children_system
+        used[name] = root.user + root.system + children
+        if name == "aggregator":
+            used[_WORKERS] = children
     return used
 
 
@@ -301,6 +309,7 @@ def _print(console: Console, report: SecureSumReport, kernels: Kernels) -> None:
         "upload": f"{report.upload_bytes_per_parameter:.2f} bytes a value ({report.lanes} lane(s))",
         "download of the sum": f"{report.download_bytes_per_parameter:.2f} bytes a value",
         "CPU of the centre a round": f"{report.centre_cpu_s:.2f} s",
+        "  of which reading and adding": f"{report.centre_adding_cpu_s:.2f} s",
         "CPU of a hospital a round": f"{report.hospital_cpu_s:.2f} s",
         "aggregator's peak beyond rest": f"{report.aggregator_peak_extra_mb:.0f} MiB "
         f"(one ciphertext set: {report.ciphertext_set_mb:.1f} MiB)",

@@ -23,6 +23,7 @@ def fedmesh(params: int, lanes: int = 2, **changes: Any) -> dict[str, Any]:
         "round_s": {"p50": 2.0, "p99": 2.5},
         "phase_s": {"upload": 1.0},
         "centre_cpu_s": 0.5,
+        "centre_adding_cpu_s": 0.4,
         "hospital_cpu_s": 0.4,
         "aggregator_peak_extra_mb": 20.0,
         "add_over_bandwidth_bound": 12.0,
@@ -58,7 +59,8 @@ def test_good_figures_keep_every_limit() -> None:
 
     assert ok
     assert all(ratio.ok for ratio in ratios)
-    assert named(ratios, "NVFlare").value == pytest.approx(8.0)
+    assert named(ratios, "NVFlare's centre").value == pytest.approx(8.0)
+    assert named(ratios, "of adding").value == pytest.approx(10.0)
     assert named(ratios, "Flower's, 1M").value == pytest.approx(2.0 / 80.0)
     assert named(ratios, "alone, 1M").value == pytest.approx(0.5)
 
@@ -71,7 +73,7 @@ def test_good_figures_keep_every_limit() -> None:
         (0, {"upload_bytes_per_parameter": 20.1}, "2,048"),
         (1, {"round_s": {"p50": 80.1, "p99": 90.0}}, "Flower's, 100k"),
         (3, {"round_s": {"p50": 80.1, "p99": 90.0}}, "Flower's, 1M"),
-        (2, {"centre_cpu_s": 0.81}, "NVFlare"),
+        (2, {"centre_cpu_s": 0.81}, "NVFlare's centre"),
         (3, {"add_over_bandwidth_bound": 40.1}, "bandwidth"),
         (1, {"exact": False}, "right"),
     ],
