@@ -18,7 +18,6 @@ from services.aggregator.store.chunks import ChunkStore
 from services.aggregator.store.records import RedisSums
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import CHUNK_BYTES
 from services.common.ids import new_id
 from services.common.telemetry import attempt_span
 from services.secure_sum.opening import MaskKey, Opening
@@ -26,6 +25,9 @@ from services.secure_sum.statements import Upload
 
 # What a hospital could only cause by sending something that no honest node sends.
 _STRIKES: Final = frozenset({Code.CIPHERTEXT_INVALID, Code.CHUNK_STREAM_INVALID, Code.STATEMENT_INVALID})
+
+# Segments that are answered together.
+_MESSAGE_BYTES: Final = 1 << 20
 
 
 class Registry(Protocol):
@@ -216,7 +218,8 @@ class AggregatorUseCases:
             yield segment
 
     async def segments(self, caller: str, attempt: AttemptId, index: int) -> AsyncIterator[dict[str, bytes]]:
-        """One segment of every counted upload but the caller's own, some hospitals at a time, sorted.
+        """One segment of every counted upload but the caller's own, some hospitals at a time, sorted; those whose
+        segment is lost are left out, for the sum may not need them.
 
         Raises: FedmeshError(NOT_FOUND | PERMISSION_DENIED); (WRONG_STATE) while the sum is open; (INVALID_ARGUMENT)
             when there is no such segment.
@@ -224,15 +227,12 @@ class AggregatorUseCases:
         held = await self.get(attempt)
         held.require_member(caller)
         held.require_closed()
-        at_once = max(1, CHUNK_BYTES // held.layout.upload_segment_bytes(index))
+        at_once = max(1, _MESSAGE_BYTES // held.layout.upload_segment_bytes(index))
         names = sorted(held.contributions.keys() - {caller})
         for start in range(0, len(names), at_once):
             some = names[start : start + at_once]
             found = await self._chunks.read_each([held.blob(name) for name in some], index)
-            there = {name: segment for name, segment in zip(some, found, strict=True) if segment is not None}
-            if len(there) != len(some):
-                raise not_open(attempt)
-            yield there
+            yield {name: segment for name, segment in zip(some, found, strict=True) if segment is not None}
 
     async def get(self, attempt: AttemptId) -> Sum:
         """Raises: FedmeshError(NOT_FOUND)."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import urllib.request
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -267,7 +268,8 @@ def _reset_peak(family: list[psutil.Process]) -> float:
     """Begin a new peak of memory; MiB that is held now."""
     for process in family:
         # proc(5): 5 resets the peak resident set size to the present one.
-        Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+        with suppress(OSError):  # a worker that ended just now
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
     return sum(_memory_mb(process, "VmRSS") for process in family)
 
 

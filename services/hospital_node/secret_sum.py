@@ -114,7 +114,7 @@ class MaskedSums:
         state = self._begun(terms.attempt)
         received = {**segments, own: self._own_segment(terms, state, index)}
         for name, upload in check.uploads.items():
-            if hashlib.sha256(received.get(name, b"")).hexdigest() != _segment_sha256(upload, index):
+            if hashlib.sha256(received[name]).hexdigest() != _segment_sha256(upload, index):
                 raise _blame(f"segment {index} of {name}'s upload is not the one that {name} signed")
         start, count = terms.layout.coefficients(index)
         correction = masks.coefficients(check.correction, start, count)

@@ -11,7 +11,7 @@ says what is left. Everything else is for public values and does branch on them.
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from operator import mul, xor
+from operator import xor
 from typing import Final
 
 BITS: Final = 128
@@ -38,7 +38,8 @@ def guard(element: int) -> int:
 def dot(public: Sequence[int], secret: Iterable[int]) -> int:
     """The sum of the products of spread elements with guarded ones, pair by pair; an element, not spread."""
     # What the guards brought in, the sum of the public elements times x^128, is taken out again.
-    counted = reduce(xor, map(mul, public, secret), reduce(xor, public, 0) << _GUARD_SHIFT) & _LOWEST
+    products = (a * b for a, b in zip(public, secret, strict=True))
+    counted = reduce(xor, products, reduce(xor, public, 0) << _GUARD_SHIFT) & _LOWEST
     return _reduce(int((counted | _DIGITS).to_bytes(_SPREAD_BYTES, "big"), 2))
 
 
@@ -61,7 +62,12 @@ def product(elements: Iterable[int]) -> int:
 
 
 def inverse(element: int) -> int:
-    """1 / element, for a public one below 2^128 and not 0: the extended Euclidean algorithm."""
+    """1 / element, for a public one below 2^128: the extended Euclidean algorithm.
+
+    Raises: ValueError for 0.
+    """
+    if not element:
+        raise ValueError("0 has no inverse")
     a, b, of_a, of_b = element, _POLYNOMIAL, 1, 0
     # Always: element * of_a = a and element * of_b = b, modulo the polynomial.
     while a != 1:

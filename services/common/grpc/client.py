@@ -122,6 +122,8 @@ class _FirstStatus:
         under_way.add_done_callback(self._keep)
 
     def _keep(self, ended: Any) -> None:
+        if self._error is not None:
+            return
         code, trailing = _now(ended.code()), _now(ended.trailing_metadata())
         self._error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=_now(ended.details()))
 

@@ -222,7 +222,7 @@ class Mesh(Protocol):
     async def get_segments(self, attempt: AttemptId, index: int, size: int, patience_s: float) -> dict[str, bytes]:
         """One segment of every other hospital's upload, by hospital.
 
-        Raises: FedmeshError(TOO_LARGE) beyond `size` bytes altogether.
+        Raises: FedmeshError(TOO_LARGE) beyond `size` bytes altogether, names included.
         """
         ...
 

@@ -64,7 +64,11 @@ class Database:
             except IndexError:
                 connection = self._connect()
             try:
+                # Anew every time: whoever had it last may have been content with less.
+                connection.execute("PRAGMA synchronous = FULL")
                 yield connection
+                # What is deleted from the file does not stay in the cache of an idle connection.
+                connection.execute("PRAGMA shrink_memory")
             except BaseException:
                 # Whatever state it is in, it does not stay.
                 connection.close()
@@ -73,7 +77,6 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
         return connection

@@ -19,6 +19,8 @@ from services.secure_sum.epoch import EpochKeys
 
 log = get_logger(__name__)
 
+# What a message says around a segment: whose it is, and lengths.
+_NAME_BYTES: Final = 128
 # The aggregator must not know beforehand which segments will be looked at.
 _CHOICE: Final = random.SystemRandom()
 
@@ -106,10 +108,18 @@ class AgreeSteps(Steps):
         return await self.sum(self._t.secure_sum.decrypt, check, spool)
 
     async def _segments(self, task: Task, check: SumCheck, index: int) -> dict[str, bytes]:
-        """One segment of every other hospital's upload, of survivors and perhaps of some who were counted too late."""
+        """One segment of every other survivor's upload.
+
+        Raises: FedmeshError(NOT_FOUND) when the aggregator has one of them no more.
+        """
         terms = check.terms
-        size = terms.roster.size * terms.layout.upload_segment_bytes(index)
-        return await self._t.mesh.get_segments(task.attempt, index, size, self.patience(task))
+        size = terms.roster.size * (terms.layout.upload_segment_bytes(index) + _NAME_BYTES)
+        # Perhaps with some whose uploads were counted but not listed.
+        found = await self._t.mesh.get_segments(task.attempt, index, size, self.patience(task))
+        lost = check.uploads.keys() - found.keys() - {self._t.policy.hospital_id}
+        if lost:
+            raise FedmeshError(Code.NOT_FOUND, f"segment {index} of {', '.join(sorted(lost))} is not to be had")
+        return found
 
     async def _next_state(self, task: Task) -> SealedState:
         trainer = await self.trainer(task)

@@ -1,6 +1,5 @@
 """Rosters, and the key epochs of their members. What counts is who signed; who brings it does not matter."""
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from services.common.clock import Clock
@@ -36,8 +35,8 @@ class RosterUseCases:
     async def publish(self, command: Command[PublishedRoster], statement: bytes, signatures: dict[str, bytes]) -> bytes:
         """Make a roster the present one; one that is stored already is given back as it is.
 
-        Members that the present roster has and the new one has not are removed, and running jobs of rosters with them
-        end: they have the keys of these jobs.
+        Members that the present roster has and the new one has not are removed. Running jobs end whose keys one of them
+        has, or whoever had the keys of a member that has new ones now.
 
         Raises: FedmeshError(STATEMENT_INVALID) for a roster that is not in order or not signed as it must be,
             (WRONG_STATE) for a fork or a removed member, (NOT_FOUND) for members that are not registered.
@@ -57,8 +56,10 @@ class RosterUseCases:
             published = PublishedRoster(roster, statement, signatures, str(command.caller), now)
             await tx.rosters.add(published)
             await tx.outbox.add([_published(published, command.caller, now)])
-            dropped = [] if present is None else [name for name in present.roster.ids if name not in roster]
-            await _drop(tx, command.caller, roster, dropped, now)
+            if present is not None:
+                # Touched, so that a job that is being created beside this comes before it or knows of it.
+                await tx.hospitals.touch(roster.ids)
+                await _end_old_keys(tx, command.caller, present.roster, roster, now)
             return published
 
         try:
@@ -139,14 +140,16 @@ def _require_no_fork(told: Roster, present: PublishedRoster | None) -> None:
     )
 
 
-async def _drop(tx: Transaction, caller: Identity, roster: Roster, dropped: Sequence[str], now: datetime) -> None:
-    """Remove members that are in the roster no longer, and end the jobs whose keys they hold.
+async def _end_old_keys(tx: Transaction, caller: Identity, before: Roster, roster: Roster, now: datetime) -> None:
+    """Remove members that are in the roster no longer, and end the jobs whose keys are open to old member keys.
 
     A job is bound to its roster, and all members of that have its group key, those outside the job's cohort too.
     """
-    if not dropped:
+    gone = [member.hospital_id for member in before.statement.members if member not in roster.statement.members]
+    if not gone:
         return
-    reason = f"roster version {roster.statement.version} no longer has {', '.join(dropped)}"[:500]
+    reason = f"roster version {roster.statement.version} no longer has {', '.join(gone)} with the keys of before"[:500]
+    dropped = [name for name in gone if name not in roster]
     for hospital in (await tx.hospitals.get(dropped, lock=True)).values():
         if hospital.status is HospitalStatus.REMOVED:
             continue
@@ -154,7 +157,7 @@ async def _drop(tx: Transaction, caller: Identity, roster: Roster, dropped: Sequ
         facts = {"before": hospital.status.value, "status": HospitalStatus.REMOVED.value, "reason": reason}
         subject = f"hospital/{hospital.hospital_id}"
         await tx.outbox.add([event("hospital.status_changed", now, caller, subject, **facts)])
-    for job in await tx.jobs.running_with(dropped):
+    for job in await tx.jobs.running_with(gone):
         await end_job(tx, job, caller, JobStatus.FAILED, f"{reason}: start a new job"[:500], now)
 
 

@@ -12,7 +12,7 @@ from fedmesh.registry.v1 import registry_pb2 as pb
 from services.common.errors import Code
 from services.common.grpc.client import call
 from services.common.ids import new_id
-from services.secure_sum.roster import as_roster
+from services.secure_sum.roster import MemberKeys, as_roster, succeed
 from tests.integration.registry.harness import (
     HOSPITALS,
     Registry,
@@ -137,6 +137,38 @@ async def test_of_two_rosters_at_once_one_stands_and_no_job_is_forgotten(registr
     assert registry.sql("select count(*) from registry.rosters") == [(2,)]
     # Created before: ended by the roster. Created after: refused, because a member is no longer in it.
     assert registry.sql("select count(*) from registry.jobs where status = 'running'") == [(0,)]
+
+
+async def test_no_job_that_is_created_beside_a_roster_keeps_the_keys_of_who_is_dropped(registry: Registry) -> None:
+    """Its cohort has nobody in common with those who leave."""
+    present = await registry.found(*HOSPITALS)
+    plan_id = await registry.approved_plan()
+    creating = [
+        call(
+            registry.operator().CreateJob,
+            pb.CreateJobRequest(request_id=new_id(), plan_id=plan_id, hospital_ids=FOUR),
+            timeout_s=60,
+        )
+        for _ in range(6)
+    ]
+    publishing = call(registry.operator().PublishRoster, following(present, *FOUR), timeout_s=60)
+    first, *others = creating
+    await asyncio.gather(first, publishing, *others)
+    running = registry.sql("select roster_sha256 from registry.jobs where status = 'running'")
+    assert (present.sha256,) not in running
+
+
+async def test_jobs_end_when_a_member_gets_new_keys(registry: Registry) -> None:
+    """Whoever has the old ones could open what their epoch's keys protect."""
+    present = await registry.found(*HOSPITALS)
+    job = await registry.job(*FOUR)
+    members = [keys(name).public() for name in HOSPITALS[:4]] + [MemberKeys.generate(HOSPITALS[4]).public()]
+    statement = succeed(present, members)
+    await call(registry.operator().PublishRoster, publishing(statement, *FOUR))
+    ended = (await call(registry.operator().GetJob, pb.GetJobRequest(job_id=job.job_id))).job
+    assert (ended.status, HOSPITALS[4] in ended.reason) == (pb.JOB_STATUS_FAILED, True)
+    listed = (await call(registry.operator().ListHospitals, pb.ListHospitalsRequest())).hospitals
+    assert {item.status for item in listed} == {pb.HOSPITAL_STATUS_ACTIVE}
 
 
 async def test_a_job_is_bound_to_the_present_roster(registry: Registry) -> None:

@@ -38,6 +38,15 @@ def test_secrets_survive_a_restart(state: SqliteNodeState, tmp_path: Path) -> No
     assert {path.stat().st_mode & 0o077 for path in tmp_path.glob(f"{STATE_FILE}*")} == {0}
 
 
+def test_every_transaction_waits_for_the_disk(state: SqliteNodeState) -> None:
+    """Also on a connection whose last user did without: what was revealed must not be forgotten in a power failure."""
+    full = 2
+    for _ in range(3):
+        state.save_cursor("1-0")
+        with state._database.transaction() as connection:
+            assert connection.execute("PRAGMA synchronous").fetchone() == (full,)
+
+
 def test_a_lost_or_damaged_ciphertext_is_noticed(state: SqliteNodeState, tmp_path: Path) -> None:
     attempts = state.attempts
     sha256 = attempts.save_unmasked(ATTEMPT, iter([b"abcd", b"efg"]))

@@ -130,8 +130,9 @@ def test_more_complaints_than_colluders_prove_that_the_dealer_is_at_fault(shared
 
 
 def test_the_centre_checks_openings_without_numpy_or_tenseal() -> None:
+    """Nor with PyCryptodome, which only the tests have."""
     code = (
-        "import sys; import services.secure_sum.opening;"
-        "sys.exit(any(name in sys.modules for name in ('numpy', 'tenseal')))"
+        "import sys; import services.secure_sum.opening, services.secure_sum.member;"
+        "sys.exit(any(name in sys.modules for name in ('numpy', 'tenseal', 'Crypto')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
