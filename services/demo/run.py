@@ -44,6 +44,7 @@ APPROVER: Final = "second-operator"
 STARTUP_PATIENCE_S: Final = 300.0
 AUDIT_LOOK_S: Final = 1.0
 AUDIT_MOST_LOOKS: Final = 20
+# The kernel walks the page tables of all processes: some 0.15 s of a core each time.
 MEMORY_LOOK_S: Final = 2.0
 
 

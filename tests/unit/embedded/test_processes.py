@@ -170,3 +170,12 @@ def test_memory_counts_descendants_and_survives_the_dead() -> None:
     child.communicate()
     assert memory_pss_mb([child.pid]) == 0
     assert 28 < peak.peak_mb < 200
+
+
+def test_the_peak_counts_what_is_there_at_the_end() -> None:
+    with PeakMemory(lambda: [os.getpid()], interval_s=60) as peak:
+        assert processes.wait_until(lambda: peak.peak_mb > 0, 10)
+        before = peak.peak_mb
+        large = b"1" * 50_000_000
+    assert len(large) > 0
+    assert peak.peak_mb > before + 40
