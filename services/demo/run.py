@@ -106,7 +106,7 @@ def run_demo(options: DemoOptions, console: Console) -> Report:
     guard = Guard()
     stack = Stack(folder / "stack", guard=guard)
     try:
-        # Before anything is started: compiling the plan takes more memory than a hospital has later.
+        # Before anything is started: the compiler and the stores count too.
         with PeakMemory(lambda: [os.getpid(), *stack.pids()], interval_s=MEMORY_LOOK_S) as memory:
             with console.status("Preparing PostgreSQL, Redis and the four services ..."):
                 # The compiler needs a core for some 15 s, the stores mostly wait: they go side by side.
