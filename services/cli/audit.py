@@ -12,7 +12,7 @@ from services.cli.mesh import awake, stub
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call, stream
-from services.transparency.checkpoint import open_checkpoint, parse_verifier_key
+from services.transparency.checkpoint import VerifierKey, open_checkpoint, parse_verifier_key
 from services.transparency.export import ExportWriter
 from services.transparency.verify import verify_export
 
@@ -61,6 +61,19 @@ def verify(
     """Check an export with no help from any server: signature, every entry, the whole tree. Exit code 1 if it fails."""
     if not directory.is_dir():
         raise FedmeshError(Code.NOT_FOUND, f"there is no folder {directory}")
-    trusted = key.read_text(encoding="utf-8").strip() if key is not None else None
-    report = verify_export(directory, trusted)
+    report = verify_export(directory, None if key is None else _trusted_key(key))
     Console().print(f"[green]OK[/green] {report.statement}", highlight=False, soft_wrap=True)
+
+
+def _trusted_key(path: Path) -> VerifierKey:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT,
+            f"cannot read the key file {path}: {error.strerror}; --key takes a file with the log's public key",
+        ) from error
+    try:
+        return parse_verifier_key(text.strip())
+    except FedmeshError as error:
+        raise FedmeshError(error.code, f"{path} holds no public key of a log: {error.message}") from None

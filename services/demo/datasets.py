@@ -1,7 +1,7 @@
 """Where the demonstration's data comes from: made here, read from a folder, or fetched from OpenML."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,6 +10,8 @@ import duckdb
 import numpy as np
 
 from services.common.errors import Code, FedmeshError
+from services.demo import openml
+from services.demo.storage import storing, write_table, write_text
 from services.demo.synthetic import SIZES, CohortFiles, generate
 from services.hospital_node.sources.mapping import PartitionFile
 from services.hospital_node.sources.reader import check_columns
@@ -18,10 +20,8 @@ from services.plans.manifest import PlanManifest
 SYNTHETIC: Final = "synthetic"
 DIABETES130: Final = "diabetes130"
 _OPENML_ID: Final = 4541
-_FETCH_TIMEOUT_HINT: Final = (
-    "no answer from OpenML: this machine may have no internet access. Use --data DIR with a folder that holds "
-    "diabetic_data.parquet (or .csv) and partition15.csv, or leave both options out for the synthetic cohort"
-)
+# Beside the files of a cohort that a demonstration wrote: which one it is.
+_MARK: Final = "source.txt"
 
 
 @dataclass(frozen=True)
@@ -42,63 +42,90 @@ class DemoData:
 
 
 def synthetic(folder: Path, hospitals: int) -> DemoData:
-    """Make the synthetic cohort of 2 to 15 hospitals in a folder."""
+    """Make the synthetic cohort of 4 to 15 hospitals in a folder.
+
+    Raises: FedmeshError(STORE_FULL, CONFIG_INVALID) when the folder is full or cannot be written.
+    """
+    _mark(folder, SYNTHETIC)
     files = generate(folder, SIZES[:hospitals])
-    return _described(SYNTHETIC, files, is_synthetic=True)
+    return _described(SYNTHETIC, files)
 
 
 def from_folder(folder: Path, plan: PlanManifest) -> DemoData:
     """Use diabetes-130 files: `diabetic_data.parquet` or `.csv`, and a partition CSV (patient_nbr,hospital,split).
 
+    A cohort that an earlier demonstration made there is named as what it is; files without such a mark are real.
+
     Raises: FedmeshError(DATA_INVALID) naming the file or the columns that the plan misses.
     """
     encounters = _first(folder, ("diabetic_data.parquet", "diabetic_data.csv"), "the encounters")
     partition = _first(folder, ("partition15.csv", "partition.csv"), "the partition (patient_nbr,hospital,split)")
+    name = _marked(folder) or DIABETES130
     # Here, where the person waits, and not at the hospitals: those would only decline the job.
     check_columns(encounters, plan, PartitionFile(partition, hospital=""))
-    return _described(DIABETES130, CohortFiles(encounters, partition), is_synthetic=False)
+    return _described(name, CohortFiles(encounters, partition))
 
 
-def fetch_openml(folder: Path, say: Callable[[str], None]) -> DemoData:
+def fetch_openml(
+    folder: Path, plan: PlanManifest, say: Callable[[str], None], address: str = openml.ADDRESS
+) -> DemoData:
     """Fetch diabetes-130 from OpenML, and assign its patients to fifteen hospitals by a hash of their number.
 
-    Raises: FedmeshError(SERVICE_UNAVAILABLE) without internet; (DATA_INVALID) when the answer is something else.
-    """
-    from sklearn.datasets import fetch_openml as sklearn_fetch
+    What an earlier call fetched into the folder is used again.
 
+    Raises: FedmeshError: as `openml.fetch`; DATA_INVALID when columns are missing.
+    """
     files = CohortFiles(folder / "diabetic_data.parquet", folder / "partition15.csv")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (files.encounters.exists() and files.partition.exists()):
+    # The partition is written last.
+    if not (_marked(folder) == DIABETES130 and files.encounters.exists() and files.partition.exists()):
+        _mark(folder, DIABETES130)
         say(f"Fetching diabetes-130 from OpenML (data set {_OPENML_ID}, about 20 MB) ...")
-        try:
-            bunch = sklearn_fetch(data_id=_OPENML_ID, as_frame=True, parser="liac-arff", n_retries=1, delay=0.5)
-        except Exception as error:
-            # scikit-learn lets through whatever urllib, http or the cache raise.
-            raise FedmeshError(Code.SERVICE_UNAVAILABLE, _FETCH_TIMEOUT_HINT) from error
-        frame = bunch.frame.astype(str).replace({"nan": "?", "None": "?"})
-        missing = {"encounter_id", "patient_nbr", "readmitted"} - set(frame.columns)
+        columns = openml.fetch(_OPENML_ID, folder / ".openml.arff", address)
+        missing = {"encounter_id", "patient_nbr", "readmitted"} - set(columns)
         if missing:
             raise FedmeshError(Code.DATA_INVALID, f"OpenML's data set {_OPENML_ID} lacks {', '.join(sorted(missing))}")
-        _save(frame, files)
-    return _described(DIABETES130, files, is_synthetic=False)
+        _save(columns, files)
+    check_columns(files.encounters, plan, PartitionFile(files.partition, hospital=""))
+    return _described(DIABETES130, files)
 
 
-def _save(frame: object, files: CohortFiles) -> None:
-    patients = sorted(set(frame["patient_nbr"]))  # type: ignore[index]
+def _save(columns: Mapping[str, Sequence[str]], files: CohortFiles) -> None:
     weights = np.array(SIZES) / sum(SIZES)
     cuts = np.cumsum(weights)
     lines = ["patient_nbr,hospital,split"]
-    for patient in patients:
+    for patient in sorted(set(columns["patient_nbr"])):
         draw = hashlib.sha256(f"fedmesh-partition/{patient}".encode()).digest()
         hospital = int(np.searchsorted(cuts, int.from_bytes(draw[:6], "big") / 2**48, side="right"))
         share = int.from_bytes(draw[6:12], "big") / 2**48
         split = "train" if share < 0.7 else "val" if share < 0.8 else "test"
         lines.append(f"{patient},{min(hospital, len(SIZES) - 1)},{split}")
-    files.partition.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with duckdb.connect() as connection:
-        connection.execute("set enable_progress_bar = false")
-        connection.register("rows_to_write", frame)
-        connection.execute("copy rows_to_write to $path (format parquet)", {"path": str(files.encounters)})
+    texts = {name: np.array(column, dtype=object) for name, column in columns.items()}
+    write_table(files.encounters, "parquet", texts)
+    write_text(files.partition, "\n".join(lines) + "\n")
+
+
+def _mark(folder: Path, name: str) -> None:
+    """Say beside the files what they are, before they are there: a folder with half of them is not taken for real."""
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / _MARK, name + "\n")
+
+
+def _marked(folder: Path) -> str | None:
+    """What a folder's files are, if a demonstration wrote them. Raises: FedmeshError(DATA_INVALID)."""
+    path = folder / _MARK
+    try:
+        name = path.read_text(encoding="utf-8", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise FedmeshError(Code.DATA_INVALID, f"cannot read {path}: {error.strerror}") from error
+    if name not in (SYNTHETIC, DIABETES130):
+        raise FedmeshError(
+            Code.DATA_INVALID,
+            f"{path} must say {SYNTHETIC} or {DIABETES130}: delete it if the files beside it are diabetes-130 data",
+        )
+    return name
 
 
 def _first(folder: Path, names: tuple[str, ...], what: str) -> Path:
@@ -110,7 +137,7 @@ def _first(folder: Path, names: tuple[str, ...], what: str) -> Path:
     raise FedmeshError(Code.DATA_INVALID, f"{folder} lacks {what}: expected {' or '.join(names)}")
 
 
-def _described(name: str, files: CohortFiles, *, is_synthetic: bool) -> DemoData:
+def _described(name: str, files: CohortFiles) -> DemoData:
     try:
         with duckdb.connect() as connection:
             rows = connection.execute(
@@ -124,4 +151,5 @@ def _described(name: str, files: CohortFiles, *, is_synthetic: bool) -> DemoData
     values = sorted((str(row[0]) for row in rows if row[0] is not None), key=lambda text: (len(text), text))
     if not values:
         raise FedmeshError(Code.DATA_INVALID, f"{files.partition.name} assigns no patient to a hospital")
+    is_synthetic = name == SYNTHETIC
     return DemoData(name, files.encounters.absolute(), files.partition.absolute(), tuple(values), is_synthetic)

@@ -44,6 +44,8 @@ APPROVER: Final = "second-operator"
 STARTUP_PATIENCE_S: Final = 300.0
 AUDIT_LOOK_S: Final = 1.0
 AUDIT_MOST_LOOKS: Final = 20
+# The kernel walks the page tables of all processes: some 0.15 s of a core each time.
+MEMORY_LOOK_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,15 @@ def choose_plan(options: DemoOptions) -> PlanManifest:
     return validate(PlanManifest, changed, f"plan {plan.name}", Code.PLAN_INVALID)
 
 
-def make_data(options: DemoOptions, say: Callable[[str], None]) -> DemoData:
-    """The data that is not there yet. Raises: as the functions of `datasets`."""
+def prepare_data(options: DemoOptions, plan: PlanManifest, say: Callable[[str], None]) -> DemoData:
+    """The data to train on: given, made, or fetched. Raises: as the functions of `datasets`."""
+    if options.data is not None:
+        return datasets.from_folder(options.data, plan)
+    # A folder each: one kind must not be taken for the other.
+    folder = options.folder / "data" / options.dataset
     if options.dataset == datasets.DIABETES130:
-        return datasets.fetch_openml(options.folder / "data", say)
-    return datasets.synthetic(options.folder / "data", options.hospitals)
+        return datasets.fetch_openml(folder, plan, say)
+    return datasets.synthetic(folder, options.hospitals)
 
 
 def run_demo(options: DemoOptions, console: Console) -> Report:
@@ -92,21 +98,21 @@ def run_demo(options: DemoOptions, console: Console) -> Report:
     for path in (options.report, options.predictions):
         _require_writable(path)
     plan = choose_plan(options)
-    # What is wrong with the data is said before the last demonstration is thrown away.
-    given = None if options.data is None else datasets.from_folder(options.data, plan)
+    # What is wrong with the data, or with the way to it, is said before the last demonstration is thrown away.
+    with console.status("Preparing the data ..."):
+        data = prepare_data(options, plan, lambda text: console.print(text))
     folder = options.folder.absolute()
     Stack(folder / "stack").destroy()
     guard = Guard()
     stack = Stack(folder / "stack", guard=guard)
     try:
-        with console.status("Preparing the data, PostgreSQL, Redis and the four services ..."):
-            # The compiler needs a core for some 15 s, the stores mostly wait: they go side by side.
-            stack.precompile(canonical_bytes(plan))
-            data = given or make_data(options, lambda text: console.print(text))
-            stack.start()
-        console.print(f"Data: {data.description}; {len(data.hospitals)} hospitals. Plan: {plan.name}.")
-        # Walking the page tables of all processes costs the kernel some 0.2 s of a core: not too often.
-        with PeakMemory(lambda: [os.getpid(), *stack.pids()], interval_s=4.0) as memory:
+        # Before anything is started: the compiler and the stores count too.
+        with PeakMemory(lambda: [os.getpid(), *stack.pids()], interval_s=MEMORY_LOOK_S) as memory:
+            with console.status("Preparing PostgreSQL, Redis and the four services ..."):
+                # The compiler needs a core for some 15 s, the stores mostly wait: they go side by side.
+                stack.precompile(canonical_bytes(plan))
+                stack.start()
+            console.print(f"Data: {data.description}; {len(data.hospitals)} hospitals. Plan: {plan.name}.")
             return _train_and_compare(options, console, stack, data, plan, started, memory)
     finally:
         with console.status("Stopping everything ..."):
@@ -145,6 +151,7 @@ def _train_and_compare(
             sets = reading.result()
             test = pooled_test(sets)
             probability = _predict(plan, trained.state, test.x)
+            memory.sample()
             report = Report(
                 dataset=data.name,
                 hospitals=len(ids),

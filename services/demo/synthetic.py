@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
+
+from services.demo.storage import storing, write_table
 
 # Patients of each hospital: a few large, many small, as in a real consortium.
 SIZES: Final = (16000, 15000, 7000, 5200, 4200, 3800, 3000, 2900, 2200, 1900, 1500, 1400, 1200, 900, 800)
@@ -48,9 +49,12 @@ def generate(folder: Path, sizes: Sequence[int] = SIZES, seed: int = SEED) -> Co
     """Write the cohort into a folder. The same sizes and seed give the same files.
 
     sizes: patients of each hospital; at least one each.
+
+    Raises: FedmeshError(STORE_FULL, CONFIG_INVALID) when the folder is full or cannot be written.
     """
     rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     tables: list[Mapping[str, npt.NDArray[np.generic]]] = []
     partitions = []
     first_patient, first_encounter = 1_000_000, 50_000_000
@@ -69,19 +73,13 @@ def generate(folder: Path, sizes: Sequence[int] = SIZES, seed: int = SEED) -> Co
         first_patient += patients
         first_encounter += int(stays.sum())
     files = CohortFiles(folder / "diabetic_data.parquet", folder / "partition15.csv")
-    _write(files.encounters, "parquet", tables)
-    _write(files.partition, "csv", partitions)
+    write_table(files.encounters, "parquet", _joined(tables))
+    write_table(files.partition, "csv", _joined(partitions))
     return files
 
 
-def _write(path: Path, kind: str, tables: Sequence[Mapping[str, npt.NDArray[np.generic]]]) -> None:
-    columns = {name: np.concatenate([table[name] for table in tables]).astype(str).astype(object) for name in tables[0]}
-    with duckdb.connect() as connection:
-        connection.execute("set enable_progress_bar = false")
-        connection.register("rows_to_write", columns)
-        connection.table("rows_to_write").query(
-            "rows_to_write", f"copy rows_to_write to '{path.as_posix().replace(chr(39), chr(39) * 2)}' (format {kind})"
-        )
+def _joined(tables: Sequence[Mapping[str, npt.NDArray[np.generic]]]) -> dict[str, npt.NDArray[np.generic]]:
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
 def _encounters(

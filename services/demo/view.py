@@ -58,9 +58,6 @@ class View:
                 self._say(f"round {done.version}/{progress.total_rounds} burnt: {done.burnt_reason}")
                 continue
             facts = " ".join(f"{name} {value}" for name, value in self._facts(progress, done.version) if value)
-            if done.burnt:
-                self._say(f"round {done.version}/{progress.total_rounds} burnt: {done.burnt_reason}")
-                continue
             self._say(
                 f"round {done.version}/{progress.total_rounds} committed: {len(done.contributions)} hospitals, "
                 f"{len(done.contributions) * done.upload_bytes / 1024:,.0f} KiB encrypted {facts}".rstrip()
@@ -139,6 +136,5 @@ class View:
                 continue
             seconds = (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
             facts = [value or "-" for _name, value in self._facts(progress, done.version)]
-            hospitals = "burnt" if done.burnt else str(len(done.contributions))
-            table.add_row(str(done.version), hospitals, f"{seconds:.2f} s", *facts)
+            table.add_row(str(done.version), str(len(done.contributions)), f"{seconds:.2f} s", *facts)
         return table

@@ -15,11 +15,25 @@ def memory_pss_mb(pids: Iterable[int]) -> float:
     PSS divides every shared page by the number of processes that map it, so that the sum counts it once. Processes
     that ended meanwhile count as zero.
     """
+    return sum(_pss_kib(pid) for pid in _families(pids)) / 1024
+
+
+def _families(pids: Iterable[int]) -> set[int]:
+    """The processes and all their descendants, from one look at the process table, not one for each of them."""
+    children: dict[int, list[int]] = {}
+    for pid in psutil.pids():
+        # Field 4 of proc(5) stat is the parent; the command name before it may hold spaces and parentheses.
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+            children.setdefault(int(stat[stat.rindex(b")") + 2 :].split()[1]), []).append(pid)
     family: set[int] = set()
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family.update({pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))})
-    return sum(_pss_kib(pid) for pid in family) / 1024
+    waiting = list(pids)
+    while waiting:
+        pid = waiting.pop()
+        if pid not in family:
+            family.add(pid)
+            waiting += children.get(pid, [])
+    return family
 
 
 def _pss_kib(pid: int) -> int:
@@ -33,7 +47,7 @@ def _pss_kib(pid: int) -> int:
 
 
 class PeakMemory:
-    """Samples `memory_pss_mb` in a thread while its block runs; `peak_mb` is the largest sum seen, in MiB."""
+    """Samples `memory_pss_mb` in a thread while its block runs and at its end; `peak_mb` is the largest sum, in MiB."""
 
     def __init__(self, pids: Callable[[], Iterable[int]], interval_s: float = 1.0) -> None:
         """pids: says, at every sample, which processes count; descendants are added."""
@@ -63,4 +77,5 @@ class PeakMemory:
         while True:
             self.sample()
             if self._ended.wait(self._interval_s):
+                self.sample()
                 return

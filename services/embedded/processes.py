@@ -17,7 +17,7 @@ from typing import Final
 import psutil
 
 from services.common.errors import Code, FedmeshError
-from services.embedded.accounts import Account
+from services.embedded.accounts import Account, folder_error
 
 LOOPBACK: Final = "127.0.0.1"
 # How long a process may take to vanish after SIGKILL: one that waits for a disk goes only when the disk answers.
@@ -182,11 +182,19 @@ def spawn(
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600 atomically: readers see the old text or the new."""
+    """Write a file of mode 0600 atomically: readers see the old text or the new.
+
+    Raises: FedmeshError: STORE_FULL on a full disk, CONFIG_INVALID when the folder cannot be written.
+    """
     staging = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with open(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-    staging.replace(path)
+    try:
+        with open(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+        staging.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            staging.unlink()
+        raise folder_error(path.parent, error) from error
 
 
 @contextlib.contextmanager

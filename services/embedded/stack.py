@@ -265,15 +265,17 @@ class Stack:
     # ---- making
 
     def _make_identities(self) -> None:
-        from services.transparency.checkpoint import generate_key
+        from services.transparency.checkpoint import generate_key, load_signing_key
 
         private_folder(self.folder / "keys")
         private_folder(self.folder / "config")
         for name in SERVICES:
             self._issued(Kind.SERVICE, name)
         if not self.audit_key.exists():
-            verifier = generate_key(self.audit_key, f"{CONSORTIUM}/audit")
-            self.audit_verifier.write_text(verifier + "\n", encoding="utf-8")
+            generate_key(self.audit_key, f"{CONSORTIUM}/audit")
+        if not self.audit_verifier.exists():
+            # From the file, and not only when that is made: a start that a full disk cut short in between goes on here.
+            processes.write_private(self.audit_verifier, f"{load_signing_key(self.audit_key).verifier}\n")
 
     def _migrate(self) -> None:
         from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS

@@ -138,7 +138,7 @@ def final(run: Run) -> bytes:
 def trainers(run: Run) -> list[Trainer]:
     """Each hospital's part, computed anew from its file."""
     plan = choose_plan(DemoOptions(run.folder, privacy=None, rounds=1))
-    data = run.folder / "data"
+    data = run.folder / "data" / "synthetic"
     sets = [
         read_dataset(
             data / "diabetic_data.parquet",

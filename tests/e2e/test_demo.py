@@ -84,8 +84,8 @@ def test_the_predictions_give_the_reported_figures(finished: Path) -> None:
     scores = {row["encounter_id"]: float(row["score"]) for row in csv.DictReader((finished / "p.csv").open())}
     with duckdb.connect() as connection:
         rows = connection.execute(
-            f"select encounter_id, readmitted = '<30' from '{finished}/data/diabetic_data.parquet' "
-            f"join read_csv('{finished}/data/partition15.csv', all_varchar = true) using (patient_nbr) "
+            f"select encounter_id, readmitted = '<30' from '{finished}/data/synthetic/diabetic_data.parquet' "
+            f"join read_csv('{finished}/data/synthetic/partition15.csv', all_varchar = true) using (patient_nbr) "
             "where split = 'test' and discharge_disposition_id not in ('11', '13', '14', '19', '20', '21')"
         ).fetchall()
     assert {encounter for encounter, _label in rows} == set(scores)
@@ -138,7 +138,7 @@ def test_no_patient_identifier_is_in_the_centre(finished: Path) -> None:
     """Encounter and patient numbers of the cohort stand in no log and no audit entry."""
     with duckdb.connect() as connection:
         rows = connection.execute(
-            f"select encounter_id, patient_nbr from '{finished}/data/diabetic_data.parquet' limit 2000"
+            f"select encounter_id, patient_nbr from '{finished}/data/synthetic/diabetic_data.parquet' limit 2000"
         ).fetchall()
     identifiers = {number for row in rows for number in row}
     for path in (finished / "stack" / "run").glob("*.log"):

@@ -310,7 +310,7 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 def _finite(name: str, value: object) -> float:
     if not _METRIC_NAME.fullmatch(name):
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"metrics_json: {name[:80]!r} is not a name like validation_auroc")
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"metrics_json: {name[:80]!r} is not a name like auroc")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"metrics_json: {name} is not a number")
     try:

@@ -47,6 +47,19 @@ def test_a_record_survives_a_file_and_a_recycled_pid_is_never_signalled(
     assert not record.alive()
 
 
+def test_a_disk_that_refuses_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FedmeshError, match=r"cannot use the data folder .*/file: Not a directory; choose") as caught:
+        processes.write_private(tmp_path / "file" / "x", "text")
+    assert caught.value.code is Code.CONFIG_INVALID
+    staging = tmp_path / f".x.{os.getpid()}.{threading.get_ident()}"
+    staging.symlink_to("/dev/full")
+    with pytest.raises(FedmeshError, match=f"no space left for {tmp_path}: free some") as caught:
+        processes.write_private(tmp_path / "x", "text")
+    assert caught.value.code is Code.STORE_FULL
+    assert not staging.is_symlink()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x", "mark": 1}', "null"])
 def test_a_torn_pid_file_is_no_process(tmp_path: Path, content: str) -> None:
     (tmp_path / "pid").write_text(content)
@@ -157,3 +170,12 @@ def test_memory_counts_descendants_and_survives_the_dead() -> None:
     child.communicate()
     assert memory_pss_mb([child.pid]) == 0
     assert 28 < peak.peak_mb < 200
+
+
+def test_the_peak_counts_what_is_there_at_the_end() -> None:
+    with PeakMemory(lambda: [os.getpid()], interval_s=60) as peak:
+        assert processes.wait_until(lambda: peak.peak_mb > 0, 10)
+        before = peak.peak_mb
+        large = b"1" * 50_000_000
+    assert len(large) > 0
+    assert peak.peak_mb > before + 40

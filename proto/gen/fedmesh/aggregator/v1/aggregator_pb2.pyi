@@ -523,7 +523,7 @@ class GetSumResponse(google.protobuf.message.Message):
     CONTRIBUTIONS_FIELD_NUMBER: builtins.int
     SUM_SHA256_FIELD_NUMBER: builtins.int
     state: global___SumState.ValueType
-    """Open or closed."""
+    """Open, closed or computed."""
     sum_sha256: builtins.str
     """SHA-256 of the encrypted sum once computed, else empty."""
     @property

@@ -237,7 +237,7 @@ class Task(google.protobuf.message.Message):
     next_state_sha256: builtins.str
     """ATTEST and COMMITTED: SHA-256 of the proposed or committed next state."""
     reason: builtins.str
-    """ABORTED and JOB_ENDED: why, in words."""
+    """ABORTED, BURNT and JOB_ENDED: why, in words."""
     roster_sha256: builtins.str
     """SHA-256 of the roster that the attempt is bound to, 64 hex digits. Thresholds follow from its size."""
     epoch: builtins.int

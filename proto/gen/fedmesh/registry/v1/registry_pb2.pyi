@@ -419,7 +419,7 @@ class Metric(google.protobuf.message.Message):
     version: builtins.int
     """The version measured."""
     name: builtins.str
-    """Name, such as `validation_auroc`."""
+    """Name, such as `auroc`, `auprc` or `loss`."""
     value: builtins.float
     """Value, dimensionless unless the name has a unit."""
     @property
