@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from fedmesh.registry.v1 import registry_pb2
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -73,15 +74,14 @@ def rounds(
     by_version: dict[int, dict[str, float]] = {}
     for metric in metrics:
         by_version.setdefault(metric.version, {})[metric.name] = metric.value
-    table = make_table("round", "attempt", "hospitals", "agreeing", "finalizer", "overhead", "loss", "AUROC", "burnt")
+    table = make_table("round", "attempt", "agreeing", "finalizer", "overhead", "loss", "AUROC", "burnt")
     for done in found:
         seconds = (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
         measured = by_version.get(done.version, {})
         table.add_row(
             str(done.version),
             str(done.attempt.attempt),
-            str(len(done.contributions)),
-            str(len(done.agreeing)),
+            f"{len(done.agreeing)} of {len(done.contributions)}",
             "[red]burnt[/red]" if done.burnt else done.finalizer,
             f"{seconds:.2f} s",
             *(f"{measured[name]:.4f}" if name in measured else "" for name in ("loss", "auroc")),
@@ -161,8 +161,8 @@ def stack_dir(folder: Path) -> Path:
 
 
 def make_table(*columns: str) -> Table:
-    """A table whose cells wrap in a narrow terminal."""
-    table = Table()
+    """A table with little between its columns, whose cells wrap in a narrow terminal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

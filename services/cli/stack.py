@@ -33,11 +33,13 @@ def up(
     """Start PostgreSQL, Redis and the four services, and leave them running. Harmless when they run."""
     console = Console()
     stack = Stack(folder, base_port=port)
+    ran_before = stack.exists() and any(part.running for part in stack.status())
     with console.status("Starting PostgreSQL, Redis, audit, registry, aggregator, coordinator ..."):
         try:
             stack.start()
         except BaseException:
-            stack.stop()
+            if not ran_before:
+                stack.stop()
             raise
     _print(console, stack)
     console.print(f"Stop it with: fedmesh down --dir {folder}")

@@ -98,6 +98,9 @@ def test_the_stopped_stack_can_be_looked_at(finished: Path) -> None:
     job = json.loads((finished / "r.json").read_text())["job_id"]
     assert job in fedmesh("jobs", "--dir", finished, env={**os.environ, "COLUMNS": "200"}).stdout
     assert "readmission-logistic" in fedmesh("models", "--dir", finished, env={**os.environ, "COLUMNS": "200"}).stdout
+    rounds = fedmesh("rounds", "--dir", finished, env={**os.environ, "COLUMNS": "200"}).stdout
+    assert rounds.count("hospital") >= 1
+    assert "AUROC" in rounds
     ledger = fedmesh("privacy", "ledger", "--dir", finished, env={**os.environ, "COLUMNS": "200"}).stdout
     assert ledger.count(job[:8]) == 4
     assert left_running(finished) == []

@@ -86,7 +86,7 @@ def test_epochs_newest_first(answering: Any, capsys: pytest.CaptureFixture[str])
     answering(GetEpoch=epoch)
     members.epochs()
     shown = capsys.readouterr().out
-    assert [line.split()[1] for line in shown.splitlines() if "hospital-01" in line] == ["3", "2", "1"]
+    assert [line.split()[0] for line in shown.splitlines() if "hospital-01" in line] == ["3", "2", "1"]
     assert "Epoch 4 has been due for 12 s" in shown
     answering(GetEpoch=lambda _: pb.GetEpochResponse())
     members.epochs()
