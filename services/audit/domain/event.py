@@ -71,10 +71,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A checked event, ready for the tree."""
+    """A checked event, ready for the tree. attempt: the job, round and attempt that it is about, if it says so."""
 
     event_id: UUID
     content: bytes
+    attempt: tuple[str, int, int] | None = None
 
 
 def make_leaf(event: Event, source: Identity) -> Leaf:
@@ -88,16 +89,26 @@ def make_leaf(event: Event, source: Identity) -> Leaf:
     for field, value in (("actor", event.actor), ("subject", event.subject)):
         if len(value) > _MAX_NAME or not _NAME.fullmatch(value):
             raise _invalid(event, f"{field} must be 1 to {_MAX_NAME} letters, digits and . _ : / @ + -")
+    body = _parse_body(event)
     content = {
         "actor": event.actor,
-        "body": _parse_body(event),
+        "body": body,
         "event_id": event.event_id,
         "occurred_at": event.occurred_at,
         "source": str(source),
         "subject": event.subject,
         "type": event.type,
     }
-    return Leaf(event_id, canonical_json(content))
+    return Leaf(event_id, canonical_json(content), _attempt(event.subject, body))
+
+
+def _attempt(subject: str, body: dict[str, Any]) -> tuple[str, int, int] | None:
+    kind, _, job_id = subject.partition("/")
+    numbers = body.get("round"), body.get("attempt")
+    match numbers:
+        case (int(round_number), int(attempt)) if kind == "job":
+            return job_id, round_number, attempt
+    return None
 
 
 def _parse_body(event: Event) -> dict[str, Any]:
