@@ -81,9 +81,9 @@ def assemble(
     out: Annotated[Path, typer.Option(help="New file: `roster` of every hospital's node")],
 ) -> None:
     """Put a founding roster and everybody's signatures together. Bring the file to every hospital out of band."""
-    content = _read(statement)
-    save_roster_file(out, content, _signatures(signatures))
-    _describe(verify_founding(content, _signatures(signatures)), out)
+    content, signed = _read(statement), _signatures(signatures)
+    save_roster_file(out, content, signed)
+    _describe(verify_founding(content, signed), out)
 
 
 @app.command()

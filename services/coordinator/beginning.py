@@ -16,6 +16,7 @@ from services.coordinator.store.redis import Observation
 from services.coordinator.store.shelf import advert_field, confirmation_field, share_field, upload_field
 from services.coordinator.tasks import Papers
 from services.coordinator.tenure import Tenure
+from services.coordinator.wire import listed_uploads
 from services.plans.manifest import PlanManifest
 from services.secure_sum.statements import Signed, Survivors, parse
 
@@ -147,8 +148,7 @@ async def rebuild(
 
 def all_counted(attempt: Attempt, counted: Iterable[Counted]) -> bool:
     """Whether every survivor is counted under the very `upload` statement that the list of survivors names."""
-    listed = {(item.hospital_id, item.upload) for item in parse(Survivors, attempt.survivors.encode()).survivors}
-    return listed <= {(item.hospital_id, item.upload_sha256) for item in counted}
+    return listed_uploads(attempt).items() <= {(item.hospital_id, item.upload_sha256) for item in counted}
 
 
 def _restored(stored: StoredSurvivors, returned: int) -> tuple[Attempt, dict[str, bytes]]:

@@ -25,10 +25,10 @@ from services.coordinator.store.shelf import (
     share_field,
     upload_field,
 )
-from services.coordinator.wire import attempt_ref
+from services.coordinator.wire import attempt_ref, listed_uploads
 from services.secure_sum import opening
 from services.secure_sum.roster import Roster
-from services.secure_sum.statements import Digest, Signed, Survivors, open_signed, parse
+from services.secure_sum.statements import Digest, Signed, open_signed
 
 UNJUDGED: Final = "unjudged"
 """A guard that no phase has: the store refuses the report, or answers it again."""
@@ -94,11 +94,9 @@ class Intake:
         upload = opening.check_upload(signed, scene.roster, attempt_ref(named), attempt.adverts_sha256, attempt.sharers)
         if upload.ciphertext_sha256 != sha256:
             raise FedmeshError(Code.STATEMENT_INVALID, "the upload statement names another ciphertext than the report")
-        if attempt.survivors:
-            # It is sending its upload again after a loss: under the statement that is on the list, or not at all.
-            listed = parse(Survivors, attempt.survivors.encode()).survivors
-            if (hospital_id, signed.sha256) not in {(item.hospital_id, item.upload) for item in listed}:
-                raise FedmeshError(Code.STATEMENT_INVALID, "the upload statement is not the one that was listed")
+        # A survivor sends its upload again after a loss: under the statement that is on the list, or not at all.
+        if attempt.survivors and listed_uploads(attempt).get(hospital_id) != signed.sha256:
+            raise FedmeshError(Code.STATEMENT_INVALID, "the upload statement is not the one that was listed")
         return Judged({upload_field(hospital_id): sealed_statement(signed)})
 
     async def confirmation(

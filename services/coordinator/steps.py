@@ -5,7 +5,6 @@ repeats it harmlessly.
 """
 
 import asyncio
-from collections.abc import Mapping
 from typing import Final
 
 from services.common.errors import Code, FedmeshError
@@ -149,19 +148,13 @@ async def _survivors(case: Case, counted: tuple[Counted, ...]) -> tuple[tuple[Co
     that checks the sum blame the aggregator.
     """
     sent = await case.tenure.shelf.uploads_sent(case.attempt)
-    unlike = [item.hospital_id for item in counted if item.hospital_id in sent and not _said(item, sent)]
-    if unlike:
+    told = [item for item in counted if item.hospital_id in sent]
+    alike = [item for item in told if sent[item.hospital_id].sha256 == item.upload_sha256]
+    if len(alike) < len(told):
+        unlike = sorted({item.hospital_id for item in told} - {item.hospital_id for item in alike})
         log.warning("upload_statements_differ", hospitals=unlike, **case.facts)
-    survived = tuple(
-        Contribution(item.hospital_id, item.sha256)
-        for item in counted
-        if item.hospital_id in sent and _said(item, sent)
-    )
+    survived = tuple(Contribution(item.hospital_id, item.sha256) for item in alike)
     return survived, {item.hospital_id: sent[item.hospital_id] for item in survived}
-
-
-def _said(counted: Counted, sent: Mapping[str, Signed]) -> bool:
-    return sent[counted.hospital_id].sha256 == counted.upload_sha256
 
 
 async def _pack_details(case: Case, listed: Attempt) -> bytes:

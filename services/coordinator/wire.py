@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.coordinator.domain.attempt import Attempt, AttemptId
 from services.secure_sum.opening import Opening
-from services.secure_sum.statements import AttemptRef, Signed
+from services.secure_sum.statements import AttemptRef, Signed, Survivors, parse
 
 
 def timestamp(at: datetime) -> Timestamp:
@@ -28,6 +28,11 @@ def wire_attempt(attempt: AttemptId) -> round_pb2.Attempt:
 def attempt_ref(attempt: AttemptId) -> AttemptRef:
     """The attempt as statements name it."""
     return AttemptRef(job_id=attempt.job_id, round=attempt.round, attempt=attempt.attempt)
+
+
+def listed_uploads(attempt: Attempt) -> dict[str, str]:
+    """The SHA-256 of every survivor's `upload` statement, by hospital, as the list of survivors names it."""
+    return {item.hospital_id: item.upload for item in parse(Survivors, attempt.survivors.encode()).survivors}
 
 
 def wire_contributions(attempt: Attempt) -> list[round_pb2.Contribution]:

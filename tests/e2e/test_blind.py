@@ -2,7 +2,6 @@
 
 import itertools
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,8 @@ from services.hospital_node.training.trainer import Trainer
 from services.hospital_node.usecases.states import open_newest
 from services.secure_sum.roster import MemberKeys, load_roster_file
 from services.secure_sum.sealed import OVERHEAD_BYTES
+from tests.support.command import FEDMESH
 
-FEDMESH = [sys.executable, "-c", "from services.cli.entry import main; main()"]
 HOSPITALS = 4
 WORD = 8
 pytestmark = pytest.mark.timeout(600)

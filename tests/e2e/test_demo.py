@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from services.embedded.stack import Stack
+from tests.support.command import FEDMESH
 
-FEDMESH = [sys.executable, "-c", "from services.cli.entry import main; main()"]
 pytestmark = pytest.mark.timeout(900)
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from services.cli.mesh import stub
 from services.common.grpc.client import call
 from services.common.ids import new_id
 from services.embedded.stack import Part, Stack
+from tests.support.command import FEDMESH
 
-FEDMESH = [sys.executable, "-c", "from services.cli.entry import main; main()"]
 HOSPITAL = "hospital-07"
 pytestmark = pytest.mark.timeout(400)
 
@@ -30,6 +29,16 @@ def fedmesh(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def parts(folder: Path) -> dict[str, Part]:
     return {part.name: part for part in Stack(folder).status()}
+
+
+def listening(port: int) -> socket.socket:
+    """A listener on the port of a process that was just killed: the last of its threads may still hold it a while."""
+    for _ in range(100):
+        try:
+            return socket.create_server(("127.0.0.1", port))
+        except OSError:
+            time.sleep(0.1)
+    return socket.create_server(("127.0.0.1", port))
 
 
 async def register(folder: Path) -> None:
@@ -66,7 +75,7 @@ def test_a_stack_stays_and_comes_back_with_its_data(tmp_path: Path) -> None:
         os.kill(audit.pid, signal.SIGKILL)
         while parts(folder)["audit"].running:
             time.sleep(0.1)
-        with socket.create_server(("127.0.0.1", int(audit.address.rsplit(":", 1)[1]))):
+        with listening(int(audit.address.rsplit(":", 1)[1])):
             refused = fedmesh(folder, "up", "--port", port)
         assert refused.returncode == 1
         assert "stop what uses that port" in refused.stderr

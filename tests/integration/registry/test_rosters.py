@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -39,6 +40,18 @@ def again(request: pb.PublishRosterRequest) -> pb.PublishRosterRequest:
 
 async def rosters(registry: Registry) -> Any:
     return (await call(registry.hospital().ListRosters, pb.ListRostersRequest())).rosters
+
+
+def jobs_begun(registry: Registry, plan_id: str, hospitals: Sequence[str], number: int) -> list[Any]:
+    """Calls that create jobs, to be awaited beside something else."""
+    return [
+        call(
+            registry.operator().CreateJob,
+            pb.CreateJobRequest(request_id=new_id(), plan_id=plan_id, hospital_ids=hospitals),
+            timeout_s=60,
+        )
+        for _ in range(number)
+    ]
 
 
 async def test_a_founding_roster_is_signed_by_all_and_stands(registry: Registry) -> None:
@@ -121,14 +134,7 @@ async def test_of_two_rosters_at_once_one_stands_and_no_job_is_forgotten(registr
     plan_id = await registry.approved_plan()
     publish = registry.operator().PublishRoster
     requests = [following(present, *FOUR), following(present, *HOSPITALS[1:])]
-    creating = [
-        call(
-            registry.operator().CreateJob,
-            pb.CreateJobRequest(request_id=new_id(), plan_id=plan_id, hospital_ids=HOSPITALS),
-            timeout_s=60,
-        )
-        for _ in range(3)
-    ]
+    creating = jobs_begun(registry, plan_id, HOSPITALS, 3)
     outcomes = await asyncio.gather(
         *creating, *(call(publish, each, timeout_s=60) for each in requests), return_exceptions=True
     )
@@ -143,14 +149,7 @@ async def test_no_job_that_is_created_beside_a_roster_keeps_the_keys_of_who_is_d
     """Its cohort has nobody in common with those who leave."""
     present = await registry.found(*HOSPITALS)
     plan_id = await registry.approved_plan()
-    creating = [
-        call(
-            registry.operator().CreateJob,
-            pb.CreateJobRequest(request_id=new_id(), plan_id=plan_id, hospital_ids=FOUR),
-            timeout_s=60,
-        )
-        for _ in range(6)
-    ]
+    creating = jobs_begun(registry, plan_id, FOUR, 6)
     publishing = call(registry.operator().PublishRoster, following(present, *FOUR), timeout_s=60)
     first, *others = creating
     await asyncio.gather(first, publishing, *others)
