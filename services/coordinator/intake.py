@@ -8,7 +8,7 @@ taken: the store refuses it in words that fit, or knows it already.
 import asyncio
 import hashlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -73,6 +73,9 @@ class Intake:
         return Judged({advert_field(hospital_id): sealed_statement(signed)}, marks)
 
     async def shares(self, named: AttemptId, hospital_id: str, signed: Sequence[Signed]) -> Judged | None:
+        return await self._of_the_present(named, lambda: self._shares(named, hospital_id, signed))
+
+    async def _shares(self, named: AttemptId, hospital_id: str, signed: Sequence[Signed]) -> Judged | None:
         scene = await self._scene(named, hospital_id, lambda attempt: hospital_id in attempt.group)
         if scene is None:
             return None
@@ -110,6 +113,9 @@ class Intake:
         return Judged({confirmation_field(hospital_id): sealed_statement(Signed(hospital_id, b"", signature))})
 
     async def reveal(self, named: AttemptId, hospital_id: str, signed: Signed) -> Judged | None:
+        return await self._of_the_present(named, lambda: self._reveal(named, hospital_id, signed))
+
+    async def _reveal(self, named: AttemptId, hospital_id: str, signed: Signed) -> Judged | None:
         scene = await self._survivor(named, hospital_id)
         if scene is None:
             return None
@@ -133,6 +139,16 @@ class Intake:
         if said != (attempt_ref(named), survivors, sum_sha256, seen.digest, seen.next_state_sha256):
             raise FedmeshError(Code.STATEMENT_INVALID, "the digest statement says something else than the report")
         return Judged()
+
+    async def _of_the_present(self, named: AttemptId, judge: Callable[[], Awaitable[Judged | None]]) -> Judged | None:
+        """The attempt that is held here may be over, and its statements gone with it: then look at the present one."""
+        try:
+            return await judge()
+        except FedmeshError as error:
+            if error.code is not Code.LOST_RACE:
+                raise
+            self._scenes.pop(named.job_id, None)
+            return await judge()
 
     async def _survivor(self, named: AttemptId, hospital_id: str) -> _Scene | None:
         return await self._scene(named, hospital_id, lambda attempt: hospital_id in attempt.survivor_ids)

@@ -29,6 +29,14 @@ PATIENCE_S = 30.0
 
 # The round went on without this hospital, or was lost: the next task says how.
 _PASSED = (Code.WRONG_STATE, Code.NOT_FOUND, Code.ALREADY_CONTRIBUTED)
+_ANSWERED_BY_ALL = (
+    pb.TASK_KIND_TRAIN,
+    pb.TASK_KIND_SHARE,
+    pb.TASK_KIND_UPLOAD,
+    pb.TASK_KIND_CONFIRM,
+    pb.TASK_KIND_UNMASK,
+    pb.TASK_KIND_DECRYPT,
+)
 
 
 class Died(Exception):
@@ -81,7 +89,8 @@ class Consortium:
 class SimulatedHospital:
     """`before` is called with each task before it is done, and may raise `Died`, `Skipped` or `Away`.
 
-    after_refusal: what to do when a lie was refused.
+    after_refusal: what to do when a lie was refused. awaited: others without which it does nothing in a round: they
+    answer first, unless they left, so that who counts does not depend on how busy the machine is.
     """
 
     def __init__(self, keys: MemberKeys, tls: TlsConfig, shared: Consortium) -> None:
@@ -90,6 +99,9 @@ class SimulatedHospital:
         self.keys = keys
         self.before: Callable[[pb.Task], Awaitable[None]] | None = None
         self.after_refusal: Callable[[pb.Task], None] | None = None
+        self.awaited: list[SimulatedHospital] = []
+        self.answered: set[tuple[int, int, int]] = set()
+        self.left: set[tuple[int, int]] = set()
         self.habits = Habits()
         self.ended = asyncio.Event()
         self.end_reason = ""
@@ -170,6 +182,23 @@ class SimulatedHospital:
                 return
 
     async def _do(self, task: pb.Task) -> None:
+        if task.kind in _ANSWERED_BY_ALL:
+            await self._let_others_answer(task)
+        try:
+            await self._answer(task)
+        except Away:
+            self.left.add(_key(task))
+            raise
+        self.answered.add((*_key(task), task.kind))
+
+    async def _let_others_answer(self, task: pb.Task) -> None:
+        key = _key(task)
+        async with asyncio.timeout(PATIENCE_S):
+            for other in self.awaited:
+                while key not in other.left and (*key, task.kind) not in other.answered:  # noqa: ASYNC110 - its task
+                    await asyncio.sleep(0.02)
+
+    async def _answer(self, task: pb.Task) -> None:
         self.kinds.append(task.kind)
         if self.before is not None:
             try:

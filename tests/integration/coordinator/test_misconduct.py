@@ -19,8 +19,6 @@ LIES = [
     pb.TASK_KIND_DECRYPT,
 ]
 PATIENT = {"rounds": {"absence_grace_s": 0.5, "answer_grace_s": 0.5}}
-# Long enough for a lie to arrive while it is still asked for, on a machine that does other things too.
-MORE_PATIENT = {"rounds": {"absence_grace_s": 3, "answer_grace_s": 3}}
 
 
 def check_sums(mesh: Mesh, job_id: str) -> list[registry_pb2.CommittedRound]:
@@ -34,7 +32,7 @@ def check_sums(mesh: Mesh, job_id: str) -> list[registry_pb2.CommittedRound]:
 
 async def test_a_liar_is_refused_in_every_phase_and_the_others_go_on(tmp_path: Path, redis_server: RedisServer) -> None:
     plan = small_plan(len(LIES), ready_s=120, phase_s=120)
-    async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=plan, coordinator=MORE_PATIENT) as mesh:
+    async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=plan, coordinator=PATIENT) as mesh:
         liar = mesh.hospitals["h03"]
 
         async def lie(task: pb.Task) -> None:
@@ -44,6 +42,8 @@ async def test_a_liar_is_refused_in_every_phase_and_the_others_go_on(tmp_path: P
             raise Away(lambda: mesh.registry.jobs[task.attempt.job_id].version >= task.attempt.round)
 
         liar.before, liar.after_refusal = lie, leave
+        for name in ("h01", "h02", "h04"):
+            mesh.hospitals[name].awaited = [liar]
         await mesh.start_hospitals()
         job_id = mesh.create_job()
         await mesh.ended(["h01", "h02", "h04"])

@@ -53,6 +53,8 @@ async def test_as_many_as_may_vanish_in_every_phase(
     async with running_mesh(tmp_path, redis_server, hospitals=hospitals, manifest=plan, coordinator=PATIENT) as mesh:
         names = list(mesh.hospitals)[:leaving]
         vanish_in_turn(mesh, kinds, names)
+        for name in set(mesh.hospitals) - set(names):
+            mesh.hospitals[name].awaited = [mesh.hospitals[leaver] for leaver in names]
         await mesh.start_hospitals()
         job_id = mesh.create_job()
         await mesh.ended(list(mesh.hospitals)[leaving:], within_s=500)
