@@ -134,7 +134,7 @@ class Encoding(Strict):
     metrics part. One lane has 48 bits per coordinate, two lanes 24 bits each.
     """
 
-    parameter_set: Literal["bfv-n4096-q60-t48-v1"] = "bfv-n4096-q60-t48-v1"
+    parameter_set: Literal["bfv-n4096-q60-t48-v2"] = "bfv-n4096-q60-t48-v2"
     lanes: Literal[1, 2] = 1
     scale: Annotated[float, Field(ge=1, le=2.0**40)]
     metrics_units: Annotated[int, Field(ge=1, le=1 << 20)] = 16

@@ -10,16 +10,17 @@ from services.common.errors import Code, FedmeshError
 class ParameterSet:
     """One BFV parameter set (Fan and Vercauteren 2012), used with coefficient packing: no batching, no products.
 
-    A fresh symmetric ciphertext is (c0, c1) with c0 = -(c1*s + e) + round(q*m/t) over Z_q[X]/(X^N + 1). `c1` is
-    expanded from a 64-byte seed, so an upload holds only c0 and the seed.
+    A fresh symmetric ciphertext is (c0, c1) with c0 = -c1*s + e + round(q*m/t) over Z_q[X]/(X^N + 1). `c1` is
+    expanded from a 32-byte seed (`uniform`), so an upload holds only c0 and the seed.
 
     *Security.* N = 4096 with log2(q) = 60, ternary secret and error of standard deviation 3.2 lies inside the 192-bit
     classical row of the HomomorphicEncryption.org standard (2018, table 1: log2(q) <= 75 at N = 4096; the 128-bit row
     allows 109). SEAL is asked for that level and refuses anything weaker.
 
-    *Exactness.* SEAL's error is centred binomial with |e| <= 21. Every plaintext that is added or subtracted scaled, as
-    round(q*m/t), errs by at most 1/2 in each coefficient; an upload has two (values and mask), and the correction that
-    takes the masks off a sum is one more. What the integers exceed t by vanishes mod q without error, since q*t/t = q.
+    *Exactness.* The error is centred binomial with |e| <= 21, as in SEAL. Every plaintext that is added or subtracted
+    scaled, as round(q*m/t), errs by at most 1/2 in each coefficient; an upload has two (values and mask), and the
+    correction that takes the masks off a sum is one more. What the integers exceed t by vanishes mod q without error,
+    since q*t/t = q.
     So the sum of k uploads has noise <= 22 * k + 1/2. Decryption is exact while that is below q/(2t) - 1/2 = 2047:
     k <= 93. At k = 16 the noise is at most 352.5, so an honest sum never fails to decrypt.
 
@@ -52,8 +53,8 @@ class ParameterSet:
         return 1 << self.plain_modulus_bits
 
 
-BFV_N4096_Q60_T48_V1: Final = ParameterSet(
-    name="bfv-n4096-q60-t48-v1",
+BFV_N4096_Q60_T48_V2: Final = ParameterSet(
+    name="bfv-n4096-q60-t48-v2",
     poly_modulus_degree=4096,
     coeff_modulus_bits=60,
     coeff_modulus=0xFFF_FFFF_FFFF_C001,
@@ -63,9 +64,9 @@ BFV_N4096_Q60_T48_V1: Final = ParameterSet(
     max_vector_length=1 << 27,
 )
 
-DEFAULT: Final = BFV_N4096_Q60_T48_V1
+DEFAULT: Final = BFV_N4096_Q60_T48_V2
 
-_SETS: Final = {p.name: p for p in (BFV_N4096_Q60_T48_V1,)}
+_SETS: Final = {p.name: p for p in (BFV_N4096_Q60_T48_V2,)}
 
 
 def parameter_set(name: str) -> ParameterSet:

@@ -8,10 +8,9 @@ process that serves requests. Hospitals use `add_masked` on their own bytes, and
 from collections.abc import Sequence
 
 import numpy as np
-from tenseal import sealapi
 
 from services.common.errors import Code, FedmeshError
-from services.secure_sum import encoding, ring, seal, wire
+from services.secure_sum import encoding, ring, uniform, wire
 from services.secure_sum.encoding import Coefficients, Int64Vector
 from services.secure_sum.wire import Bytes, Layout
 
@@ -92,20 +91,14 @@ def sum_segment(layout: Layout, index: int, uploads: Sequence[bytes], correction
 
 
 def _sum_expanded(layout: Layout, seeds: Bytes) -> Coefficients:
-    """The sum of the c1 that uint8[ciphertexts, uploads, 64] expand to, uint64[ciphertexts * N].
-
-    SEAL expands the seeds and adds, on ciphertexts with c0 = 0, and saves each sum once.
-    """
+    """The sum of the c1 that uint8[ciphertexts, uploads, 32] expand to, uint64[ciphertexts * N]."""
     params = layout.params
-    evaluator = sealapi.Evaluator(seal.context(params))
     total = np.empty((len(seeds), params.poly_modulus_degree), dtype=np.uint64)
-    with seal.memory_file() as file, seal.seed_loader(params) as load:
-        for row, of_one in zip(total, seeds, strict=True):
-            added = load(of_one[0].tobytes())
-            for seed in of_one[1:]:
-                evaluator.add_inplace(added, load(seed.tobytes()))
-            row[:] = seal.save_full(params, file, added)[1]
-    return total.reshape(-1)
+    for row, of_one in zip(total, seeds, strict=True):
+        row[:] = uniform.expand(of_one[0].tobytes(), params)
+        for seed in of_one[1:]:
+            row += uniform.expand(seed.tobytes(), params)
+    return ring.reduce(total.reshape(-1), params)
 
 
 def _require_plain(layout: Layout, index: int, plain: Coefficients) -> None:

@@ -1,7 +1,8 @@
 """Arithmetic of ciphertext coefficients in numpy: what needs neither a key nor SEAL.
 
 Adding a plaintext to a ciphertext is c0 += round(q * m / t), coefficient by coefficient, and adding ciphertexts is
-c0 += c0'. Both are exactly what SEAL does (`add_plain`, `add`), at the speed of memory.
+c0 += c0', c1 += c1'. Both are exactly what SEAL does (`add_plain`, `add`), at the speed of memory, and so is the
+rounding of a decryption.
 """
 
 from typing import Final
@@ -24,6 +25,21 @@ def scale(plain: Coefficients, params: ParameterSet) -> Coefficients:
     rounded = (params.plain_modulus // 2 - m * gap) >> params.plain_modulus_bits
     rounded += m << (params.coeff_modulus_bits - params.plain_modulus_bits)
     return rounded.view(np.uint64)
+
+
+def unscale(phase: Coefficients, params: ParameterSet) -> Coefficients:
+    """round(t * x / q) mod t, half up, for uint64[n] of x in [0, q): the plaintext under a scaled one with noise.
+
+    With x = u * 2^(b - p) + r and q = 2^b - g, t * x = u * q + (g * u + r * t), so the result is u plus a few units;
+    g * u < 2^62, r * t and q / 2 are below 2^60 each, so uint64 holds them.
+    """
+    shift = np.uint64(params.coeff_modulus_bits - params.plain_modulus_bits)
+    gap = np.uint64((1 << params.coeff_modulus_bits) - params.coeff_modulus)
+    quotient = phase >> shift
+    rest = (phase & ((np.uint64(1) << shift) - np.uint64(1))) << np.uint64(params.plain_modulus_bits)
+    rest += quotient * gap + np.uint64(params.coeff_modulus // 2)
+    quotient += rest // np.uint64(params.coeff_modulus)
+    return quotient & np.uint64(params.plain_modulus - 1)
 
 
 def reduce(values: Coefficients, params: ParameterSet) -> Coefficients:

@@ -1,4 +1,4 @@
-"""The little of Microsoft SEAL that both ends need: a context, and ciphertexts to and from plain arrays.
+"""The little of Microsoft SEAL that hospitals need: a context, and products with the secret key.
 
 SEAL (through `tenseal.sealapi`, the thin bindings; never TenSEAL's own tensors, whose parsers crash on hostile bytes)
 loads and saves only by file path, so bytes pass through an anonymous in-memory file. What SEAL loads is written here,
@@ -7,8 +7,7 @@ compressed (zstd); `_stored` takes the bytes out again.
 
 SEAL 4 serialisation, little-endian: a 16-byte header (magic a15e, 0x10, version major, minor, compression, 0, 0,
 uint64 total length) and the body. A ciphertext's body: parms_id[32], is_ntt_form u8, size u64, N u64, number of primes
-u64, scale f64, correction factor u64, then an array: header, u64 length, coefficients. A seeded ciphertext's array
-holds c0 alone and is followed by: header, PRNG type u8 (1 = Blake2xb), seed[64].
+u64, scale f64, correction factor u64, then an array: header, u64 length, coefficients.
 """
 
 import os
@@ -25,12 +24,13 @@ from tenseal import sealapi
 from services.common.errors import Code, FedmeshError
 from services.secure_sum.encoding import Coefficients
 from services.secure_sum.parameters import ParameterSet
-from services.secure_sum.wire import SEED_BYTES
 
 _MAGIC: Final = b"\x5e\xa1\x10"
 _HEADER_BYTES: Final = 16
 _NO_COMPRESSION: Final = 0
-_BLAKE2XB: Final = b"\x01"
+_LEAST_POLYNOMIALS: Final = 2
+MOST_POLYNOMIALS: Final = 16
+"""Polynomials that one of SEAL's ciphertexts may have: all are treated alike, whatever they stand for."""
 _LEVELS: Final = {128: "TC128", 192: "TC192", 256: "TC256"}
 
 
@@ -64,10 +64,6 @@ class MemoryFile:
         """Replace the content."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)
-
-    def patch(self, content: bytes, offset: int) -> None:
-        """Overwrite a part of the content."""
-        os.pwrite(self._descriptor, content, offset)
 
     def read(self) -> bytes:
         """The whole content."""
@@ -110,42 +106,19 @@ def parms_id(params: ParameterSet) -> bytes:
 
 
 @lru_cache
-def _prefix(params: ParameterSet) -> bytes:
-    """A ciphertext's body up to its array: two polynomials over one prime, not in NTT form, scale and factor 1."""
-    return parms_id(params) + struct.pack("<BQQQdQ", 0, 2, params.poly_modulus_degree, 1, 1.0, 1)
+def _prefix(params: ParameterSet, polynomials: int) -> bytes:
+    """A ciphertext's body up to its array: polynomials over one prime, not in NTT form, scale and factor 1."""
+    return parms_id(params) + struct.pack("<BQQQdQ", 0, polynomials, params.poly_modulus_degree, 1, 1.0, 1)
 
 
-def _seed_prefix() -> bytes:
-    return header(1 + SEED_BYTES) + _BLAKE2XB
+def load_ciphertext(params: ParameterSet, file: MemoryFile, polynomials: Coefficients) -> Any:
+    """A Ciphertext of 2 to 16 polynomials, uint64[k, N] below q.
 
-
-@contextmanager
-def seed_loader(params: ParameterSet) -> Iterator[Callable[[bytes], Any]]:
-    """A function that makes a Ciphertext with c0 = 0 and the c1 of a 64-byte seed; only the seed is written each time.
-
-    A CIPHERTEXT_INVALID of that function means that SEAL refuses what every seed should give.
+    Raises:
+        FedmeshError: CIPHERTEXT_INVALID if SEAL refuses them.
     """
-    zero = np.zeros(params.poly_modulus_degree, dtype=np.uint64)
-    body = _prefix(params) + array(zero) + _seed_prefix()
-    content = header(len(body) + SEED_BYTES) + body
-    with memory_file() as file:
-        file.write(content + bytes(SEED_BYTES))
-
-        def load(seed: bytes) -> Any:
-            file.patch(seed, len(content))
-            return _load(params, file)
-
-        yield load
-
-
-def load_full(params: ParameterSet, file: MemoryFile, polynomials: Coefficients) -> Any:
-    """A Ciphertext from c0 and c1, uint64[2, N] below q."""
-    body = _prefix(params) + array(polynomials)
+    body = _prefix(params, len(polynomials)) + array(polynomials)
     file.write(header(len(body)) + body)
-    return _load(params, file)
-
-
-def _load(params: ParameterSet, file: MemoryFile) -> Any:
     ciphertext = sealapi.Ciphertext()
     try:
         ciphertext.load(context(params), file.path)
@@ -154,29 +127,45 @@ def _load(params: ParameterSet, file: MemoryFile) -> Any:
     return ciphertext
 
 
-def save_seeded(params: ParameterSet, file: MemoryFile, serializable: Any) -> tuple[Coefficients, bytes]:
-    """c0 uint64[N] and the seed of a fresh symmetric ciphertext.
+def save_ciphertext(params: ParameterSet, file: MemoryFile, ciphertext: Any) -> Coefficients:
+    """The polynomials of a ciphertext, uint64[k, N].
 
     Raises:
         FedmeshError: INTERNAL if SEAL's format is not the one described above.
     """
-    c0, rest = _saved_array(file, serializable, _prefix(params), params.poly_modulus_degree)
-    if len(rest) != _HEADER_BYTES + 1 + SEED_BYTES or not rest.startswith(_seed_prefix()):
-        raise _other_format()
-    return c0, rest[-SEED_BYTES:]
-
-
-def save_full(params: ParameterSet, file: MemoryFile, ciphertext: Any) -> Coefficients:
-    """c0 and c1 of a ciphertext, uint64[2, N].
-
-    Raises:
-        FedmeshError: INTERNAL if SEAL's format is not the one described above.
-    """
-    degree = params.poly_modulus_degree
-    flat, rest = _saved_array(file, ciphertext, _prefix(params), 2 * degree)
+    degree, count = params.poly_modulus_degree, ciphertext.size()
+    flat, rest = _saved_array(file, ciphertext, _prefix(params, count), count * degree)
     if rest:
         raise _other_format()
-    return flat.reshape(2, degree)
+    return flat.reshape(count, degree)
+
+
+@contextmanager
+def multiplier(params: ParameterSet, factor: Coefficients) -> Iterator[Callable[[Coefficients], Coefficients]]:
+    """A function that multiplies uint64[k, N] below q, k <= 16, by a polynomial modulo X^N + 1 and q.
+
+    factor: the polynomial in NTT form, uint64[N].
+
+    Raises:
+        RuntimeError, ValueError: if SEAL refuses the factor.
+    """
+    evaluator = sealapi.Evaluator(context(params))
+    with memory_file() as file:
+        loaded = load_plaintext(params, file, factor, sealapi.Plaintext(), ntt=True)
+
+        def multiply(polynomials: Coefficients) -> Coefficients:
+            count = len(polynomials)
+            if count < _LEAST_POLYNOMIALS:
+                polynomials = np.concatenate((polynomials, polynomials))
+            ciphertext, product = load_ciphertext(params, file, polynomials), sealapi.Ciphertext()
+            evaluator.transform_to_ntt_inplace(ciphertext)
+            evaluator.multiply_plain(ciphertext, loaded, product)
+            evaluator.transform_from_ntt_inplace(product)
+            return save_ciphertext(params, file, product)[:count]
+
+        yield multiply
+        # What was multiplied may be secret, as the factor is.
+        file.write(b"")
 
 
 def load_plaintext(params: ParameterSet, file: MemoryFile, coefficients: Coefficients, into: Any, ntt: bool) -> Any:

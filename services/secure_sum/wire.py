@@ -4,7 +4,7 @@ A vector is a sequence of *segments* of 16 ciphertexts; the last may be shorter.
 stored, added and checked, always alone, so that nobody needs memory for more than a few of them. It has no header: the
 form (parameter set, lanes, vector length) stands in signed statements and decides every length.
 
-    upload segment   c0 | one 64-byte seed of c1 a ciphertext          at most 492,544 bytes, 3.76 a value
+    upload segment   c0 | one 32-byte seed of c1 a ciphertext          at most 492,032 bytes, 3.75 a value
     sum segment      c0 | c1, all N coefficients of each ciphertext    at most 983,040 bytes, 7.5 a value
 
 c0 holds only the coefficients that carry values, through all ciphertexts (rounded up to an even number): decryption
@@ -24,11 +24,11 @@ import numpy.typing as npt
 from services.common.errors import Code, FedmeshError
 from services.secure_sum.encoding import Coefficients, ciphertext_count
 from services.secure_sum.parameters import ParameterSet, parameter_set
+from services.secure_sum.uniform import SEED_BYTES
 
 Bytes = npt.NDArray[np.uint8]
 
 SEGMENT_CIPHERTEXTS: Final = 16
-SEED_BYTES: Final = 64
 _PAIR_BYTES: Final = 15
 _LOW_60: Final = np.uint64((1 << 60) - 1)
 
@@ -141,7 +141,7 @@ def packed_size(coefficients: int) -> int:
 
 
 def split_upload(layout: Layout, index: int, segment: bytes) -> tuple[Coefficients, Bytes]:
-    """c0, uint64[count], each below q, and the seeds, uint8[ciphertexts, 64], of a segment of an upload.
+    """c0, uint64[count], each below q, and the seeds, uint8[ciphertexts, 32], of a segment of an upload.
 
     Raises:
         FedmeshError: CIPHERTEXT_INVALID for a wrong length or a coefficient that is not below q; INVALID_ARGUMENT if

@@ -132,7 +132,7 @@ class Consortium:
             self.inputs[name] = generator.integers(0, MODULUS, length, dtype=np.uint64)
             mask = masks.coefficients(member.mask_plan(state), 0, length)
             self.masked[name] = (self.inputs[name] + mask) % np.uint64(MODULUS)
-            self.states[name] = member.commit(state, "bfv-n4096-q60-t48-v1", 1, length, HASH, [HASH])
+            self.states[name] = member.commit(state, "bfv-n4096-q60-t48-v2", 1, length, HASH, [HASH])
 
     def confirm(self) -> dict[str, bytes]:
         sharers = self.states[next(iter(self.masked))].sharers

@@ -100,7 +100,7 @@ def an_epoch(roster: Roster, number: int = 1, maker: str = "", content: str = "c
         roster=roster.sha256,
         epoch=number,
         maker=maker,
-        parameter_set="bfv-n4096-q60-t48-v1",
+        parameter_set="bfv-n4096-q60-t48-v2",
         key_sha256=digest(f"{maker} {number} {content}".encode()),
         content=content,
         boxes=tuple(Box(to=name, box="ab" * 92) for name in roster.ids),

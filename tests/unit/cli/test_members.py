@@ -74,7 +74,7 @@ def test_epochs_newest_first(answering: Any, capsys: pytest.CaptureFixture[str])
             roster=ROSTER.sha256,
             epoch=request.epoch or 3,
             maker=ROSTER.ids[0],
-            parameter_set="bfv-n4096-q60-t48-v1",
+            parameter_set="bfv-n4096-q60-t48-v2",
             key_sha256="a" * 64,
             content="",
             boxes=tuple(Box(to=name, box="ab") for name in ROSTER.ids),

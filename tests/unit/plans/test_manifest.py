@@ -88,7 +88,7 @@ def test_id_depends_on_every_field_and_on_nothing_else() -> None:
         ("encoding.lanes", 3, ["encoding.lanes = 3"]),
         ("encoding.scale", 1, ["encoding.scale = 1", "at least 32"]),
         ("encoding.scale", 2**31, ["encoding.scale", "at most 2^30"]),
-        ("encoding.parameter_set", "ckks", ["parameter_set", "bfv-n4096-q60-t48-v1"]),
+        ("encoding.parameter_set", "ckks", ["parameter_set", "bfv-n4096-q60-t48-v2"]),
         ("features", ["age", "height"], ["unknown feature height", "age, visits, ward, urgent"]),
         ("features", ["age", "age"], ["age appear twice"]),
         ("features", [], ["features = []"]),

@@ -95,6 +95,6 @@ def test_lanes_follow_the_noise() -> None:
 
 
 def test_parameter_sets_are_found_by_name_only() -> None:
-    assert parameter_set("bfv-n4096-q60-t48-v1") is DEFAULT
-    with pytest.raises(FedmeshError, match="bfv-n4096-q60-t48-v1"):
-        parameter_set("bfv-n4096-q60-t48-v2")
+    assert parameter_set("bfv-n4096-q60-t48-v2") is DEFAULT
+    with pytest.raises(FedmeshError, match="bfv-n4096-q60-t48-v2"):
+        parameter_set("bfv-n4096-q60-t48-v1")

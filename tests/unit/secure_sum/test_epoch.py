@@ -127,7 +127,7 @@ def craft(state_key: bytes, group_key: bytes, said: str | None = None) -> Signed
     """What a maker could publish that encrypts properly but not what it should."""
     context_keys = EpochKeys(ROSTER.sha256, 3, group_key, state_key, "")
     digest = said or epoch._digest(ROSTER.sha256, 3, state_key, group_key)
-    params = "bfv-n4096-q60-t48-v1"
+    params = "bfv-n4096-q60-t48-v2"
     context = epoch._context(ROSTER.sha256, 3, MAKER.hospital_id, params, digest)
     content_key = bytes(32)
     content = bytes(12) + AESGCM(content_key).encrypt(bytes(12), state_key + context_keys.group_key, context)

@@ -1,4 +1,4 @@
-"""That a group key hides what it encrypts. A key of zeros encrypts and decrypts without a fault, and hides nothing."""
+"""That a group key hides what it encrypts. A key of ones encrypts and decrypts without a fault, and hides nothing."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from services.common.errors import Code, FedmeshError
-from services.secure_sum import encoding, epoch, secret, wire
+from services.secure_sum import encoding, epoch, ring, secret, uniform, wire
 from services.secure_sum.parameters import DEFAULT
 from services.secure_sum.wire import layout_of
 from tests.support.secure_sum import make_keys, make_roster
@@ -24,9 +24,10 @@ def degenerate(group_key: bytes, values: Any) -> bytes:
 
 
 def readable_without_key(group_key: bytes, values: Any) -> float:
-    """The share of values that follow from an upload's c0 alone, by rounding t * c0 / q."""
+    """The share of values that follow from an upload alone, by rounding t * (c0 + c1) / q: the key taken to be 1."""
     (segment,) = secret.encrypt_segments(values, group_key, LAYOUT)
-    c0, _ = wire.split_upload(LAYOUT, 0, segment)
+    c0, seeds = wire.split_upload(LAYOUT, 0, segment)
+    c0 = ring.reduce(c0 + uniform.expand(seeds[0].tobytes(), DEFAULT), DEFAULT)
     q, t = DEFAULT.coeff_modulus, DEFAULT.plain_modulus
     guessed = np.array([(int(value) * t + q // 2) // q % t for value in c0], dtype=np.uint64)
     seen = encoding.decode(guessed.reshape(1, -1), DEFAULT, 1, values.size)
@@ -47,12 +48,13 @@ def test_an_upload_says_nothing_without_the_key() -> None:
     assert readable_without_key(secret.generate_group_key(), values) < 0.01
 
 
-def test_the_reading_would_succeed_under_a_key_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reading_would_succeed_under_a_key_of_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the test above can fail."""
     monkeypatch.setattr(secret, "_require_sound", lambda _coefficients: None)
     values = np.random.default_rng(1).integers(-(10**6), 10**6, 4096)
-    zeros = degenerate(secret.generate_group_key(), np.zeros(4096))
-    assert readable_without_key(zeros, values) > 0.99
+    # 1 in NTT form.
+    ones = degenerate(secret.generate_group_key(), np.ones(4096))
+    assert readable_without_key(ones, values) > 0.99
 
 
 @pytest.mark.parametrize("values", [np.zeros(4096), np.ones(4096), np.r_[7, 9, np.zeros(4094)]], ids=str)

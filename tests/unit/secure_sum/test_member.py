@@ -291,7 +291,7 @@ def test_one_list_of_sharers_in_an_attempt(shared: Consortium) -> None:
 
 def commit(consortium: Consortium, state: MemberState, **changes: Any) -> MemberState:
     arguments = {
-        "parameter_set": "bfv-n4096-q60-t48-v1",
+        "parameter_set": "bfv-n4096-q60-t48-v2",
         "lanes": 1,
         "vector_length": 32,
         "ciphertext_sha256": HASH,

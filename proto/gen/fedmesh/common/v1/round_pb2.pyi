@@ -48,7 +48,7 @@ class SumForm(google.protobuf.message.Message):
     LANES_FIELD_NUMBER: builtins.int
     VECTOR_LENGTH_FIELD_NUMBER: builtins.int
     parameter_set: builtins.str
-    """The name of the parameter set, for example `bfv-n4096-q60-t48-v1`."""
+    """The name of the parameter set, for example `bfv-n4096-q60-t48-v2`."""
     lanes: builtins.int
     """Values packed in one coefficient: 1 (48-bit signed) or 2 (24-bit signed)."""
     vector_length: builtins.int
