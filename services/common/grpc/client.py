@@ -21,6 +21,8 @@ StubT = TypeVar("StubT")
 
 CHUNK_BYTES: Final = 1024 * 1024
 DEFAULT_TIMEOUT_S: Final = 10.0
+# TCP, TLS and HTTP/2 take four round trips, more when packets are lost, and a moment on a machine that is busy.
+_CONNECT_MS: Final = 5_000
 
 # gRPC's own retries cover a replica that went away in mid-connection; longer outages are covered by `patience_s`.
 _SERVICE_CONFIG: Final = json.dumps(
@@ -57,7 +59,8 @@ class MeshChannel:
                 ("grpc.max_send_message_length", max_message_bytes),
                 *client_keepalive(),
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
+                # In spite of its name: how long one try may take to connect, TLS and all.
+                ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
                 ("grpc.max_reconnect_backoff_ms", 2_000),
             ],
         )

@@ -21,6 +21,7 @@ from services.common.grpc.server import Endpoint, MeshServer
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.embedded.processes import free_port
 from tests.support.certificates import expired_hospital, foreign_hospital
+from tests.support.slow_network import slow_network
 
 CHECKPOINT = "/fedmesh.audit.v1.AuditService/GetCheckpoint"
 
@@ -65,8 +66,8 @@ class Setup:
             self.config, [Endpoint(descriptor, audit_pb2_grpc.add_AuditServiceServicer_to_server, self.audit)]
         )
 
-    async def ask(self, tls: TlsConfig, **options: Any) -> Any:
-        async with MeshChannel(self.config.listen, tls) as channel:
+    async def ask(self, tls: TlsConfig, *, target: str = "", **options: Any) -> Any:
+        async with MeshChannel(target or self.config.listen, tls) as channel:
             stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
             return await call(stub.GetCheckpoint, audit_pb2.GetCheckpointRequest(), **options)
 
@@ -83,6 +84,13 @@ async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
 
 async def test_the_caller_is_who_the_certificate_says(setup: Setup) -> None:
     answer = await setup.ask(setup.ca.issue_hospital("h-1"))
+    assert answer.checkpoint == "spiffe://test.local/hospital/h-1"
+
+
+async def test_a_long_line_is_no_hindrance(setup: Setup) -> None:
+    """Setting up a connection takes several round trips; it is not given up before they can be over."""
+    async with slow_network(setup.config.listen, 0.25) as target:
+        answer = await setup.ask(setup.ca.issue_hospital("h-1"), target=target)
     assert answer.checkpoint == "spiffe://test.local/hospital/h-1"
 
 
