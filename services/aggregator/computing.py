@@ -11,8 +11,7 @@ from typing import Any
 from services.aggregator import adding, metrics
 from services.aggregator.domain.openings import inputs_digest
 from services.aggregator.domain.sums import AttemptId, Blob, Sum, not_open
-from services.aggregator.store.chunks import ChunkStore
-from services.aggregator.store.records import RedisSums
+from services.aggregator.ports import ChunkStore, Sums
 from services.common.errors import Code, FedmeshError
 from services.common.ids import new_id
 from services.common.tasks import end_tasks
@@ -24,7 +23,7 @@ from services.secure_sum.disposable import DisposablePool
 class Computer:
     """at_once: segments in work at a time; each needs memory for one segment of every survivor."""
 
-    def __init__(self, store: RedisSums, chunks: ChunkStore, pool: DisposablePool, at_once: int) -> None:
+    def __init__(self, store: Sums, chunks: ChunkStore, pool: DisposablePool, at_once: int) -> None:
         self._store = store
         self._chunks = chunks
         self._pool = pool

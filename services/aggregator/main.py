@@ -8,10 +8,11 @@ from redis.asyncio import Redis
 from services.aggregator import adding
 from services.aggregator.computing import Computer
 from services.aggregator.config import AggregatorConfig
+from services.aggregator.ports import ChunkStore
 from services.aggregator.receiving import Receiver, Streams
 from services.aggregator.registry import RegistryClient
 from services.aggregator.servicer import AggregatorServicer
-from services.aggregator.store.chunks import ChunkStore, DirectoryChunks, RedisChunks
+from services.aggregator.store.chunks import DirectoryChunks, RedisChunks
 from services.aggregator.store.records import RedisSums
 from services.aggregator.usecases import AggregatorUseCases, Parts
 from services.common.clock import SystemClock

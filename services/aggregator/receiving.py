@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from services.aggregator import adding, metrics
 from services.aggregator.domain.sums import AttemptId, Blob
 from services.aggregator.domain.uploads import UploadHeader
-from services.aggregator.store.chunks import ChunkStore
+from services.aggregator.ports import ChunkStore
 from services.common.errors import Code, FedmeshError
 from services.secure_sum.disposable import DisposablePool
 from services.secure_sum.statements import Upload

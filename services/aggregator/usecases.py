@@ -13,9 +13,8 @@ from services.aggregator.domain.events import Event, contribution_accepted, uplo
 from services.aggregator.domain.openings import plan_of
 from services.aggregator.domain.sums import AttemptId, Blob, Contribution, Opened, Sum, not_open, require_openable
 from services.aggregator.domain.uploads import UploadHeader, check_header
+from services.aggregator.ports import ChunkStore, Sums
 from services.aggregator.receiving import Receiver, Stream, Streams
-from services.aggregator.store.chunks import ChunkStore
-from services.aggregator.store.records import RedisSums
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.ids import new_id
@@ -51,7 +50,7 @@ class Counted(NamedTuple):
 class Parts:
     """What the use cases stand on."""
 
-    store: RedisSums
+    store: Sums
     chunks: ChunkStore
     receiver: Receiver
     streams: Streams

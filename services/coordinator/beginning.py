@@ -10,10 +10,10 @@ from services.common.telemetry import get_logger
 from services.coordinator import details
 from services.coordinator.domain.attempt import Attempt, Contribution, Counted, Phase
 from services.coordinator.domain.machine import Rules
+from services.coordinator.domain.stored import parse_statement, sealed_statement
 from services.coordinator.outward import Job, StoredSurvivors
-from services.coordinator.store.codec import parse_statement, sealed_statement
-from services.coordinator.store.redis import Observation
-from services.coordinator.store.shelf import advert_field, confirmation_field, share_field, upload_field
+from services.coordinator.ports import Observation
+from services.coordinator.shelf import advert_field, confirmation_field, share_field, upload_field
 from services.coordinator.tasks import Papers
 from services.coordinator.tenure import Tenure
 from services.coordinator.wire import listed_uploads

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from services.common.errors import Code, FedmeshError
 from services.coordinator.domain.attempt import Attempt
-from services.coordinator.store.codec import attempt_json, parse_attempt, sealed_statement
-from services.coordinator.store.shelf import advert_field, share_field, upload_field
+from services.coordinator.domain.stored import attempt_json, parse_attempt, sealed_statement
+from services.coordinator.shelf import advert_field, share_field, upload_field
 from services.secure_sum.statements import Share, Signed, parse
 
 MAX_BYTES: Final = 4 << 20

@@ -8,8 +8,8 @@ from services.common.errors import FedmeshError
 from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger
 from services.coordinator.outward import Registry
+from services.coordinator.ports import Rounds
 from services.coordinator.runner import JobRunner
-from services.coordinator.store.redis import RedisRounds
 
 log = get_logger(__name__)
 
@@ -20,7 +20,7 @@ class Driver:
     """make_runner: a runner for a job. poll_s: seconds between looks at the registry."""
 
     def __init__(
-        self, store: RedisRounds, registry: Registry, make_runner: Callable[[str], JobRunner], *, poll_s: float
+        self, store: Rounds, registry: Registry, make_runner: Callable[[str], JobRunner], *, poll_s: float
     ) -> None:
         self._store = store
         self._registry = registry

@@ -9,7 +9,7 @@ from services.coordinator import metrics
 from services.coordinator.domain import machine
 from services.coordinator.domain.attempt import OVER, Agreement, Attempt
 from services.coordinator.outward import Job
-from services.coordinator.store.redis import Observation
+from services.coordinator.ports import Observation
 from services.coordinator.tasks import Tasks, ended_tasks, phase_tasks
 from services.coordinator.tenure import Case, OutdatedError, Tenure
 

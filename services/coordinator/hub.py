@@ -1,4 +1,4 @@
-"""The task streams that this replica serves, over three Redis connections however many hospitals are connected.
+"""The task streams that this replica serves, over three connections to the store however many hospitals are connected.
 
 One subscription hears of new tasks and of jobs to look at; one read fetches the new tasks of all hospitals that were
 named; one heartbeat keeps all of them present. Nothing depends on a message being heard: streams are also read every
@@ -7,26 +7,22 @@ few seconds.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-import redis.asyncio as aioredis
-
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.ids import new_id
-from services.common.redis import redis_errors
 from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger
 from services.coordinator import metrics
-from services.coordinator.store.redis import CHANNEL, RedisRounds
+from services.coordinator.ports import Rounds
 
 log = get_logger(__name__)
 
-_LISTEN_S: Final = 1.0
 _POLL_S: Final = 2.0
 _RETRY_S: Final = 0.2
 # A hospital that does not read its stream for so many tasks is cut off; it comes back with its cursor.
@@ -55,15 +51,13 @@ class Hub:
 
     def __init__(
         self,
-        client: aioredis.Redis,
-        store: RedisRounds,
+        store: Rounds,
         clock: Clock,
         *,
         heartbeat_s: float,
         presence_s: float,
         wake: Callable[[str], None],
     ) -> None:
-        self._client = client
         self._store = store
         self._clock = clock
         self._heartbeat_s = heartbeat_s
@@ -130,25 +124,18 @@ class Hub:
         finally:
             await end_tasks(loops)
 
-    def _look(self, hospital_ids: list[str]) -> None:
+    def _look(self, hospital_ids: Iterable[str]) -> None:
         self._due.update(hospital_ids)
         self._work.set()
 
     async def _listen(self) -> None:
-        async with redis_errors(), self._client.pubsub(ignore_subscribe_messages=True) as subscription:
-            await subscription.subscribe(CHANNEL)
-            while True:
-                message: Any = await subscription.get_message(timeout=_LISTEN_S)
-                if message is not None:
-                    self._heard(message["data"].decode())
-
-    def _heard(self, message: str) -> None:
-        kind, *names = message.split(" ")
-        if kind == "tasks":
-            self._look(names)
-            return
-        for job_id in names:
-            self._wake(job_id)
+        async with aclosing(self._store.wake_ups()) as wake_ups:
+            async for kind, names in wake_ups:
+                if kind == "tasks":
+                    self._look(names)
+                    continue
+                for job_id in names:
+                    self._wake(job_id)
 
     async def _deliver(self) -> None:
         while True:

@@ -14,10 +14,10 @@ from typing import Final
 
 from services.common.errors import Code, FedmeshError
 from services.coordinator.domain.attempt import Attempt, AttemptId, Seen
+from services.coordinator.domain.stored import sealed_statement
+from services.coordinator.ports import Rounds
 from services.coordinator.rosters import Rosters
-from services.coordinator.store.codec import sealed_statement
-from services.coordinator.store.redis import RedisRounds
-from services.coordinator.store.shelf import (
+from services.coordinator.shelf import (
     Shelf,
     advert_field,
     confirmation_field,
@@ -56,7 +56,7 @@ class Intake:
     honest hospital sends; retryable errors while the store or the registry is away.
     """
 
-    def __init__(self, store: RedisRounds, rosters: Rosters) -> None:
+    def __init__(self, store: Rounds, rosters: Rosters) -> None:
         self._store = store
         self._rosters = rosters
         self._scenes: OrderedDict[str, _Scene] = OrderedDict()

@@ -58,7 +58,6 @@ async def main(config: CoordinatorConfig) -> None:
             )
             driver = Driver(store, registry, lambda job_id: JobRunner(job_id, parts), poll_s=config.driver.job_poll_s)
             hub = Hub(
-                redis,
                 store,
                 clock,
                 heartbeat_s=config.tasks.heartbeat_s,

@@ -15,7 +15,7 @@ from services.common.grpc.gate import caller
 from services.common.identity import Kind as Caller
 from services.common.ids import require_sha256, require_uuid
 from services.coordinator.domain.attempt import AttemptId, Decline, Phase, Reports, Seen, State, Upload, Verdict
-from services.coordinator.store.redis import Observation
+from services.coordinator.ports import Observation
 from services.coordinator.usecases import CoordinatorUseCases, Sender
 from services.coordinator.wire import parse_signed, timestamp_ms, wire_attempt
 from services.secure_sum.statements import MAX_MEMBERS, SIGNATURE_BYTES, Signed

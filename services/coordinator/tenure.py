@@ -15,9 +15,9 @@ from services.coordinator.domain.attempt import GONE_MS, OVER, Attempt, AttemptI
 from services.coordinator.domain.events import attempt_events
 from services.coordinator.domain.machine import Rules
 from services.coordinator.outward import Aggregator, Job, Registry
+from services.coordinator.ports import Observation, Rounds
 from services.coordinator.rosters import Rosters
-from services.coordinator.store.redis import Observation, RedisRounds
-from services.coordinator.store.shelf import Shelf
+from services.coordinator.shelf import Shelf
 from services.coordinator.tasks import NO_PAPERS, Papers, phase_tasks
 from services.plans.manifest import PlanManifest
 
@@ -46,7 +46,7 @@ class Settings:
 class Parts:
     """What all jobs of a replica share."""
 
-    store: RedisRounds
+    store: Rounds
     registry: Registry
     aggregator: Aggregator
     rosters: Rosters

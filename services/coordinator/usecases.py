@@ -11,10 +11,10 @@ from services.common.telemetry import attempt_span, get_logger
 from services.coordinator import metrics
 from services.coordinator.domain.attempt import AttemptId, Decline, Kind, Phase, Seen, State, Upload, Verdict
 from services.coordinator.domain.events import Event, hospital_declined, report_refused
+from services.coordinator.domain.stored import report_value
 from services.coordinator.hub import Delivery, Hub
 from services.coordinator.intake import UNJUDGED, Intake, Judged, shares_value
-from services.coordinator.store.codec import report_value
-from services.coordinator.store.redis import Observation, RedisRounds, Report
+from services.coordinator.ports import Observation, Report, Rounds
 from services.secure_sum.statements import Signed
 
 log = get_logger(__name__)
@@ -56,7 +56,7 @@ class CoordinatorUseCases:
 
     def __init__(
         self,
-        store: RedisRounds,
+        store: Rounds,
         hub: Hub,
         intake: Intake,
         wards: Wards,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from services.aggregator.domain.sums import Blob
-from services.aggregator.store.chunks import ChunkStore, DirectoryChunks, RedisChunks
+from services.aggregator.ports import ChunkStore
+from services.aggregator.store.chunks import DirectoryChunks, RedisChunks
 from services.common.clock import SystemClock
 from services.common.errors import Code, FedmeshError
 from services.common.ids import new_id

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import redis.asyncio as aioredis
 
 from services.aggregator.domain.sums import Blob
+from services.aggregator.ports import ChunkStore
 from services.aggregator.store.records import milliseconds
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
@@ -29,30 +30,6 @@ log = get_logger(__name__)
 
 _DIGEST_BYTES: Final = 32
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-class ChunkStore(Protocol):
-    """All methods raise FedmeshError(STORE_UNAVAILABLE | STORE_FULL) while the store is away or full."""
-
-    async def write(self, blob: Blob, index: int, content: bytes) -> None:
-        """Store a chunk. Writing the same again is harmless; other bytes under the same name are never written."""
-        ...
-
-    async def read_each(self, blobs: Sequence[Blob], index: int) -> list[bytes | None]:
-        """The same chunk of each blob; None where it was never written, is over, or is damaged."""
-        ...
-
-    async def read(self, blob: Blob, index: int) -> bytes | None:
-        """As `read_each`, of one blob."""
-        return (await self.read_each([blob], index))[0]
-
-    async def drop(self, blob: Blob, count: int) -> None:
-        """Forget the chunks below `count`; harmless when there are none."""
-        ...
-
-    async def ready(self) -> bool:
-        """Whether the store answers."""
-        ...
 
 
 class RedisChunks(ChunkStore):

@@ -4,15 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import redis.asyncio as aioredis
 
 from services.aggregator.domain.sums import AttemptId, Blob, Contribution, Form, Opened, State, Sum
+from services.aggregator.ports import FinishResult, FixResult
 from services.common.redis import Scripts, redis_errors
-
-FixResult = Literal["ok", "other", "open", "gone"]
-FinishResult = Literal["ok", "other", "gone"]
 
 _LUA: Final = Path(__file__).parent / "lua"
 
@@ -23,54 +21,46 @@ def record_key(attempt: AttemptId) -> str:
 
 
 class RedisSums:
-    """All methods raise FedmeshError(STORE_UNAVAILABLE | STORE_FULL) while Redis is away or full."""
+    """See `ports.Sums` for the contract."""
 
     def __init__(self, client: aioredis.Redis) -> None:
         self._client = client
         self._scripts = Scripts(client, _LUA)
 
     async def open(self, attempt: AttemptId, opened: Opened, expires_at: datetime) -> bool:
-        """Open a sum; False when one with another content is there."""
         signers = {name: opened.signers[name].hex() for name in opened.group}
         content = json.dumps([list(opened.form), signers, opened.adverts_sha256], separators=(",", ":"))
         return bool(await self._scripts.run("open", [record_key(attempt)], [content, milliseconds(expires_at)]))
 
     async def get(self, attempt: AttemptId) -> Sum | None:
-        """The sum's record, or None when it was not opened or is over."""
         async with redis_errors():
             fields: Any = await self._client.hgetall(record_key(attempt))
         return _parse(attempt, fields) if fields else None
 
     async def count(self, attempt: AttemptId, hospital_id: str, contribution: Contribution) -> None:
-        """Count an upload whose segments are all stored, if the sum is open and none of the hospital's is counted."""
         content = json.dumps(list(contribution), separators=(",", ":"))
         await self._scripts.run("count", [record_key(attempt)], [hospital_id, content])
 
     async def mark_recorded(self, attempt: AttemptId, hospital_ids: Sequence[str]) -> None:
-        """Note that the events of these contributors are durable."""
         async with redis_errors():
             await self._client.hdel(record_key(attempt), *(f"u:{name}" for name in hospital_ids))
 
     async def close(self, attempt: AttemptId, minimum: int) -> Sum | int | None:
-        """Fix who was counted; the number of contributors when that is below `minimum`; None without a sum."""
         answer = await self._scripts.run("close", [record_key(attempt)], [minimum])
         if answer is None or isinstance(answer, int):
             return answer
         return _parse(attempt, dict(zip(answer[0::2], answer[1::2], strict=True)))
 
     async def fix(self, attempt: AttemptId, inputs: str) -> FixResult:
-        """Fix what the sum is computed from."""
         answer: bytes = await self._scripts.run("fix", [record_key(attempt)], [inputs])
         return answer.decode()  # type: ignore[return-value]  # the script returns nothing else
 
     async def finish(self, attempt: AttemptId, inputs: str, blob: Blob, sha256: str) -> FinishResult:
-        """Switch the sum to its result, whose segments are all stored."""
         arguments = [inputs, blob.blob_id, sha256]
         answer: bytes = await self._scripts.run("finish", [record_key(attempt)], arguments)
         return answer.decode()  # type: ignore[return-value]  # the script returns nothing else
 
     async def discard(self, attempt: AttemptId) -> None:
-        """Forget a sum's record at once."""
         async with redis_errors():
             await self._client.unlink(record_key(attempt))
 

@@ -1,18 +1,13 @@
-"""Attempts, reports and statements to and from what Redis holds."""
+"""An attempt's record to and from the fields of a Redis hash."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any
 
 from services.coordinator.domain.attempt import (
     ACCEPTS,
-    Agreement,
     Attempt,
-    Contribution,
     Decline,
     Kind,
-    Phase,
     Reports,
     Seen,
     State,
@@ -20,7 +15,7 @@ from services.coordinator.domain.attempt import (
     Verdict,
 )
 from services.coordinator.domain.machine import quorum
-from services.secure_sum.statements import SIGNATURE_BYTES, Signed
+from services.coordinator.domain.stored import attempt_json
 
 
 def record_fields(attempt: Attempt) -> dict[str, str | int]:
@@ -41,28 +36,6 @@ def record_fields(attempt: Attempt) -> dict[str, str | int]:
 
 def _names(hospital_ids: tuple[str, ...]) -> str:
     return f" {' '.join(hospital_ids)} "
-
-
-def attempt_json(attempt: Attempt) -> str:
-    return json.dumps(asdict(attempt), separators=(",", ":"))
-
-
-def parse_attempt(core: bytes) -> Attempt:
-    """Raises: ValueError, KeyError or TypeError when it is none."""
-    values: dict[str, Any] = _tuples(json.loads(core), Attempt)
-    values["phase"] = Phase(values["phase"])
-    values["contributions"] = tuple(Contribution(*item) for item in values["contributions"])
-    values["agreement"] = Agreement(**_tuples(values["agreement"], Agreement))
-    if values["ended_in"] is not None:
-        values["ended_in"] = Phase(values["ended_in"])
-    return Attempt(**values)
-
-
-def _tuples(values: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
-    for item in fields(kind):
-        if isinstance(values[item.name], list):
-            values[item.name] = tuple(values[item.name])
-    return values
 
 
 def parse_reports(record: Mapping[bytes, bytes]) -> Reports:
@@ -90,17 +63,3 @@ def parse_reports(record: Mapping[bytes, bytes]) -> Reports:
 
 def parse_declined(answer: Mapping[bytes, bytes]) -> dict[str, Decline]:
     return {name.decode(): Decline(*json.loads(value)) for name, value in answer.items()}
-
-
-def report_value(value: Upload | Seen | State | Verdict | Decline | str) -> str:
-    """A report as it is stored; equal reports have equal text."""
-    return value if isinstance(value, str) else json.dumps(list(value), separators=(",", ":"))
-
-
-def sealed_statement(signed: Signed) -> bytes:
-    """A signed statement as it is stored; whose it is stands in the name of its field."""
-    return signed.signature + signed.statement
-
-
-def parse_statement(hospital_id: str, value: bytes) -> Signed:
-    return Signed(hospital_id, value[SIGNATURE_BYTES:], value[:SIGNATURE_BYTES])

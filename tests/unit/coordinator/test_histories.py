@@ -20,7 +20,8 @@ from services.coordinator.domain.attempt import (
     Verdict,
 )
 from services.coordinator.domain.machine import decide
-from services.coordinator.store.codec import parse_attempt, parse_reports, record_fields, report_value
+from services.coordinator.domain.stored import parse_attempt, report_value
+from services.coordinator.store.codec import parse_reports, record_fields
 from tests.support.attempts import LIST, OTHER_STATE, RULES, SHA256, STATE, at, training
 
 

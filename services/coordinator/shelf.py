@@ -1,11 +1,11 @@
-"""The signed statements of an attempt, as Redis holds them: named, fetched by phase, kept while they cannot change."""
+"""The signed statements of an attempt, as the store holds them: named, fetched by phase, kept while they are fixed."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 
 from services.common.errors import Code, FedmeshError
 from services.coordinator.domain.attempt import Attempt, AttemptId
-from services.coordinator.store.redis import RedisRounds
+from services.coordinator.ports import Rounds
 from services.secure_sum.statements import Signed
 
 
@@ -35,7 +35,7 @@ class Shelf:
     Raises: FedmeshError(LOST_RACE) when the store has lost a statement, or has another attempt's: look again.
     """
 
-    def __init__(self, store: RedisRounds) -> None:
+    def __init__(self, store: Rounds) -> None:
         self._store = store
         self._of: AttemptId | None = None
         self._held: dict[str, tuple[Signed, ...]] = {}
