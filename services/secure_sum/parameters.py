@@ -18,14 +18,13 @@ class ParameterSet:
     allows 109). SEAL is asked for that level and refuses anything weaker.
 
     *Exactness.* The error is centred binomial with |e| <= 21, as in SEAL. Every plaintext that is added or subtracted
-    scaled, as round(q*m/t), errs by at most 1/2 in each coefficient; an upload has two (values and mask), and the
-    correction that takes the masks off a sum is one more. What the integers exceed t by vanishes mod q without error,
-    since q*t/t = q.
-    So the sum of k uploads has noise <= 22 * k + 1/2. Decryption is exact while that is below q/(2t) - 1/2 = 2047:
-    k <= 93. At k = 16 the noise is at most 352.5, so an honest sum never fails to decrypt.
+    scaled, as round(q*m/t), errs by at most 1/2 in each coefficient: once in an upload, whose values and mask are
+    scaled as one, and once in the correction that takes the masks off a sum. What the integers exceed t by vanishes mod
+    q without error, since q*t/t = q. So the sum of k uploads has noise <= 21.5 * k + 1/2. Decryption is exact while
+    that is below q/(2t) = 2047.99: k <= 95. At k = 16 the noise is at most 344.5: an honest sum never fails to decrypt.
 
     *Why the secret key encrypts.* Under a public key the noise of an upload is e*u + e2*s + e1, of standard deviation
-    236 at this N: for 16 of them 2047 are not even 2.2 deviations, so nearly every vector would decrypt wrongly, and an
+    239 at this N: for 16 of them 2047 are not even 2.2 deviations, so nearly every vector would decrypt wrongly, and an
     upload could not be seeded and would be twice as large. What keeps a hospital's update from the other holders of the
     secret key are its masks.
     """
@@ -43,7 +42,7 @@ class ParameterSet:
     security_bits: int
     """Level of the HomomorphicEncryption.org table that SEAL must enforce."""
     max_contributions: int
-    """Ciphertexts that one sum may hold: the lesser of the noise bound (93) and what the lanes are dimensioned for."""
+    """Ciphertexts that one sum may hold: the lesser of the noise bound (95) and what the lanes are dimensioned for."""
     max_vector_length: int
     """Values that one sum may hold; keeps a hostile header from asking for unbounded room."""
 

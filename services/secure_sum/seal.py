@@ -24,13 +24,15 @@ from tenseal import sealapi
 from services.common.errors import Code, FedmeshError
 from services.secure_sum.encoding import Coefficients
 from services.secure_sum.parameters import ParameterSet
+from services.secure_sum.wire import SEGMENT_CIPHERTEXTS
 
 _MAGIC: Final = b"\x5e\xa1\x10"
 _HEADER_BYTES: Final = 16
 _NO_COMPRESSION: Final = 0
+# Polynomials that one of SEAL's ciphertexts may have: all are treated alike, whatever they stand for.
 _LEAST_POLYNOMIALS: Final = 2
-MOST_POLYNOMIALS: Final = 16
-"""Polynomials that one of SEAL's ciphertexts may have: all are treated alike, whatever they stand for."""
+_MOST_POLYNOMIALS: Final = 16
+assert SEGMENT_CIPHERTEXTS <= _MOST_POLYNOMIALS
 _LEVELS: Final = {128: "TC128", 192: "TC192", 256: "TC256"}
 
 
@@ -123,7 +125,7 @@ def load_ciphertext(params: ParameterSet, file: MemoryFile, polynomials: Coeffic
     try:
         ciphertext.load(context(params), file.path)
     except (RuntimeError, ValueError) as error:
-        raise FedmeshError(Code.CIPHERTEXT_INVALID, "the ciphertext was rejected: SEAL refuses it") from error
+        raise _refused() from error
     return ciphertext
 
 
@@ -144,7 +146,8 @@ def save_ciphertext(params: ParameterSet, file: MemoryFile, ciphertext: Any) -> 
 def multiplier(params: ParameterSet, factor: Coefficients) -> Iterator[Callable[[Coefficients], Coefficients]]:
     """A function that multiplies uint64[k, N] below q, k <= 16, by a polynomial modulo X^N + 1 and q.
 
-    factor: the polynomial in NTT form, uint64[N].
+    factor: the polynomial in NTT form, uint64[N]. The function raises FedmeshError(CIPHERTEXT_INVALID) for what SEAL
+    refuses to multiply: nothing but zeros, which no honest ciphertext holds.
 
     Raises:
         RuntimeError, ValueError: if SEAL refuses the factor.
@@ -158,14 +161,15 @@ def multiplier(params: ParameterSet, factor: Coefficients) -> Iterator[Callable[
             if count < _LEAST_POLYNOMIALS:
                 polynomials = np.concatenate((polynomials, polynomials))
             ciphertext, product = load_ciphertext(params, file, polynomials), sealapi.Ciphertext()
-            evaluator.transform_to_ntt_inplace(ciphertext)
-            evaluator.multiply_plain(ciphertext, loaded, product)
-            evaluator.transform_from_ntt_inplace(product)
+            try:
+                evaluator.transform_to_ntt_inplace(ciphertext)
+                evaluator.multiply_plain(ciphertext, loaded, product)
+                evaluator.transform_from_ntt_inplace(product)
+            except RuntimeError as error:
+                raise _refused() from error
             return save_ciphertext(params, file, product)[:count]
 
         yield multiply
-        # What was multiplied may be secret, as the factor is.
-        file.write(b"")
 
 
 def load_plaintext(params: ParameterSet, file: MemoryFile, coefficients: Coefficients, into: Any, ntt: bool) -> Any:
@@ -178,19 +182,6 @@ def load_plaintext(params: ParameterSet, file: MemoryFile, coefficients: Coeffic
     file.write(header(len(body)) + body)
     into.load(context(params), file.path)
     return into
-
-
-def save_plaintext(params: ParameterSet, file: MemoryFile, plaintext: Any) -> Coefficients:
-    """The coefficients of a Plaintext that is not in NTT form, uint64[n]; SEAL drops leading zero coefficients.
-
-    Raises:
-        FedmeshError: INTERNAL if SEAL's format is not the one described above.
-    """
-    count = plaintext.coeff_count()
-    coefficients, rest = _saved_array(file, plaintext, _plain_prefix(params, count, ntt=False), count)
-    if rest:
-        raise _other_format()
-    return coefficients
 
 
 def _plain_prefix(params: ParameterSet, count: int, ntt: bool) -> bytes:
@@ -209,6 +200,10 @@ def _saved_array(file: MemoryFile, saved: Any, prefix: bytes, count: int) -> tup
     if len(body) < end or not body.startswith(expected):
         raise _other_format()
     return np.frombuffer(body, dtype=np.uint64, count=count, offset=start), body[end:]
+
+
+def _refused() -> FedmeshError:
+    return FedmeshError(Code.CIPHERTEXT_INVALID, "the ciphertext was rejected: SEAL refuses it")
 
 
 def _other_format() -> FedmeshError:

@@ -6,6 +6,7 @@ against chosen ciphertexts: decrypt only a sum that a quorum of hospitals commit
 
 import hashlib
 import hmac
+import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -134,12 +135,12 @@ def _encrypting(values: Int64Vector, group_key: bytes, layout: Layout) -> Iterat
 
 
 def _errors(shape: tuple[int, ...], params: ParameterSet) -> Coefficients:
-    """Errors of fresh ciphertexts, uint64 mod q: the sum of 42 fair bits less 21, as SEAL draws them.
+    """Errors of fresh ciphertexts, uint64 mod q: the sum of 42 fair bits less 21, distributed as SEAL's.
 
     That is a centred binomial distribution of standard deviation 3.24. The bits come from ChaCha20 under a key from the
     operating system, which is used once.
     """
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     stream = Cipher(ChaCha20(os.urandom(32), bytes(16)), mode=None).encryptor().update(bytes(8 * count))
     bits = np.frombuffer(stream, dtype="<u8") & _ERROR_BITS
     # The sums of 2, 4 and 8 neighbouring bits, and then of all bytes: no step depends on what the bits are.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tenseal import sealapi
 
 from services.common.errors import Code, FedmeshError
-from services.secure_sum import encoding, public, seal, secret, wire
+from services.secure_sum import encoding, public, ring, seal, secret, uniform, wire
 from services.secure_sum.encoding import Coefficients, Int64Vector
 from services.secure_sum.parameters import DEFAULT
 from services.secure_sum.wire import Layout, layout_of
@@ -150,6 +150,27 @@ def test_encrypting_twice_differs_and_hides_the_values() -> None:
     first, second = (next(secret.encrypt_segments(values, KEY, layout(8192))) for _ in range(2))
     same = np.mean(np.frombuffer(first, np.uint8) == np.frombuffer(second, np.uint8))
     assert same < 0.01  # independent bytes agree once in 256
+
+
+def test_every_ciphertext_has_a_seed_and_errors_of_its_own() -> None:
+    """Two under the same c1, or the same errors, would give away the difference of what they hold."""
+    form, seeds, rows = layout(2 * SEGMENT + 2 * 4096), [], []
+    half = DEFAULT.coeff_modulus // 2
+    for _ in range(2):
+        for index, segment in enumerate(secret.encrypt_zeros(KEY, form)):
+            c0, found = wire.split_upload(form, index, segment)
+            seeds += [seed.tobytes() for seed in found]
+            c1 = np.stack([uniform.expand(seed.tobytes(), DEFAULT) for seed in found])
+            with secret._multiplier(DEFAULT, KEY) as times_key:
+                phase = ring.reduce(c0.reshape(c1.shape) + times_key(c1), DEFAULT).astype(np.int64)
+            rows += list(np.where(phase > half, phase - DEFAULT.coeff_modulus, phase))
+    assert len(rows) == len(seeds) == len(set(seeds)) == 2 * form.ciphertexts == 2 * 17
+    assert len({row.tobytes() for row in rows}) == len(rows)
+    for row in rows:
+        assert np.abs(row).max() <= 21
+        assert 8 < row.var() < 13
+    # The same errors at other places would correlate.
+    assert np.abs(np.corrcoef(np.stack(rows)) - np.eye(len(rows))).max() < 0.12
 
 
 def test_a_masked_upload_decrypts_to_noise() -> None:

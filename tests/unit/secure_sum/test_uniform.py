@@ -18,12 +18,12 @@ HALF = replace(DEFAULT, name="half", coeff_modulus=(1 << 59) + 1)
 
 def told_otherwise(seed: bytes, params: ParameterSet) -> list[int]:
     """The definition, block by block."""
-    block = Cipher(AES(seed), ECB()).encryptor()
+    block = Cipher(AES(seed[:16]), ECB()).encryptor()
     found: list[int] = []
-    counter = 0
+    counter = int.from_bytes(seed[16:], "big")
     while len(found) < params.poly_modulus_degree:
         drawn = block.update(counter.to_bytes(16, "big"))
-        counter += 1
+        counter = (counter + 1) % 2**128
         for half in (drawn[:8], drawn[8:]):
             value = int.from_bytes(half, "little") % 2**60
             if value < params.coeff_modulus:
@@ -31,15 +31,24 @@ def told_otherwise(seed: bytes, params: ParameterSet) -> list[int]:
     return found[: params.poly_modulus_degree]
 
 
+@pytest.mark.parametrize("seed", [SEED, bytes(32), b"\xff" * 32])
 @pytest.mark.parametrize("params", [DEFAULT, HALF])
-def test_a_seed_expands_as_defined(params: ParameterSet) -> None:
-    assert uniform.expand(SEED, params).tolist() == told_otherwise(SEED, params)
+def test_a_seed_expands_as_defined(params: ParameterSet, seed: bytes) -> None:
+    assert uniform.expand(seed, params).tolist() == told_otherwise(seed, params)
+
+
+def test_q_itself_is_passed_over() -> None:
+    drawn = int(uniform.expand(SEED, DEFAULT).max())
+    params = replace(DEFAULT, name="drawn", coeff_modulus=drawn)
+    expanded = uniform.expand(SEED, params).tolist()
+    assert drawn not in expanded
+    assert expanded == told_otherwise(SEED, params)
 
 
 def test_the_expansion_never_changes() -> None:
     """Stored uploads and signed statements depend on it."""
     digest = hashlib.sha256(uniform.expand(SEED, DEFAULT).astype("<u8").tobytes()).hexdigest()
-    assert digest == "2f5ba48eb54a9d9da366700ae8476366c637a56cf52d0c2ba11845712cbde9c7"
+    assert digest == "824807425940fc316a67fc582b93197aef2de996804ba956b92649e401914e2c"
 
 
 def test_it_looks_uniform() -> None:
