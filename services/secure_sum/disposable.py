@@ -2,8 +2,8 @@
 
 Code that crashes or hangs on crafted input, numpy's as any other, costs one child process here, not the service. A
 child is started by spawn (it inherits no sockets, keys or locks), ignores the terminal's Ctrl-C, leaves no core dump,
-and goes away when its parent does. What a child sends back is a tag and raw bytes, never a pickle: a child that was taken over
-cannot run code in its parent.
+and goes away when its parent does. What a child sends back is a tag and raw bytes, never a pickle: a child that was
+taken over cannot run code in its parent.
 """
 
 import asyncio
