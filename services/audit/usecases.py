@@ -19,6 +19,7 @@ from services.transparency.merkle import (
     frontier_nodes,
     inclusion_nodes,
     inclusion_proof,
+    leaf_hash,
     stored_root,
 )
 
@@ -60,9 +61,9 @@ class LogUseCases:
             size = _size(tree_size, await self._head(tx))
             if index >= size:
                 raise FedmeshError(Code.NOT_FOUND, f"there is no entry {index} in the tree of {size} entries")
-            leaf = Coordinate(0, index)
-            hashes = await tx.hashes([leaf, *inclusion_nodes(index, size)])
-            return size, hashes[leaf], inclusion_proof(index, size, _reader(hashes))
+            hashes = await tx.hashes(inclusion_nodes(index, size))
+            # Of the body as it is now, not as it was when it came: a changed body does not prove.
+            return size, leaf_hash(await tx.leaf(index)), inclusion_proof(index, size, _reader(hashes))
 
         return await self._store.run("inclusion_proof", read)
 

@@ -1,5 +1,6 @@
 """The demonstration from outside, as a person runs it: small, but with every real process."""
 
+import asyncio
 import csv
 import json
 import os
@@ -14,9 +15,18 @@ from typing import ClassVar
 import duckdb
 import psutil
 import pytest
+from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from sklearn.metrics import roc_auc_score
 
-from services.embedded.stack import Stack
+from services.cli.mesh import awake
+from services.common.clock import SystemClock
+from services.common.grpc.client import MeshChannel, call
+from services.embedded.stack import CONSORTIUM, Stack
+from services.hospital_node.audit_log import GrpcAuditLog
+from services.hospital_node.store.state import SqliteNodeState
+from services.hospital_node.usecases.witness import Witness
+from services.secure_sum.roster import MemberKeys, load_roster_file
+from services.transparency.checkpoint import open_checkpoint, parse_verifier_key
 from tests.support.command import FEDMESH
 
 pytestmark = pytest.mark.timeout(900)
@@ -123,6 +133,38 @@ def test_the_audit_log_has_every_step_and_verifies_offline(finished: Path, tmp_p
     refused = fedmesh("audit", "verify", out, check=False)
     assert refused.returncode == 1
     assert "entries.jsonl" in refused.stderr
+
+
+async def witness_all(stack: Stack) -> None:
+    """What the hospitals' nodes do by themselves, until all have cosigned the end of the log."""
+    verifier = parse_verifier_key(stack.audit_verifier.read_text().strip())
+    async with asyncio.timeout(90):
+        for name in load_roster_file(stack.roster_file).ids:
+            async with MeshChannel(stack.target("audit"), stack.hospital_tls(name)) as channel:
+                audit, memory = GrpcAuditLog(channel, 10.0), SqliteNodeState(stack.hospital_data(name)).witness
+                keys = MemberKeys.load(stack.member_keys(name))
+                witness = Witness(audit, memory, keys, CONSORTIUM, verifier, SystemClock(), 4)
+                newest = await call(
+                    channel.stub(audit_pb2_grpc.AuditServiceStub).GetCheckpoint, audit_pb2.GetCheckpointRequest()
+                )
+                size = open_checkpoint(newest.checkpoint, verifier).size
+                while await witness.look() in ("cosigned", "current"):
+                    if (held := memory.held(str(verifier))) and held.cosigned and held.size == size:
+                        break
+                    await asyncio.sleep(0.2)
+
+
+def test_the_log_is_witnessed_and_checked_with_files_alone(finished: Path, tmp_path: Path) -> None:
+    roster, key = finished / "stack/keys/roster.json", finished / "stack/keys/audit.vkey"
+    with awake(finished / "stack", ("audit", "registry")) as stack:
+        asyncio.run(witness_all(stack))
+        shown = fedmesh("audit", "status", "--dir", finished).stdout
+        assert "by 4 of 4 hospitals (3 needed)" in shown
+        assert re.search(r"alarms +none", shown)
+        fedmesh("audit", "export", "--witnessed", "--out", tmp_path / "log", "--dir", finished)
+    checked = fedmesh("audit", "verify", tmp_path / "log", "--key", key, "--roster", roster).stdout
+    assert "4 of 4 hospitals cosigned it, 3 are needed" in " ".join(checked.split())
+    assert "nothing was refused" in fedmesh("audit", "evidence", "--dir", finished).stdout
 
 
 def test_one_trace_joins_a_round_across_the_processes(finished: Path) -> None:

@@ -18,11 +18,13 @@ from services.transparency.merkle import leaf_hash, tree_root
 
 from .conftest import Replica, World, event
 
-TABLES = ("entries", "nodes", "checkpoints")
+TABLES = ("entries", "nodes", "checkpoints", "cosignatures", "alarms")
 CHANGES = {
     "entries": "update audit.entries set leaf = '\\x00'",
     "nodes": "update audit.nodes set hash = hash",
     "checkpoints": "update audit.checkpoints set note = ''",
+    "cosignatures": "update audit.cosignatures set line = ''",
+    "alarms": "update audit.alarms set reason = ''",
 }
 
 SOURCE = parse_identity("spiffe://consortium.test/service/registry")
