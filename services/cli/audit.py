@@ -1,4 +1,4 @@
-"""`fedmesh audit`: export the log, verify an export offline, see who witnesses it."""
+"""`fedmesh audit`: export the log, verify an export offline, see who witnesses it, check the database."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,11 +6,13 @@ from typing import Annotated, Any
 import typer
 from fedmesh.audit.v1 import audit_pb2
 from rich.console import Console
+from rich.markup import escape
 
 from services.cli import witnesses
 from services.cli.inspection import stack_dir
-from services.cli.mesh import awake, stub
+from services.cli.mesh import awake, database_of, stub
 from services.cli.stack import DEMO_DIR, Folder
+from services.common.config import PostgresConfig, load_config
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call, stream
 from services.embedded.stack import Stack
@@ -107,6 +109,44 @@ def _require_witnesses(directory: Path, roster: Path) -> None:
     if not counted.complete:
         raise FedmeshError(Code.PROOF_INVALID, f"the checkpoint is not witnessed: {needed}; see `export --witnessed`")
     Console().print(f"[green]OK[/green] The checkpoint is witnessed: {needed}.", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def fsck(
+    folder: Folder = DEMO_DIR,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with `dsn` and `password_file` of a database outside a stack")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="File with the log's public key; else the stack's own")] = None,
+) -> None:
+    """Derive the whole stored log again from the bodies of its entries, and compare. Exit code 1 if anything differs.
+
+    Needs the database only: the audit service may run, or refuse to.
+    """
+    import asyncio
+
+    from services.audit.fsck import check_log
+
+    if config is not None:
+        if key is None:
+            raise FedmeshError(Code.INVALID_ARGUMENT, "--config needs --key: a database does not say whose log it is")
+        report = asyncio.run(check_log(load_config(PostgresConfig, config), _trusted_key(key)))
+    else:
+        with database_of(stack_dir(folder)) as (stack, database):
+            verifier = witnesses.log_key(stack) if key is None else _trusted_key(key)
+            report = asyncio.run(check_log(database, verifier))
+    console = Console()
+    for problem in report.problems:
+        console.print(f"[red]wrong[/red] {escape(problem)}", highlight=False, soft_wrap=True)
+    counted = (
+        f"{report.entries} entries, {report.nodes} subtree hashes, {report.checkpoints} checkpoints, "
+        f"{report.cosignatures} cosignatures"
+    )
+    if report.wrong:
+        raise FedmeshError(
+            Code.PROOF_INVALID, f"{report.wrong} problems in {counted}: the database was changed by hand"
+        )
+    console.print(f"[green]OK[/green] {counted}: all follow from the bodies.", highlight=False, soft_wrap=True)
 
 
 def _trusted_key(path: Path) -> VerifierKey:

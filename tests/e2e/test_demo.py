@@ -165,6 +165,7 @@ def test_the_log_is_witnessed_and_checked_with_files_alone(finished: Path, tmp_p
     checked = fedmesh("audit", "verify", tmp_path / "log", "--key", key, "--roster", roster).stdout
     assert "4 of 4 hospitals cosigned it, 3 are needed" in " ".join(checked.split())
     assert "nothing was refused" in fedmesh("audit", "evidence", "--dir", finished).stdout
+    assert "all follow from the bodies" in fedmesh("audit", "fsck", "--dir", finished).stdout
 
 
 def test_one_trace_joins_a_round_across_the_processes(finished: Path) -> None:

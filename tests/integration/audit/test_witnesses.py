@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import psycopg
@@ -13,7 +13,6 @@ from fedmesh.audit.v1 import audit_pb2_grpc
 from prometheus_client import REGISTRY
 from psycopg import sql
 
-from services.common.clock import SystemClock
 from services.common.config import ClientConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call
@@ -22,50 +21,15 @@ from services.embedded.processes import free_port
 from services.hospital_node.audit_log import GrpcAuditLog
 from services.hospital_node.config import HospitalConfig, WitnessConfig, read_log_key
 from services.hospital_node.domain.ports import RefusalKind
-from services.hospital_node.store.state import SqliteNodeState
 from services.hospital_node.store.witness import read_witness
-from services.hospital_node.usecases.witness import Witness
-from services.secure_sum.roster import MemberKeys, Roster, as_roster, found
+from services.secure_sum.roster import MemberKeys
 from services.transparency.checkpoint import generate_key, load_signing_key, open_checkpoint
 from services.transparency.cosignature import cosign
 from services.transparency.witness import witnessed
 from tests.support.hospital import Node, found_roster, hospital_config
 
 from .conftest import CONSORTIUM, Replica, World, event
-
-NAMES = ("east", "north", "south", "west")
-
-
-class Hospitals:
-    """Four witnesses with their own disks."""
-
-    def __init__(self, world: World, folder: Path) -> None:
-        self.world = world
-        self.folder = folder
-        self.keys = {name: MemberKeys.generate(name) for name in NAMES}
-        self.tls = {name: world.ca.issue_hospital(name) for name in NAMES}
-        for name in NAMES:
-            (folder / name).mkdir()
-
-    @property
-    def roster(self) -> Roster:
-        return as_roster(found(CONSORTIUM, [keys.public() for keys in self.keys.values()]))
-
-    @asynccontextmanager
-    async def witness(self, replica: Replica, name: str, *, spot_checks: int = 4) -> AsyncIterator[Witness]:
-        """A witness as it is after a start of its node."""
-        async with MeshChannel(replica.target, self.tls[name]) as channel:
-            memory = SqliteNodeState(self.folder / name).witness
-            audit = GrpcAuditLog(channel, 10.0)
-            clock = SystemClock()
-            yield Witness(audit, memory, self.keys[name], CONSORTIUM, replica.verifier, clock, spot_checks)
-
-    async def look(self, replica: Replica, *names: str, spot_checks: int = 4) -> list[str]:
-        outcomes = []
-        for name in names or NAMES:
-            async with self.witness(replica, name, spot_checks=spot_checks) as witness:
-                outcomes.append(await witness.look())
-        return outcomes
+from .hospitals import NAMES, Hospitals
 
 
 @pytest.fixture

@@ -67,6 +67,8 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("audit", "verify", ".", "--key", "nofile"), "cannot read the key file nofile: No such file or directory"),
         (("audit", "verify", ".", "--key", "."), "cannot read the key file .: Is a directory"),
         (("audit", "verify", ".", "--key", "/dev/null"), "/dev/null holds no public key of a log"),
+        (("audit", "fsck"), "there is no stack in .fedmesh/demo"),
+        (("audit", "fsck", "--config", "c.yaml"), "--config needs --key"),
         (("audit", "status"), "run `fedmesh demo` or `fedmesh up`"),
         (("audit", "evidence"), "no hospital has witnessed anything"),
         (("audit", "evidence", "--data-dir", "."), "no hospital node ever ran"),
