@@ -63,6 +63,10 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         async for index, leaf in self._log.entries(request.start_index, request.limit):
             yield audit_pb2.ListEntriesResponse(index=index, leaf=leaf)
 
+    async def GetEntry(self, request: audit_pb2.GetEntryRequest, _context: Any) -> audit_pb2.GetEntryResponse:
+        leaf, size, hashes = await self._log.entry(caller(), request.index, request.tree_size)
+        return audit_pb2.GetEntryResponse(leaf=leaf, tree_size=size, hashes=hashes)
+
     async def GetOfferedCheckpoint(
         self, _request: audit_pb2.GetOfferedCheckpointRequest, _context: Any
     ) -> audit_pb2.GetOfferedCheckpointResponse:

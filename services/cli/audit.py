@@ -8,7 +8,7 @@ from fedmesh.audit.v1 import audit_pb2
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli import witnesses
+from services.cli import receipts, witnesses
 from services.cli.inspection import stack_dir
 from services.cli.mesh import awake, database_of, stub
 from services.cli.stack import DEMO_DIR, Folder
@@ -24,6 +24,7 @@ from services.transparency.witness import witnessed as count_witnesses
 
 app = typer.Typer(help="The audit log.", no_args_is_help=True)
 witnesses.register(app)
+app.command()(receipts.receipt)
 
 
 @app.command()
@@ -80,7 +81,7 @@ async def _export(opened: Any, out: Path, verifier: VerifierKey, note: str) -> i
 
 @app.command()
 def verify(
-    directory: Annotated[Path, typer.Argument(help="Folder that `audit export` wrote")],
+    path: Annotated[Path, typer.Argument(help="Folder that `audit export` wrote, or file that `audit receipt` wrote")],
     key: Annotated[
         Path | None, typer.Option(help="File with the log's public key from a source you trust; else the export's own")
     ] = None,
@@ -89,16 +90,23 @@ def verify(
         typer.Option(help="The founding roster from a source you trust: counts the hospitals that cosigned"),
     ] = None,
 ) -> None:
-    """Check an export with no help from any server: signature, every entry, the whole tree. Exit code 1 if it fails.
+    """Check an export or a receipt with no help from any server. Exit code 1 if anything in it is wrong.
 
-    With --roster, also that more than two thirds of the founding roster's hospitals cosigned the checkpoint.
+    Of an export: signature, every entry, the whole tree; with --roster, also that more than two thirds of the founding
+    roster's hospitals cosigned the checkpoint. A receipt needs --key and --roster.
     """
-    if not directory.is_dir():
-        raise FedmeshError(Code.NOT_FOUND, f"there is no folder {directory}")
-    report = verify_export(directory, None if key is None else _trusted_key(key))
+    if path.is_file():
+        if key is None or roster is None:
+            raise FedmeshError(Code.INVALID_ARGUMENT, "a receipt is checked against --key and --roster, give both")
+        verified = receipts.verify_file(path, _trusted_key(key), roster)
+        Console().print(f"[green]OK[/green] {verified.statement}", highlight=False, soft_wrap=True)
+        return
+    if not path.is_dir():
+        raise FedmeshError(Code.NOT_FOUND, f"there is no folder {path}, nor such a file")
+    report = verify_export(path, None if key is None else _trusted_key(key))
     Console().print(f"[green]OK[/green] {report.statement}", highlight=False, soft_wrap=True)
     if roster is not None:
-        _require_witnesses(directory, roster)
+        _require_witnesses(path, roster)
 
 
 def _require_witnesses(directory: Path, roster: Path) -> None:

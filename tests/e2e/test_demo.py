@@ -17,7 +17,9 @@ import psutil
 import pytest
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
+from services.cli.main import app
 from services.cli.mesh import awake
 from services.common.clock import SystemClock
 from services.common.grpc.client import MeshChannel, call
@@ -154,18 +156,30 @@ async def witness_all(stack: Stack) -> None:
                     await asyncio.sleep(0.2)
 
 
+def inside(*arguments: object) -> str:
+    """What a command prints, run in this process: starting one costs more than most of them."""
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return " ".join(done.output.split())
+
+
 def test_the_log_is_witnessed_and_checked_with_files_alone(finished: Path, tmp_path: Path) -> None:
     roster, key = finished / "stack/keys/roster.json", finished / "stack/keys/audit.vkey"
     with awake(finished / "stack", ("audit", "registry")) as stack:
         asyncio.run(witness_all(stack))
-        shown = fedmesh("audit", "status", "--dir", finished).stdout
+        shown = inside("audit", "status", "--dir", finished)
         assert "by 4 of 4 hospitals (3 needed)" in shown
         assert re.search(r"alarms +none", shown)
-        fedmesh("audit", "export", "--witnessed", "--out", tmp_path / "log", "--dir", finished)
-    checked = fedmesh("audit", "verify", tmp_path / "log", "--key", key, "--roster", roster).stdout
-    assert "4 of 4 hospitals cosigned it, 3 are needed" in " ".join(checked.split())
-    assert "nothing was refused" in fedmesh("audit", "evidence", "--dir", finished).stdout
-    assert "all follow from the bodies" in fedmesh("audit", "fsck", "--dir", finished).stdout
+        inside("audit", "export", "--witnessed", "--out", tmp_path / "log", "--dir", finished)
+        job = json.loads((finished / "r.json").read_text())["job_id"]
+        asked = ("--hospital", "hospital-02", "--out", tmp_path / "receipt.json", "--dir", finished)
+        assert "was counted exactly once in version 2" in inside("audit", "receipt", job, 2, *asked)
+    checked = inside("audit", "verify", tmp_path / "log", "--key", key, "--roster", roster)
+    assert "4 of 4 hospitals cosigned it, 3 are needed" in checked
+    checked = inside("audit", "verify", tmp_path / "receipt.json", "--key", key, "--roster", roster)
+    assert "hospital-02's ciphertext" in checked
+    assert "nothing was refused" in inside("audit", "evidence", "--dir", finished)
+    assert "all follow from the bodies" in inside("audit", "fsck", "--dir", finished)
 
 
 def test_one_trace_joins_a_round_across_the_processes(finished: Path) -> None:

@@ -344,6 +344,56 @@ class ListEntriesResponse(google.protobuf.message.Message):
 global___ListEntriesResponse = ListEntriesResponse
 
 @typing.final
+class GetEntryRequest(google.protobuf.message.Message):
+    """Asks for an entry and its proof."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    TREE_SIZE_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Index of the entry, from 0."""
+    tree_size: builtins.int
+    """Size of the tree to prove it in; 0 means the newest checkpoint's."""
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        tree_size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "tree_size", b"tree_size"]) -> None: ...
+
+global___GetEntryRequest = GetEntryRequest
+
+@typing.final
+class GetEntryResponse(google.protobuf.message.Message):
+    """An entry and its inclusion proof."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEAF_FIELD_NUMBER: builtins.int
+    TREE_SIZE_FIELD_NUMBER: builtins.int
+    HASHES_FIELD_NUMBER: builtins.int
+    leaf: builtins.bytes
+    """The exact bytes that were hashed: canonical JSON of the event with its sender."""
+    tree_size: builtins.int
+    """Size of the tree that the proof leads to."""
+    @property
+    def hashes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """Sibling hashes, 32 bytes each, leaf to root."""
+
+    def __init__(
+        self,
+        *,
+        leaf: builtins.bytes = ...,
+        tree_size: builtins.int = ...,
+        hashes: collections.abc.Iterable[builtins.bytes] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hashes", b"hashes", "leaf", b"leaf", "tree_size", b"tree_size"]) -> None: ...
+
+global___GetEntryResponse = GetEntryResponse
+
+@typing.final
 class GetOfferedCheckpointRequest(google.protobuf.message.Message):
     """Asks for the checkpoint to be cosigned."""
 

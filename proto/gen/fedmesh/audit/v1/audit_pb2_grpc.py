@@ -40,6 +40,11 @@ class AuditServiceStub(object):
                 request_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesRequest.SerializeToString,
                 response_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesResponse.FromString,
                 )
+        self.GetEntry = channel.unary_unary(
+                '/fedmesh.audit.v1.AuditService/GetEntry',
+                request_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryResponse.FromString,
+                )
         self.GetOfferedCheckpoint = channel.unary_unary(
                 '/fedmesh.audit.v1.AuditService/GetOfferedCheckpoint',
                 request_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetOfferedCheckpointRequest.SerializeToString,
@@ -101,6 +106,14 @@ class AuditServiceServicer(object):
 
     def ListEntries(self, request, context):
         """Streams entries in order, for reading and for export.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEntry(self, request, context):
+        """One entry with the proof that it is in the tree of a given size. A hospital gets the entries of the rounds that list a
+        contribution of its own, and no others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,6 +182,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ListEntries,
                     request_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesRequest.FromString,
                     response_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesResponse.SerializeToString,
+            ),
+            'GetEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEntry,
+                    request_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryRequest.FromString,
+                    response_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryResponse.SerializeToString,
             ),
             'GetOfferedCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.GetOfferedCheckpoint,
@@ -288,6 +306,23 @@ class AuditService(object):
         return grpc.experimental.unary_stream(request, target, '/fedmesh.audit.v1.AuditService/ListEntries',
             fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesRequest.SerializeToString,
             fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.audit.v1.AuditService/GetEntry',
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryRequest.SerializeToString,
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -51,6 +51,14 @@ class AuditServiceStub:
     ]
     """Streams entries in order, for reading and for export."""
 
+    GetEntry: grpc.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.GetEntryRequest,
+        fedmesh.audit.v1.audit_pb2.GetEntryResponse,
+    ]
+    """One entry with the proof that it is in the tree of a given size. A hospital gets the entries of the rounds that list a
+    contribution of its own, and no others.
+    """
+
     GetOfferedCheckpoint: grpc.UnaryUnaryMultiCallable[
         fedmesh.audit.v1.audit_pb2.GetOfferedCheckpointRequest,
         fedmesh.audit.v1.audit_pb2.GetOfferedCheckpointResponse,
@@ -115,6 +123,14 @@ class AuditServiceAsyncStub:
         fedmesh.audit.v1.audit_pb2.ListEntriesResponse,
     ]
     """Streams entries in order, for reading and for export."""
+
+    GetEntry: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.GetEntryRequest,
+        fedmesh.audit.v1.audit_pb2.GetEntryResponse,
+    ]
+    """One entry with the proof that it is in the tree of a given size. A hospital gets the entries of the rounds that list a
+    contribution of its own, and no others.
+    """
 
     GetOfferedCheckpoint: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.audit.v1.audit_pb2.GetOfferedCheckpointRequest,
@@ -190,6 +206,16 @@ class AuditServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[fedmesh.audit.v1.audit_pb2.ListEntriesResponse], collections.abc.AsyncIterator[fedmesh.audit.v1.audit_pb2.ListEntriesResponse]]:
         """Streams entries in order, for reading and for export."""
+
+    @abc.abstractmethod
+    def GetEntry(
+        self,
+        request: fedmesh.audit.v1.audit_pb2.GetEntryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.audit.v1.audit_pb2.GetEntryResponse, collections.abc.Awaitable[fedmesh.audit.v1.audit_pb2.GetEntryResponse]]:
+        """One entry with the proof that it is in the tree of a given size. A hospital gets the entries of the rounds that list a
+        contribution of its own, and no others.
+        """
 
     @abc.abstractmethod
     def GetOfferedCheckpoint(
