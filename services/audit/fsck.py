@@ -139,6 +139,10 @@ class _Check:
             self._report.add(f"checkpoint over {beyond} entries: there are only {size}")
         for level, position in await self._reader.nodes_beyond(size):
             self._report.add(f"subtree hash at level {level}, position {position}: there are no such entries")
+        checked = {"entries": size, "nodes": self._report.nodes, "checkpoints": self._report.checkpoints}
+        for table, stored in (await self._reader.counts()).items():
+            if stored != checked[table]:
+                self._report.add(f"audit.{table} has {stored} rows, of which {checked[table]} belong there")
 
     async def _check_cosignatures(self) -> None:
         after = (0, "")

@@ -49,8 +49,9 @@ def register(app: typer.Typer) -> None:
 
 
 def status(folder: Folder = DEMO_DIR, roster: RosterFile = None) -> None:
-    """Say how much of the log is witnessed, who lags, and who raised an alarm. Exit code 3 when somebody did.
+    """Say how much of the log is witnessed, who lags, and who raised an alarm. Exit code 3 while an alarm stands.
 
+    An alarm stands until the hospital that raised it cosigns again; it stays on record for good.
     Signatures and proofs are checked here, against the log's public key and the roster; the service is not believed.
     """
     with awake(stack_dir(folder), ("audit", "registry")) as stack:
@@ -60,10 +61,10 @@ def status(folder: Folder = DEMO_DIR, roster: RosterFile = None) -> None:
     console.print(_summary(seen, rosters), highlight=False, soft_wrap=True)
     if rosters:
         _print_hospitals(console, seen, rosters[-1])
-    if alarms.total:
-        _print_alarms(console, alarms)
+    if not alarms.total:
+        console.print("alarms     none", highlight=False)
+    elif _print_alarms(console, alarms, seen):
         raise typer.Exit(_ALARM_EXIT)
-    console.print("alarms     none", highlight=False)
 
 
 async def _ask(stack: Stack, roster: Path | None) -> tuple[VerifierKey, list[Roster], Seen, Any]:
@@ -71,7 +72,7 @@ async def _ask(stack: Stack, roster: Path | None) -> tuple[VerifierKey, list[Ros
     async with stub(stack, "audit") as audit, stub(stack, "registry") as registry:
         rosters = await known_rosters(stack, registry, roster)
         seen = await look_at(audit, verifier, rosters)
-        return verifier, rosters, seen, await call(audit.ListAlarms, audit_pb2.ListAlarmsRequest())
+        return verifier, rosters, seen, await call(audit.ListAlarms, audit_pb2.ListAlarmsRequest(limit=_PAGE))
 
 
 def log_key(stack: Stack) -> VerifierKey:
@@ -157,11 +158,17 @@ def _print_hospitals(console: Console, seen: Seen, roster: Roster) -> None:
     console.print(table)
 
 
-def _print_alarms(console: Console, alarms: Any) -> None:
+def _print_alarms(console: Console, alarms: Any, seen: Seen) -> bool:
+    """Whether an alarm stands; those that are not shown are taken to."""
     console.print(f"alarms     [red]{alarms.total}[/red], newest first; both checkpoints: fedmesh audit evidence")
-    table = make_table("hospital", "alarm", "when (UTC)", "held", "seen", "reason")
+    table = make_table("stands", "hospital", "alarm", "when (UTC)", "held", "seen", "reason")
+    any_stands = bool(alarms.total > len(alarms.alarms))
     for alarm in alarms.alarms:
+        _, cosigned_at = seen.last.get(alarm.hospital_id, (0, 0))
+        stands = bool(cosigned_at <= alarm.recorded_at.seconds)
+        any_stands |= stands
         table.add_row(
+            "[red]yes[/red]" if stands else "no",
             alarm.hospital_id,
             audit_pb2.AlarmKind.Name(alarm.kind).removeprefix("ALARM_KIND_").lower(),
             alarm.recorded_at.ToDatetime().isoformat(" ", "seconds"),
@@ -170,6 +177,7 @@ def _print_alarms(console: Console, alarms: Any) -> None:
             escape(alarm.reason),
         )
     console.print(table)
+    return any_stands
 
 
 def _size_of(note: str) -> str:

@@ -265,6 +265,8 @@ class Stack:
                 "audit": {"target": self.target("audit")},
                 "log_key": str(self.audit_verifier),
                 "interval_s": WITNESS_INTERVAL_S,
+                # Fifteen witnesses share two cores with what they witness.
+                "spot_checks": 1,
             },
             **settings,
         }

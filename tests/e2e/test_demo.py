@@ -23,6 +23,7 @@ from services.cli.main import app
 from services.cli.mesh import awake
 from services.common.clock import SystemClock
 from services.common.grpc.client import MeshChannel, call
+from services.common.ids import new_id
 from services.embedded.stack import CONSORTIUM, Stack
 from services.hospital_node.audit_log import GrpcAuditLog
 from services.hospital_node.store.state import SqliteNodeState
@@ -163,6 +164,21 @@ def inside(*arguments: object) -> str:
     return " ".join(done.output.split())
 
 
+async def cry_wolf(stack: Stack) -> None:
+    """An alarm of a hospital that saw nothing wrong: to be shown all the same."""
+    async with MeshChannel(stack.target("audit"), stack.hospital_tls("hospital-01")) as channel:
+        audit = channel.stub(audit_pb2_grpc.AuditServiceStub)
+        seen = (await call(audit.GetCheckpoint, audit_pb2.GetCheckpointRequest())).checkpoint
+        request = audit_pb2.RaiseAlarmRequest(
+            request_id=new_id(),
+            kind=audit_pb2.ALARM_KIND_FORK,
+            held_checkpoint=seen,
+            seen_checkpoint=seen,
+            reason="[red]",
+        )
+        await call(audit.RaiseAlarm, request)
+
+
 def test_the_log_is_witnessed_and_checked_with_files_alone(finished: Path, tmp_path: Path) -> None:
     roster, key = finished / "stack/keys/roster.json", finished / "stack/keys/audit.vkey"
     with awake(finished / "stack", ("audit", "registry")) as stack:
@@ -171,6 +187,10 @@ def test_the_log_is_witnessed_and_checked_with_files_alone(finished: Path, tmp_p
         assert "by 4 of 4 hospitals (3 needed)" in shown
         assert re.search(r"alarms +none", shown)
         inside("audit", "export", "--witnessed", "--out", tmp_path / "log", "--dir", finished)
+        asyncio.run(cry_wolf(stack))
+        alarmed = CliRunner().invoke(app, ["audit", "status", "--dir", str(finished)])
+        assert alarmed.exit_code == 3
+        assert re.search(r"yes +hospital-01 +fork", alarmed.output)
         job = json.loads((finished / "r.json").read_text())["job_id"]
         asked = ("--hospital", "hospital-02", "--out", tmp_path / "receipt.json", "--dir", finished)
         assert "was counted exactly once in version 2" in inside("audit", "receipt", job, 2, *asked)

@@ -54,6 +54,15 @@ class LogReader:
         )
         return [Coordinate(row["level"], row["position"]) for row in rows]
 
+    async def counts(self) -> dict[str, int]:
+        """Rows of the log's tables, whatever is in them."""
+        (row,) = await self._rows(
+            "select (select count(*) from audit.entries) as entries, (select count(*) from audit.nodes) as nodes,"
+            " (select count(*) from audit.checkpoints) as checkpoints",
+            (),
+        )
+        return row
+
     async def cosignatures(self, after: tuple[int, str], limit: int) -> list[Row]:
         """Cosignatures after (size, hospital), in that order, each with the note that it is under, or none."""
         return await self._rows(
