@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import duckdb
 import psutil
@@ -20,7 +20,8 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from services.cli.main import app
-from services.cli.mesh import awake
+from services.cli.mesh import awake, stub
+from services.cli.witnesses import log_key
 from services.common.clock import SystemClock
 from services.common.grpc.client import MeshChannel, call
 from services.common.ids import new_id
@@ -29,7 +30,7 @@ from services.hospital_node.audit_log import GrpcAuditLog
 from services.hospital_node.store.state import SqliteNodeState
 from services.hospital_node.usecases.witness import Witness
 from services.secure_sum.roster import MemberKeys, load_roster_file
-from services.transparency.checkpoint import open_checkpoint, parse_verifier_key
+from services.transparency.checkpoint import open_checkpoint
 from tests.support.command import FEDMESH
 
 pytestmark = pytest.mark.timeout(900)
@@ -140,21 +141,26 @@ def test_the_audit_log_has_every_step_and_verifies_offline(finished: Path, tmp_p
 
 async def witness_all(stack: Stack) -> None:
     """What the hospitals' nodes do by themselves, until all have cosigned the end of the log."""
-    verifier = parse_verifier_key(stack.audit_verifier.read_text().strip())
-    async with asyncio.timeout(90):
-        for name in load_roster_file(stack.roster_file).ids:
-            async with MeshChannel(stack.target("audit"), stack.hospital_tls(name)) as channel:
-                audit, memory = GrpcAuditLog(channel, 10.0), SqliteNodeState(stack.hospital_data(name)).witness
-                keys = MemberKeys.load(stack.member_keys(name))
-                witness = Witness(audit, memory, keys, CONSORTIUM, verifier, SystemClock(), 4)
-                newest = await call(
-                    channel.stub(audit_pb2_grpc.AuditServiceStub).GetCheckpoint, audit_pb2.GetCheckpointRequest()
-                )
-                size = open_checkpoint(newest.checkpoint, verifier).size
-                while await witness.look() in ("cosigned", "current"):
-                    if (held := memory.held(str(verifier))) and held.cosigned and held.size == size:
-                        break
-                    await asyncio.sleep(0.2)
+    async with asyncio.timeout(120), stub(stack, "audit") as audit:
+        size = -1
+        while size != (size := await log_size(stack, audit)):
+            for name in load_roster_file(stack.roster_file).ids:
+                await witness_up_to(stack, name, size)
+
+
+async def log_size(stack: Stack, audit: Any) -> int:
+    note = (await call(audit.GetCheckpoint, audit_pb2.GetCheckpointRequest())).checkpoint
+    return open_checkpoint(note, log_key(stack)).size
+
+
+async def witness_up_to(stack: Stack, name: str, size: int) -> None:
+    memory = SqliteNodeState(stack.hospital_data(name)).witness
+    verifier, keys = log_key(stack), MemberKeys.load(stack.member_keys(name))
+    async with MeshChannel(stack.target("audit"), stack.hospital_tls(name)) as channel:
+        witness = Witness(GrpcAuditLog(channel, 10.0), memory, keys, CONSORTIUM, verifier, SystemClock(), 4)
+        while not ((held := memory.held(str(verifier))) and held.cosigned and held.size >= size):
+            assert await witness.look() in ("cosigned", "current")
+            await asyncio.sleep(0.1)
 
 
 def inside(*arguments: object) -> str:

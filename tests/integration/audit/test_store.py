@@ -1,6 +1,7 @@
 """What the database itself refuses, and what the service does when it is gone or was tampered with."""
 
 import asyncio
+import time
 
 import psycopg
 import pytest
@@ -163,7 +164,13 @@ async def test_a_restart_and_a_proof_read_a_handful_of_rows(world: World) -> Non
             "select sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint from pg_stat_user_tables"
             " where schemaname = 'audit' and relname = any(%s)"
         )
-        with psycopg.connect(world.postgres.dsn()) as connection:
+        others = "select 1 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        with psycopg.connect(world.postgres.dsn(), autocommit=True) as connection:
+            # A session tells its figures when it ends, which is a moment after its client has left.
+            deadline = time.monotonic() + 60
+            while connection.execute(others).fetchone() is not None:
+                assert time.monotonic() < deadline, "a session never ended"
+                time.sleep(0.02)
             row = connection.execute(query, (list(TABLES),)).fetchone()
         assert row is not None
         return int(row[0])
@@ -177,7 +184,6 @@ async def test_a_restart_and_a_proof_read_a_handful_of_rows(world: World) -> Non
         await replica.log.require_own_log()
         await replica.log.inclusion(1234, 0)
         await replica.log.consistency(2345, 0)
-    # A session tells its figures when it ends.
     assert 0 < rows_read() - before < 8 * size.bit_length()
 
 
