@@ -134,6 +134,22 @@ async def test_a_hospital_proves_that_it_was_counted_once(consortium: Consortium
         await take(me, job.job_id, 3, tmp_path / "burnt.json")
 
 
+async def test_a_round_that_the_log_does_not_hold_yet_is_waited_for(registry: Registry) -> None:
+    job = await registry.job(rounds=2)
+    await registry.drained()
+    registry.audit.away = True
+    await registry.commit(job, 1)
+    request = pb.GetRoundEntryRequest(job_id=job.job_id, version=1)
+    with pytest.raises(FedmeshError, match="does not hold round 1 yet") as caught:
+        await call(registry.hospital(ME).GetRoundEntry, request)
+    assert caught.value.code is Code.WRONG_STATE
+    registry.audit.away = False
+    await registry.drained()
+    found = await call(registry.hospital(ME).GetRoundEntry, request)
+    assert registry.audit.events[found.index].event_id == found.event_id
+    assert registry.audit.events[found.index].type == "round.committed"
+
+
 async def test_who_gets_no_receipt(consortium: Consortium, tmp_path: Path) -> None:
     registry, out = consortium.registry, tmp_path / "receipt.json"
     await registry.found(*HOSPITALS)
