@@ -49,9 +49,11 @@ async def cosigned(world: World, replica: Replica) -> list[pb.CosignedCheckpoint
 
 
 def copy_database(world: World, name: str, template: str) -> None:
-    """What a restore of a whole backup amounts to. Nobody may be connected to either."""
+    """What a restore of a whole backup amounts to. Whoever is still connected to either is sent away."""
+    leaving = "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s"
     with psycopg.connect(world.postgres.server.dsn(database="postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+        connection.execute(leaving, (template,))
         connection.execute(
             sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
         )
