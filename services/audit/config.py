@@ -21,6 +21,16 @@ class BatchConfig(Section):
     )
 
 
+class WitnessConfig(Section):
+    period_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="seconds for which one checkpoint is offered to the witnesses; longer than the interval at which"
+        " they look, so that all cosign the same one",
+    )
+
+
 class AuditConfig(Section):
     server: ServerConfig = Field(description="where the audit service listens, and its certificate")
     postgres: PostgresConfig = Field(description="the database, as role audit_service")
@@ -28,4 +38,5 @@ class AuditConfig(Section):
         description="file (mode 0600) with the log's Ed25519 key in C2SP note format; its name is <consortium>/audit"
     )
     batch: BatchConfig = Field(default=BatchConfig(), description="how appends are gathered into transactions")
+    witness: WitnessConfig = Field(default=WitnessConfig(), description="what witnesses are asked to cosign")
     telemetry: TelemetryConfig = Field(default=TelemetryConfig(), description="logs and traces")

@@ -8,6 +8,7 @@ from services.audit.servicer import AuditServicer
 from services.audit.store import MIGRATIONS, SCHEMA
 from services.audit.store.postgres import PostgresStore
 from services.audit.usecases import LogUseCases
+from services.audit.witnessing import WitnessUseCases
 from services.common.clock import SystemClock
 from services.common.config import read_secret
 from services.common.errors import Code, FedmeshError
@@ -52,17 +53,20 @@ async def main(config: AuditConfig) -> None:
             max_queued_events=config.batch.max_queued_events,
         )
         log = LogUseCases(store, sequencer, key)
+        witnesses = WitnessUseCases(store, key, SystemClock(), config.witness.period_s)
         await log.require_own_log()
-        await run_server(config.server, [endpoint(log)], background=[sequencer.run], dependencies=database.ready)
+        await run_server(
+            config.server, [endpoint(log, witnesses)], background=[sequencer.run], dependencies=database.ready
+        )
     finally:
         await database.close()
         shutdown_telemetry()
 
 
-def endpoint(log: LogUseCases) -> Endpoint:
+def endpoint(log: LogUseCases, witnesses: WitnessUseCases) -> Endpoint:
     """The gRPC service over a log."""
     return Endpoint(
         audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
         audit_pb2_grpc.add_AuditServiceServicer_to_server,
-        AuditServicer(log),
+        AuditServicer(log, witnesses),
     )

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 from uuid import UUID
 
 from services.audit.domain.batch import Entry, Extension
+from services.audit.domain.witnesses import Alarm, Cosigned
 from services.transparency.checkpoint import Checkpoint
 from services.transparency.merkle import Coordinate
 
@@ -15,11 +16,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Head:
-    """The newest checkpoint: size and root (32 bytes) of the tree, and the signed note over them."""
+    """A checkpoint: size and root (32 bytes) of the tree, and the signed note over them."""
 
     size: int
     root: bytes
     note: str
+
+
+@dataclass(frozen=True)
+class CosignedHead:
+    """A checkpoint, when it was signed, and its cosignatures."""
+
+    size: int
+    note: str
+    recorded_at: datetime
+    cosigned: tuple[Cosigned, ...]
 
 
 class Transaction(Protocol):
@@ -48,6 +59,41 @@ class Transaction(Protocol):
 
     async def extend(self, extension: Extension, checkpoint: Checkpoint, note: str, at: datetime) -> None:
         """Write new entries, hashes and the checkpoint over them."""
+        ...
+
+    async def leaf(self, index: int) -> bytes:
+        """The leaf of an entry.
+
+        Raises: FedmeshError(WRONG_STATE) when the store lacks it.
+        """
+        ...
+
+    async def offered(self, period_s: float) -> Head | None:
+        """The newest checkpoint of the last full period by the database's clock, or else the first one there is."""
+        ...
+
+    async def checkpoint(self, size: int) -> Head | None:
+        """The checkpoint of a tree of this size, if one was signed."""
+        ...
+
+    async def add_cosignature(self, cosigned: Cosigned, at: datetime) -> bool:
+        """Store a cosignature; False when the hospital has one for this size already."""
+        ...
+
+    async def cosigned(self, before_size: int, limit: int) -> list[CosignedHead]:
+        """Checkpoints with cosignatures, newest first, of fewer than `before_size` entries."""
+        ...
+
+    async def add_alarm(self, alarm: Alarm) -> bool:
+        """Store an alarm; False when it is there already."""
+        ...
+
+    async def alarm_count(self, hospital_id: str | None = None) -> int:
+        """How many alarms there are, of one hospital or altogether."""
+        ...
+
+    async def alarms(self, limit: int) -> list[Alarm]:
+        """Alarms, newest first."""
         ...
 
 

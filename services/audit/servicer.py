@@ -7,8 +7,10 @@ from typing import Any, Final
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 
 from services.audit.domain.event import Event
+from services.audit.domain.witnesses import Alarm, AlarmKind
 from services.audit.sequencer import Placed
 from services.audit.usecases import LogUseCases
+from services.audit.witnessing import WitnessUseCases
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.gate import caller
 
@@ -16,11 +18,19 @@ from services.common.grpc.gate import caller
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_SECOND: Final = -62_135_596_800
 _LAST_SECOND: Final = 253_402_300_799
+_KINDS: Final = {
+    audit_pb2.ALARM_KIND_FORK: AlarmKind.FORK,
+    audit_pb2.ALARM_KIND_ROLLBACK: AlarmKind.ROLLBACK,
+    audit_pb2.ALARM_KIND_BAD_CHECKPOINT: AlarmKind.BAD_CHECKPOINT,
+    audit_pb2.ALARM_KIND_UNPROVABLE: AlarmKind.UNPROVABLE,
+}
+_WIRE_KINDS: Final = {kind: number for number, kind in _KINDS.items()}
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
-    def __init__(self, log: LogUseCases) -> None:
+    def __init__(self, log: LogUseCases, witnesses: WitnessUseCases) -> None:
         self._log = log
+        self._witnesses = witnesses
 
     async def AppendEvents(
         self, request: audit_pb2.AppendEventsRequest, _context: Any
@@ -53,6 +63,44 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         async for index, leaf in self._log.entries(request.start_index, request.limit):
             yield audit_pb2.ListEntriesResponse(index=index, leaf=leaf)
 
+    async def GetEntry(self, request: audit_pb2.GetEntryRequest, _context: Any) -> audit_pb2.GetEntryResponse:
+        leaf, size, hashes = await self._log.entry(caller(), request.index, request.tree_size)
+        return audit_pb2.GetEntryResponse(leaf=leaf, tree_size=size, hashes=hashes)
+
+    async def GetOfferedCheckpoint(
+        self, _request: audit_pb2.GetOfferedCheckpointRequest, _context: Any
+    ) -> audit_pb2.GetOfferedCheckpointResponse:
+        return audit_pb2.GetOfferedCheckpointResponse(checkpoint=await self._witnesses.offered())
+
+    async def AddCosignature(
+        self, request: audit_pb2.AddCosignatureRequest, _context: Any
+    ) -> audit_pb2.AddCosignatureResponse:
+        await self._witnesses.add_cosignature(
+            caller(), request.request_id, request.size, request.public_key, request.cosignature
+        )
+        return audit_pb2.AddCosignatureResponse()
+
+    async def ListCosignedCheckpoints(
+        self, request: audit_pb2.ListCosignedCheckpointsRequest, _context: Any
+    ) -> audit_pb2.ListCosignedCheckpointsResponse:
+        response = audit_pb2.ListCosignedCheckpointsResponse()
+        for head, note in await self._witnesses.cosigned(request.before_size, request.limit):
+            response.checkpoints.add(size=head.size, checkpoint=note).recorded_at.FromDatetime(head.recorded_at)
+        return response
+
+    async def RaiseAlarm(self, request: audit_pb2.RaiseAlarmRequest, _context: Any) -> audit_pb2.RaiseAlarmResponse:
+        kind = _KINDS.get(request.kind)
+        if kind is None:
+            raise FedmeshError(Code.INVALID_ARGUMENT, "kind must say what is wrong")
+        await self._witnesses.raise_alarm(
+            caller(), request.request_id, kind, request.held_checkpoint, request.seen_checkpoint, request.reason
+        )
+        return audit_pb2.RaiseAlarmResponse()
+
+    async def ListAlarms(self, request: audit_pb2.ListAlarmsRequest, _context: Any) -> audit_pb2.ListAlarmsResponse:
+        alarms, total = await self._witnesses.alarms(request.limit)
+        return audit_pb2.ListAlarmsResponse(alarms=[_alarm(alarm) for alarm in alarms], total=total)
+
 
 def _event(event: audit_pb2.Event) -> Event:
     if not event.HasField("occurred_at"):
@@ -68,6 +116,18 @@ def _rfc3339(seconds: int, nanos: int) -> str | None:
     if not _FIRST_SECOND <= seconds <= _LAST_SECOND or not 0 <= nanos < 10**9:
         return None
     return f"{(_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()}.{nanos:09d}Z"
+
+
+def _alarm(alarm: Alarm) -> audit_pb2.Alarm:
+    wired = audit_pb2.Alarm(
+        hospital_id=alarm.hospital_id,
+        kind=_WIRE_KINDS[alarm.kind],
+        held_checkpoint=alarm.held,
+        seen_checkpoint=alarm.seen,
+        reason=alarm.reason,
+    )
+    wired.recorded_at.FromDatetime(alarm.recorded_at)
+    return wired
 
 
 def _placement(placed: Placed) -> audit_pb2.Placement:

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from typing import Final
 
-from services.audit.domain.event import MAX_EVENTS, Event, make_leaf
+from services.audit.domain.event import MAX_EVENTS, Event, counts_contribution, make_leaf
 from services.audit.ports import Head, Store, Transaction
 from services.audit.sequencer import Appended, Sequencer, empty_head, require_root
 from services.common.errors import Code, FedmeshError
-from services.common.identity import Identity
+from services.common.identity import Identity, Kind
 from services.common.ids import require_uuid
 from services.common.telemetry import attempt_span
 from services.transparency.checkpoint import SigningKey, open_checkpoint
@@ -19,6 +19,7 @@ from services.transparency.merkle import (
     frontier_nodes,
     inclusion_nodes,
     inclusion_proof,
+    leaf_hash,
     stored_root,
 )
 
@@ -60,11 +61,30 @@ class LogUseCases:
             size = _size(tree_size, await self._head(tx))
             if index >= size:
                 raise FedmeshError(Code.NOT_FOUND, f"there is no entry {index} in the tree of {size} entries")
-            leaf = Coordinate(0, index)
-            hashes = await tx.hashes([leaf, *inclusion_nodes(index, size)])
-            return size, hashes[leaf], inclusion_proof(index, size, _reader(hashes))
+            hashes = await tx.hashes(inclusion_nodes(index, size))
+            # Of the body as it is now, not as it was when it came: a changed body does not prove.
+            return size, leaf_hash(await tx.leaf(index)), inclusion_proof(index, size, _reader(hashes))
 
         return await self._store.run("inclusion_proof", read)
+
+    async def entry(self, caller: Identity, index: int, tree_size: int) -> tuple[bytes, int, list[bytes]]:
+        """Leaf of an entry, size of the tree and proof, leaf to root; for a hospital, if it counts its contribution.
+
+        Raises: FedmeshError(NOT_FOUND) when the tree has no such entry, (INVALID_ARGUMENT) for a tree that is not yet,
+            (PERMISSION_DENIED) for a hospital that the entry does not concern.
+        """
+
+        async def read(tx: Transaction) -> tuple[bytes, int, list[bytes]]:
+            size = _size(tree_size, await self._head(tx))
+            if index >= size:
+                raise FedmeshError(Code.NOT_FOUND, f"there is no entry {index} in the tree of {size} entries")
+            leaf = await tx.leaf(index)
+            if caller.kind is Kind.HOSPITAL and not counts_contribution(leaf, caller.name):
+                raise FedmeshError(Code.PERMISSION_DENIED, f"entry {index} counts no contribution of {caller.name}")
+            hashes = await tx.hashes(inclusion_nodes(index, size))
+            return leaf, size, inclusion_proof(index, size, _reader(hashes))
+
+        return await self._store.run("entry", read)
 
     async def consistency(self, first_size: int, second_size: int) -> tuple[int, list[bytes]]:
         """Size of the newer tree and the proof. `second_size` 0 means the newest checkpoint's.

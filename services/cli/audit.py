@@ -1,4 +1,4 @@
-"""`fedmesh audit`: export the log, verify an export offline."""
+"""`fedmesh audit`: export the log, verify an export offline, see who witnesses it, check the database."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,41 +6,69 @@ from typing import Annotated, Any
 import typer
 from fedmesh.audit.v1 import audit_pb2
 from rich.console import Console
+from rich.markup import escape
 
+from services.cli import receipts, witnesses
 from services.cli.inspection import stack_dir
-from services.cli.mesh import awake, stub
+from services.cli.mesh import awake, database_of, stub
 from services.cli.stack import DEMO_DIR, Folder
+from services.common.config import PostgresConfig, load_config
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call, stream
+from services.embedded.stack import Stack
+from services.secure_sum.roster import load_roster_file
 from services.transparency.checkpoint import VerifierKey, open_checkpoint, parse_verifier_key
-from services.transparency.export import ExportWriter
+from services.transparency.export import CHECKPOINT, ExportWriter
 from services.transparency.verify import verify_export
+from services.transparency.witness import witnessed as count_witnesses
 
 app = typer.Typer(help="The audit log.", no_args_is_help=True)
+witnesses.register(app)
+app.command()(receipts.receipt)
 
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Option("--out", help="New folder for the exported files")], folder: Folder = DEMO_DIR
+    out: Annotated[Path, typer.Option("--out", help="New folder for the exported files")],
+    folder: Folder = DEMO_DIR,
+    witnessed: Annotated[
+        bool, typer.Option("--witnessed", help="Only up to the newest checkpoint that a quorum of hospitals cosigned")
+    ] = False,
+    roster: witnesses.RosterFile = None,
 ) -> None:
     """Write the whole log, its signed checkpoint and its public key to files that `audit verify` checks offline."""
     import asyncio
 
     console = Console()
-    with awake(stack_dir(folder), ("audit",)) as stack:
-        verifier = parse_verifier_key(stack.audit_verifier.read_text(encoding="utf-8").strip())
+    needs = ("audit", "registry") if witnessed else ("audit",)
+    with awake(stack_dir(folder), needs) as stack:
+        verifier = witnesses.log_key(stack)
 
         async def go() -> int:
             async with stub(stack, "audit") as opened:
-                return await _export(opened, out, verifier)
+                if not witnessed:
+                    note = (
+                        await call(opened.GetCheckpoint, audit_pb2.GetCheckpointRequest(), patience_s=20)
+                    ).checkpoint
+                else:
+                    note = await _witnessed_note(stack, opened, verifier, roster)
+                return await _export(opened, out, verifier, note)
 
         with console.status("Exporting the audit log ..."):
             size = asyncio.run(go())
     console.print(f"{size} entries in {out}. Check them with: fedmesh audit verify {out}")
 
 
-async def _export(opened: Any, out: Path, verifier: Any) -> int:
-    note = (await call(opened.GetCheckpoint, audit_pb2.GetCheckpointRequest(), patience_s=20)).checkpoint
+async def _witnessed_note(stack: Stack, audit: Any, verifier: VerifierKey, roster: Path | None) -> str:
+    async with stub(stack, "registry") as registry:
+        rosters = await witnesses.known_rosters(stack, registry, roster)
+    seen = await witnesses.look_at(audit, verifier, rosters)
+    if seen.best is None:
+        raise FedmeshError(Code.NOT_FOUND, "no checkpoint is witnessed yet: see `fedmesh audit status`")
+    return seen.best[0]
+
+
+async def _export(opened: Any, out: Path, verifier: VerifierKey, note: str) -> int:
     size = open_checkpoint(note, verifier).size
     with ExportWriter(out) as writer:
         request = audit_pb2.ListEntriesRequest(start_index=0, limit=size)
@@ -53,16 +81,80 @@ async def _export(opened: Any, out: Path, verifier: Any) -> int:
 
 @app.command()
 def verify(
-    directory: Annotated[Path, typer.Argument(help="Folder that `audit export` wrote")],
+    path: Annotated[Path, typer.Argument(help="Folder that `audit export` wrote, or file that `audit receipt` wrote")],
     key: Annotated[
         Path | None, typer.Option(help="File with the log's public key from a source you trust; else the export's own")
     ] = None,
+    roster: Annotated[
+        Path | None,
+        typer.Option(help="The founding roster from a source you trust: counts the hospitals that cosigned"),
+    ] = None,
 ) -> None:
-    """Check an export with no help from any server: signature, every entry, the whole tree. Exit code 1 if it fails."""
-    if not directory.is_dir():
-        raise FedmeshError(Code.NOT_FOUND, f"there is no folder {directory}")
-    report = verify_export(directory, None if key is None else _trusted_key(key))
+    """Check an export or a receipt with no help from any server. Exit code 1 if anything in it is wrong.
+
+    Of an export: signature, every entry, the whole tree; with --roster, also that more than two thirds of the founding
+    roster's hospitals cosigned the checkpoint. A receipt needs --key and --roster.
+    """
+    if path.is_file():
+        if key is None or roster is None:
+            raise FedmeshError(Code.INVALID_ARGUMENT, "a receipt is checked against --key and --roster, give both")
+        verified = receipts.verify_file(path, _trusted_key(key), roster)
+        Console().print(f"[green]OK[/green] {verified.statement}", highlight=False, soft_wrap=True)
+        return
+    if not path.is_dir():
+        raise FedmeshError(Code.NOT_FOUND, f"there is no folder {path}, nor such a file")
+    report = verify_export(path, None if key is None else _trusted_key(key))
     Console().print(f"[green]OK[/green] {report.statement}", highlight=False, soft_wrap=True)
+    if roster is not None:
+        _require_witnesses(path, roster)
+
+
+def _require_witnesses(directory: Path, roster: Path) -> None:
+    counted = count_witnesses((directory / CHECKPOINT).read_text(encoding="utf-8"), load_roster_file(roster))
+    needed = (
+        f"{len(counted.signers)} of {counted.roster.size} hospitals cosigned it, {counted.roster.threshold} are needed"
+    )
+    if not counted.complete:
+        raise FedmeshError(Code.PROOF_INVALID, f"the checkpoint is not witnessed: {needed}; see `export --witnessed`")
+    Console().print(f"[green]OK[/green] The checkpoint is witnessed: {needed}.", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def fsck(
+    folder: Folder = DEMO_DIR,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with `dsn` and `password_file` of a database outside a stack")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="File with the log's public key; else the stack's own")] = None,
+) -> None:
+    """Derive the whole stored log again from the bodies of its entries, and compare. Exit code 1 if anything differs.
+
+    Needs the database only: the audit service may run, or refuse to.
+    """
+    import asyncio
+
+    from services.audit.fsck import check_log
+
+    if config is not None:
+        if key is None:
+            raise FedmeshError(Code.INVALID_ARGUMENT, "--config needs --key: a database does not say whose log it is")
+        report = asyncio.run(check_log(load_config(PostgresConfig, config), _trusted_key(key)))
+    else:
+        with database_of(stack_dir(folder)) as (stack, database):
+            verifier = witnesses.log_key(stack) if key is None else _trusted_key(key)
+            report = asyncio.run(check_log(database, verifier))
+    console = Console()
+    for problem in report.problems:
+        console.print(f"[red]wrong[/red] {escape(problem)}", highlight=False, soft_wrap=True)
+    counted = (
+        f"{report.entries} entries, {report.nodes} subtree hashes, {report.checkpoints} checkpoints, "
+        f"{report.cosignatures} cosignatures"
+    )
+    if report.wrong:
+        raise FedmeshError(
+            Code.PROOF_INVALID, f"{report.wrong} problems in {counted}: the database was changed by hand"
+        )
+    console.print(f"[green]OK[/green] {counted}: all follow from the bodies.", highlight=False, soft_wrap=True)
 
 
 def _trusted_key(path: Path) -> VerifierKey:

@@ -10,7 +10,7 @@ from fedmesh.audit.v1 import audit_pb2_grpc
 from fedmesh.coordinator.v1 import coordinator_pb2_grpc
 from fedmesh.registry.v1 import registry_pb2_grpc
 
-from services.common.config import TlsConfig
+from services.common.config import PostgresConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel
 from services.embedded.guard import Guard
@@ -61,6 +61,27 @@ def awake(folder: Path, services: Sequence[str]) -> Iterator[Stack]:
         yield borrowed
     finally:
         borrowed.stop()
+        guard.close()
+
+
+@contextmanager
+def database_of(folder: Path) -> Iterator[tuple[Stack, PostgresConfig]]:
+    """The stack in a folder and the audit service's database, started for the time of the block if need be.
+
+    Raises: FedmeshError(NOT_FOUND) when no stack was ever made there.
+    """
+    guard = Guard()
+    stack = Stack(folder, guard=guard)
+    if not stack.exists():
+        raise FedmeshError(Code.NOT_FOUND, f"there is no stack in {folder}: name another --dir")
+    asleep = not stack.postgres.status().running
+    try:
+        if asleep:
+            stack.postgres.start()
+        yield stack, stack.postgres.config("audit_service")
+    finally:
+        if asleep:
+            stack.postgres.stop()
         guard.close()
 
 

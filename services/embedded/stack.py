@@ -34,6 +34,8 @@ from services.secure_sum.roster import MemberKeys, Roster, found, load_roster_fi
 SERVICES: Final = ("audit", "registry", "aggregator", "coordinator")
 CONSORTIUM: Final = "consortium.local"
 COMPILER: Final = "plan-compiler"
+# A stack on one machine often lives for a minute only, and is to have witnessed rounds by then.
+WITNESS_INTERVAL_S: Final = 5.0
 # Fifteen hospital processes share a few cores: libraries that start a thread a core would only get in each other's way.
 SINGLE_THREADED: Final = {
     "OMP_NUM_THREADS": "1",
@@ -259,6 +261,13 @@ class Stack:
             "compile_cache": str(self._compile_cache),
             "telemetry": self._telemetry(hospital_id),
             **{name: {"target": self.target(name)} for name in ("registry", "coordinator", "aggregator")},
+            "witness": {
+                "audit": {"target": self.target("audit")},
+                "log_key": str(self.audit_verifier),
+                "interval_s": WITNESS_INTERVAL_S,
+                # Fifteen witnesses share two cores with what they witness.
+                "spot_checks": 1,
+            },
             **settings,
         }
 
@@ -316,6 +325,7 @@ class Stack:
             config["redis"] = {"url": cache.url, "username": name, "password_file": str(cache.password_file)}
         if name == "audit":
             config["signing_key"] = str(self.audit_key)
+            config["witness"] = {"period_s": 2 * WITNESS_INTERVAL_S}
         for callee in {
             "registry": ["audit"],
             "aggregator": ["registry"],

@@ -9,7 +9,9 @@ from services.common.config import Address, ClientConfig, Section, TelemetryConf
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Kind
 from services.common.tls import load_tls
+from services.plans.document import read_file
 from services.secure_sum.roster import MemberKeys, Roster, load_roster_file
+from services.transparency.checkpoint import VerifierKey, parse_verifier_key
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 
@@ -79,6 +81,20 @@ class ChecksConfig(Section):
     )
 
 
+class WitnessConfig(Section):
+    audit: ClientConfig = Field(description="the audit service")
+    log_key: Path = Field(description="the audit log's public key in note format, brought out of band")
+    interval_s: float = Field(
+        default=30.0, gt=0, le=86_400, description="seconds between two looks at the audit log, at most"
+    )
+    spot_checks: int = Field(
+        default=4,
+        ge=0,
+        le=1000,
+        description="randomly chosen entries whose place in the log every look asks a proof for",
+    )
+
+
 class HospitalConfig(Section):
     hospital_id: Name = Field(description="this hospital's name; must equal the one in its certificate")
     tls: TlsConfig = Field(description="this hospital's certificate, used as a client")
@@ -103,6 +119,9 @@ class HospitalConfig(Section):
         default=None,
         description="folder for compiled plans, may be shared by nodes of one user; absent: inside data_dir",
     )
+    witness: WitnessConfig | None = Field(
+        default=None, description="how this hospital witnesses the audit log; absent: it does not"
+    )
     checks: ChecksConfig = Field(default=ChecksConfig(), description="how much of the centre's work is recomputed")
     limits: LimitsConfig = Field(default=LimitsConfig(), description="bounds on what a plan may cost this node")
     telemetry: TelemetryConfig = Field(default=TelemetryConfig(), description="logs and traces")
@@ -126,7 +145,9 @@ def check_config(config: HospitalConfig) -> None:
             f"hospital_id is {config.hospital_id}, but {config.tls.certificate} belongs to {identity}",
         )
     _require_private(config.tls.key, "the private key")
-    read_membership(config)
+    _, roster = read_membership(config)
+    if config.witness is not None:
+        read_log_key(config.witness, roster.statement.consortium)
     named = [config.data.file, config.data.mapping]
     named += [config.data.partition.file] if config.data.partition is not None else []
     for path in named:
@@ -156,6 +177,20 @@ def read_membership(config: HospitalConfig) -> tuple[MemberKeys, Roster]:
             Code.CONFIG_INVALID, f"{config.roster} lists {config.hospital_id} with other keys than {config.member_keys}"
         )
     return keys, roster
+
+
+def read_log_key(config: WitnessConfig, consortium: str) -> VerifierKey:
+    """The public key of the consortium's audit log.
+
+    Raises: FedmeshError(CONFIG_INVALID) when the file is missing, no key, or the key of another log.
+    """
+    try:
+        key = parse_verifier_key(read_file(config.log_key, Code.CONFIG_INVALID).decode("utf-8", "replace").strip())
+    except FedmeshError as error:
+        raise FedmeshError(Code.CONFIG_INVALID, f"{config.log_key}: {error.message}") from error
+    if key.name != f"{consortium}/audit":
+        raise FedmeshError(Code.CONFIG_INVALID, f"{config.log_key} is the key of {key.name}, not of {consortium}/audit")
+    return key
 
 
 def _require_private(path: Path, what: str) -> None:

@@ -6,16 +6,19 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO, Final
 
 from services.common.clock import SystemClock
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import start_metrics
+from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger, setup_telemetry, shutdown_telemetry
 from services.hospital_node.agent import Agent
-from services.hospital_node.config import HospitalConfig, check_config, read_membership
+from services.hospital_node.audit_log import GrpcAuditLog
+from services.hospital_node.config import HospitalConfig, check_config, read_log_key, read_membership
 from services.hospital_node.domain.policy import Policy
 from services.hospital_node.domain.ports import LocalJob, TrainerFactory
 from services.hospital_node.mesh import GrpcMesh
@@ -31,6 +34,7 @@ from services.hospital_node.usecases.rosters import Rosters
 from services.hospital_node.usecases.rounds import RoundSteps
 from services.hospital_node.usecases.states import ModelStates
 from services.hospital_node.usecases.steps import Tools
+from services.hospital_node.usecases.witness import Witness
 from services.hospital_node.worker import WorkerThread
 from services.plans.manifest import PlanManifest
 from services.privacy.budget import Limit
@@ -87,24 +91,55 @@ async def run_node(config: HospitalConfig, trainers: TrainerFactory, worker: Wor
             await stack.enter_async_context(MeshChannel(client.target, config.tls))
             for client in (config.registry, config.coordinator, config.aggregator)
         ]
-        tools = _tools(config, channels, trainers, worker)
+        state = SqliteNodeState(config.data_dir)
+        tools = _tools(config, channels, trainers, worker, state)
         agent = Agent(tools.mesh, tools.state, RoundSteps(tools), tools.epochs.keep)
         if config.metrics_listen is not None:
             start_metrics(config.metrics_listen)
         await stack.enter_async_context(health_probe(config.health_listen, lambda: agent.connected))
+        await stack.enter_async_context(_witnessing(config, state))
         log.info("started", hospital=config.hospital_id, roster=tools.rosters.newest.sha256[:16])
         await _until(stop, agent)
         log.info("stopping", training=worker.busy)
 
 
+@asynccontextmanager
+async def _witnessing(config: HospitalConfig, state: SqliteNodeState) -> AsyncIterator[None]:
+    """Witness the audit log for as long as the block lasts."""
+    if config.witness is None:
+        log.warning("no_witness", reason="the configuration has no section `witness`")
+        yield
+        return
+    keys, founding = read_membership(config)
+    consortium = founding.statement.consortium
+    async with MeshChannel(config.witness.audit.target, config.tls) as channel:
+        witness = Witness(
+            GrpcAuditLog(channel, config.limits.call_timeout_s),
+            state.witness,
+            keys,
+            consortium,
+            read_log_key(config.witness, consortium),
+            SystemClock(),
+            config.witness.spot_checks,
+        )
+        looking = asyncio.ensure_future(witness.keep(config.witness.interval_s))
+        try:
+            yield
+        finally:
+            await end_tasks([looking])
+
+
 def _tools(
-    config: HospitalConfig, channels: list[MeshChannel], trainers: TrainerFactory, worker: WorkerThread
+    config: HospitalConfig,
+    channels: list[MeshChannel],
+    trainers: TrainerFactory,
+    worker: WorkerThread,
+    state: SqliteNodeState,
 ) -> Tools:
     keys, founding = read_membership(config)
     clock = SystemClock()
     ledger = SqliteLedger(config.data_dir, clock, Limit(config.privacy.epsilon_limit, config.privacy.delta_limit))
     log.info("ledger_opened", epsilon_left=ledger.left(config.population))
-    state = SqliteNodeState(config.data_dir)
     # The secure sum has a thread of its own: a group that waits must not wait for another job's training.
     summer = WorkerThread("secure-sum")
     registry, coordinator, aggregator = channels

@@ -218,6 +218,11 @@ class RegistryServicer(rpc.RegistryServiceServicer):
         rounds = await self._rounds.list(caller(), job_id, request.after_version, size)
         return pb.ListRoundsResponse(rounds=wire.fitting([wire.committed_round(item) for item in rounds]))
 
+    async def GetRoundEntry(self, request: pb.GetRoundEntryRequest, _context: Any) -> pb.GetRoundEntryResponse:
+        job_id = require_uuid(request.job_id, "job_id")
+        event_id, index = await self._rounds.entry(caller(), job_id, request.version)
+        return pb.GetRoundEntryResponse(event_id=str(event_id), index=index)
+
     async def GetModelVersion(self, request: pb.GetModelVersionRequest, _context: Any) -> pb.GetModelVersionResponse:
         job_id = require_uuid(request.job_id, "job_id")
         version = await self._rounds.model_version(caller(), job_id, request.version)

@@ -134,7 +134,7 @@ def sign_note(text: str, key: SigningKey) -> str:
     if not text.endswith("\n") or _has_controls(text):
         raise FedmeshError(Code.INVALID_ARGUMENT, "a note's text ends in a newline and has no control characters")
     signature = key.verifier.key_id + key.private.sign(text.encode())
-    return f"{text}\n{_DASH}{key.name} {_encode(signature)}\n"
+    return f"{text}\n{signature_line(key.name, signature)}"
 
 
 def open_note(note: str, verifier: VerifierKey) -> str:
@@ -142,21 +142,33 @@ def open_note(note: str, verifier: VerifierKey) -> str:
 
     Raises: FedmeshError(PROOF_INVALID) when the note is malformed, or has no or a wrong signature of this key.
     """
-    if len(note) > MAX_NOTE_BYTES or _has_controls(note):
-        raise _invalid("the note is too large or has control characters")
-    text, separator, signatures = note.rpartition("\n\n")
-    text += "\n"
-    if not separator or not signatures.endswith("\n"):
-        raise _invalid("the note has no signatures")
+    text, signatures = split_note(note)
     found = False
-    for line in signatures[:-1].split("\n"):
-        name, raw = _parse_signature(line)
+    for name, raw in signatures:
         if name == verifier.name and raw[:4] == verifier.key_id:
             _check_signature(verifier, raw[4:], text)
             found = True
     if not found:
         raise _invalid(f"the note is not signed by {verifier.name}+{verifier.key_id.hex()}")
     return text
+
+
+def split_note(note: str) -> tuple[str, list[tuple[str, bytes]]]:
+    """The text of a note, and of each of its signatures the key's name and the raw bytes (key id || signature).
+
+    Nothing is verified. Raises: FedmeshError(PROOF_INVALID) when the note is malformed.
+    """
+    if len(note) > MAX_NOTE_BYTES or _has_controls(note):
+        raise _invalid("the note is too large or has control characters")
+    text, separator, signatures = note.rpartition("\n\n")
+    if not separator or not signatures.endswith("\n"):
+        raise _invalid("the note has no signatures")
+    return f"{text}\n", [parse_signature(line) for line in signatures[:-1].split("\n")]
+
+
+def signature_line(name: str, raw: bytes) -> str:
+    """The line of a note for a signature. raw: key id || signature."""
+    return f"{_DASH}{name} {_encode(raw)}\n"
 
 
 def sign_checkpoint(checkpoint: Checkpoint, key: SigningKey) -> str:
@@ -191,7 +203,11 @@ def _parse_text(text: str) -> Checkpoint:
     return Checkpoint(lines[0], int(lines[1]), root)
 
 
-def _parse_signature(line: str) -> tuple[str, bytes]:
+def parse_signature(line: str) -> tuple[str, bytes]:
+    """Name and raw bytes (key id || signature) of a signature line without its newline.
+
+    Raises: FedmeshError(PROOF_INVALID) when it is malformed.
+    """
     name, _, encoded = line.removeprefix(_DASH).partition(" ")
     if not line.startswith(_DASH) or not _NAME.fullmatch(name):
         raise _invalid("a signature line is malformed")

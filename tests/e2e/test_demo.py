@@ -1,5 +1,6 @@
 """The demonstration from outside, as a person runs it: small, but with every real process."""
 
+import asyncio
 import csv
 import json
 import os
@@ -9,14 +10,27 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import duckdb
 import psutil
 import pytest
+from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
-from services.embedded.stack import Stack
+from services.cli.main import app
+from services.cli.mesh import awake, stub
+from services.cli.witnesses import log_key
+from services.common.clock import SystemClock
+from services.common.grpc.client import MeshChannel, call
+from services.common.ids import new_id
+from services.embedded.stack import CONSORTIUM, Stack
+from services.hospital_node.audit_log import GrpcAuditLog
+from services.hospital_node.store.state import SqliteNodeState
+from services.hospital_node.usecases.witness import Witness
+from services.secure_sum.roster import MemberKeys, load_roster_file
+from services.transparency.checkpoint import open_checkpoint
 from tests.support.command import FEDMESH
 
 pytestmark = pytest.mark.timeout(900)
@@ -123,6 +137,75 @@ def test_the_audit_log_has_every_step_and_verifies_offline(finished: Path, tmp_p
     refused = fedmesh("audit", "verify", out, check=False)
     assert refused.returncode == 1
     assert "entries.jsonl" in refused.stderr
+
+
+async def witness_all(stack: Stack) -> None:
+    """What the hospitals' nodes do by themselves, until all have cosigned the end of the log."""
+    async with asyncio.timeout(120), stub(stack, "audit") as audit:
+        size = -1
+        while size != (size := await log_size(stack, audit)):
+            for name in load_roster_file(stack.roster_file).ids:
+                await witness_up_to(stack, name, size)
+
+
+async def log_size(stack: Stack, audit: Any) -> int:
+    note = (await call(audit.GetCheckpoint, audit_pb2.GetCheckpointRequest())).checkpoint
+    return open_checkpoint(note, log_key(stack)).size
+
+
+async def witness_up_to(stack: Stack, name: str, size: int) -> None:
+    memory = SqliteNodeState(stack.hospital_data(name)).witness
+    verifier, keys = log_key(stack), MemberKeys.load(stack.member_keys(name))
+    async with MeshChannel(stack.target("audit"), stack.hospital_tls(name)) as channel:
+        witness = Witness(GrpcAuditLog(channel, 10.0), memory, keys, CONSORTIUM, verifier, SystemClock(), 4)
+        while not ((held := memory.held(str(verifier))) and held.cosigned and held.size >= size):
+            assert await witness.look() in ("cosigned", "current")
+            await asyncio.sleep(0.1)
+
+
+def inside(*arguments: object) -> str:
+    """What a command prints, run in this process: starting one costs more than most of them."""
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return " ".join(done.output.split())
+
+
+async def cry_wolf(stack: Stack) -> None:
+    """An alarm of a hospital that saw nothing wrong: to be shown all the same."""
+    async with MeshChannel(stack.target("audit"), stack.hospital_tls("hospital-01")) as channel:
+        audit = channel.stub(audit_pb2_grpc.AuditServiceStub)
+        seen = (await call(audit.GetCheckpoint, audit_pb2.GetCheckpointRequest())).checkpoint
+        request = audit_pb2.RaiseAlarmRequest(
+            request_id=new_id(),
+            kind=audit_pb2.ALARM_KIND_FORK,
+            held_checkpoint=seen,
+            seen_checkpoint=seen,
+            reason="[red]",
+        )
+        await call(audit.RaiseAlarm, request)
+
+
+def test_the_log_is_witnessed_and_checked_with_files_alone(finished: Path, tmp_path: Path) -> None:
+    roster, key = finished / "stack/keys/roster.json", finished / "stack/keys/audit.vkey"
+    with awake(finished / "stack", ("audit", "registry")) as stack:
+        asyncio.run(witness_all(stack))
+        shown = inside("audit", "status", "--dir", finished)
+        assert "by 4 of 4 hospitals (3 needed)" in shown
+        assert re.search(r"alarms +none", shown)
+        inside("audit", "export", "--witnessed", "--out", tmp_path / "log", "--dir", finished)
+        asyncio.run(cry_wolf(stack))
+        alarmed = CliRunner().invoke(app, ["audit", "status", "--dir", str(finished)])
+        assert alarmed.exit_code == 3
+        assert re.search(r"yes +hospital-01 +fork", alarmed.output)
+        job = json.loads((finished / "r.json").read_text())["job_id"]
+        asked = ("--hospital", "hospital-02", "--out", tmp_path / "receipt.json", "--dir", finished)
+        assert "was counted exactly once in version 2" in inside("audit", "receipt", job, 2, *asked)
+    checked = inside("audit", "verify", tmp_path / "log", "--key", key, "--roster", roster)
+    assert "4 of 4 hospitals cosigned it, 3 are needed" in checked
+    checked = inside("audit", "verify", tmp_path / "receipt.json", "--key", key, "--roster", roster)
+    assert "hospital-02's ciphertext" in checked
+    assert "nothing was refused" in inside("audit", "evidence", "--dir", finished)
+    assert "all follow from the bodies" in inside("audit", "fsck", "--dir", finished)
 
 
 def test_one_trace_joins_a_round_across_the_processes(finished: Path) -> None:

@@ -15,7 +15,7 @@ from uuid import UUID
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity
 from services.common.ids import require_uuid
-from services.transparency.canonical import canonical_json, parse_json
+from services.transparency.canonical import canonical_json, parse_canonical, parse_json
 
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_EVENTS: Final = 500
@@ -23,6 +23,8 @@ MAX_EVENTS: Final = 500
 _TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 _NAME: Final = re.compile(r"[A-Za-z0-9._:/@+-]+")
 _MAX_TYPE: Final = 100
+# Only the registry states these, and it gives them a list of contributions.
+_ROUND_TYPES: Final = frozenset({"round.committed", "round.burnt"})
 _MAX_NAME: Final = 300
 # A safeguard against mistakes, not against intent: keys under which somebody's data would be found. Compared without
 # case, dashes and underscores.
@@ -100,6 +102,15 @@ def make_leaf(event: Event, source: Identity) -> Leaf:
         "type": event.type,
     }
     return Leaf(event_id, canonical_json(content), _attempt(event.subject, body))
+
+
+def counts_contribution(leaf: bytes, hospital_id: str) -> bool:
+    """Whether a leaf tells of a round that lists a contribution of this hospital."""
+    event = parse_canonical(leaf)
+    if event.get("type") not in _ROUND_TYPES:
+        return False
+    listed = event["body"].get("contributions", [])
+    return any(isinstance(item, dict) and item.get("hospital_id") == hospital_id for item in listed)
 
 
 def _attempt(subject: str, body: dict[str, Any]) -> tuple[str, int, int] | None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from services.audit.domain.batch import Entry, Extension
-from services.audit.ports import Head, Transaction
+from services.audit.domain.witnesses import Alarm, AlarmKind, Cosigned
+from services.audit.ports import CosignedHead, Head, Transaction
 from services.common.errors import Code, FedmeshError
 from services.common.postgres import Connection, Database
 from services.transparency.checkpoint import Checkpoint
@@ -22,6 +23,13 @@ _HASHES: Final = """
       from unnest(%s::smallint[], %s::bigint[]) as wanted (level, position)
       left join audit.nodes on nodes.level = wanted.level and nodes.position = wanted.position
       left join audit.entries on wanted.level = 0 and entries.index = wanted.position
+"""
+
+_COSIGNED: Final = """
+    select c.size, c.note, c.recorded_at, s.hospital_id, s.public_key, s.line, s.cosigned_at
+      from (select distinct size from audit.cosignatures where size < %s order by size desc limit %s) as newest
+      join audit.checkpoints c using (size) join audit.cosignatures s using (size)
+     order by c.size desc, s.hospital_id
 """
 
 
@@ -41,8 +49,33 @@ class PostgresTransaction:
         cursor = await self._connection.execute(
             "select size, root, note from audit.checkpoints order by size desc limit 1"
         )
+        return _head(await cursor.fetchone())
+
+    async def leaf(self, index: int) -> bytes:
+        cursor = await self._connection.execute("select leaf from audit.entries where index = %s", (index,))
         row = await cursor.fetchone()
-        return None if row is None else Head(row["size"], row["root"], row["note"])
+        if row is None:
+            raise FedmeshError(Code.WRONG_STATE, f"entry {index} is missing: the database was changed by hand")
+        return bytes(row["leaf"])
+
+    async def offered(self, period_s: float) -> Head | None:
+        # Walks back from the newest: over the checkpoints of one period at most.
+        cursor = await self._connection.execute(
+            "select size, root, note from audit.checkpoints where recorded_at <="
+            " to_timestamp(floor(extract(epoch from clock_timestamp()) / %(period)s) * %(period)s)"
+            " order by size desc limit 1",
+            {"period": period_s},
+        )
+        if row := await cursor.fetchone():
+            return _head(row)
+        cursor = await self._connection.execute("select size, root, note from audit.checkpoints order by size limit 1")
+        return _head(await cursor.fetchone())
+
+    async def checkpoint(self, size: int) -> Head | None:
+        cursor = await self._connection.execute(
+            "select size, root, note from audit.checkpoints where size = %s", (size,)
+        )
+        return _head(await cursor.fetchone())
 
     async def by_event(self, event_ids: Sequence[UUID]) -> dict[UUID, Entry]:
         rows = await self._connection.execute(
@@ -84,6 +117,70 @@ class PostgresTransaction:
             "insert into audit.checkpoints (size, root, note, recorded_at) values (%s, %s, %s, %s)",
             (checkpoint.size, checkpoint.root, note, at),
         )
+
+    async def add_cosignature(self, cosigned: Cosigned, at: datetime) -> bool:
+        cursor = await self._connection.execute(
+            "insert into audit.cosignatures (size, hospital_id, public_key, line, cosigned_at, recorded_at)"
+            " values (%s, %s, %s, %s, %s, %s) on conflict do nothing",
+            (cosigned.size, cosigned.hospital_id, cosigned.public_key, cosigned.line, cosigned.cosigned_at, at),
+        )
+        return cursor.rowcount == 1
+
+    async def cosigned(self, before_size: int, limit: int) -> list[CosignedHead]:
+        rows = await self._connection.execute(_COSIGNED, (before_size, limit))
+        found: dict[int, CosignedHead] = {}
+        async for row in rows:
+            one = Cosigned(row["size"], row["hospital_id"], bytes(row["public_key"]), row["line"], row["cosigned_at"])
+            before = found.get(one.size)
+            known = () if before is None else before.cosigned
+            found[one.size] = CosignedHead(one.size, row["note"], row["recorded_at"], (*known, one))
+        return list(found.values())
+
+    async def add_alarm(self, alarm: Alarm) -> bool:
+        cursor = await self._connection.execute(
+            "insert into audit.alarms (alarm_id, hospital_id, kind, held_checkpoint, seen_checkpoint, reason,"
+            " recorded_at) values (%s, %s, %s, %s, %s, %s, %s) on conflict do nothing",
+            (
+                alarm.alarm_id,
+                alarm.hospital_id,
+                alarm.kind.value,
+                alarm.held,
+                alarm.seen,
+                alarm.reason,
+                alarm.recorded_at,
+            ),
+        )
+        return cursor.rowcount == 1
+
+    async def alarm_count(self, hospital_id: str | None = None) -> int:
+        cursor = await self._connection.execute(
+            "select count(*) as number from audit.alarms where %(who)s::text is null or hospital_id = %(who)s",
+            {"who": hospital_id},
+        )
+        row = await cursor.fetchone()
+        return 0 if row is None else int(row["number"])
+
+    async def alarms(self, limit: int) -> list[Alarm]:
+        rows = await self._connection.execute(
+            "select hospital_id, kind, held_checkpoint, seen_checkpoint, reason, recorded_at from audit.alarms"
+            " order by recorded_at desc limit %s",
+            (limit,),
+        )
+        return [
+            Alarm(
+                row["hospital_id"],
+                AlarmKind(row["kind"]),
+                row["held_checkpoint"],
+                row["seen_checkpoint"],
+                row["reason"],
+                row["recorded_at"],
+            )
+            async for row in rows
+        ]
+
+
+def _head(row: dict[str, Any] | None) -> Head | None:
+    return None if row is None else Head(row["size"], row["root"], row["note"])
 
 
 class PostgresStore:

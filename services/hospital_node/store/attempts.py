@@ -13,7 +13,7 @@ from typing import Final
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.tasks import AttemptId
 from services.hospital_node.store.files import sync_file, write_durably, write_for_now
-from services.hospital_node.store.sqlite import Database
+from services.hospital_node.store.sqlite import Database, sqlite_errors
 from services.secure_sum.member_state import MemberState
 
 _KEY: Final = "job_id = ? AND round = ? AND attempt = ?"
@@ -164,6 +164,22 @@ class AttemptStore:
 
     def _path(self, attempt: AttemptId, kind: str) -> Path:
         return self._folder / f"{attempt.job_id}.{attempt.round}.{attempt.attempt}.{kind}"
+
+
+def read_ciphertext_sha256(state_file: Path, attempt: AttemptId) -> str:
+    """What a node sent in an attempt, SHA-256 in hex, or nothing; also while the node runs, and changes nothing.
+
+    Raises: FedmeshError(NOT_FOUND) when there is no such file; STORE_UNAVAILABLE; CONFIG_INVALID when it is damaged.
+    """
+    if not state_file.is_file():
+        raise FedmeshError(Code.NOT_FOUND, f"no hospital node ever ran on {state_file.parent}")
+    with sqlite_errors(state_file):
+        connection = sqlite3.connect(f"{state_file.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)
+        try:
+            row = connection.execute(f"SELECT ciphertext_sha256 FROM attempts WHERE {_KEY}", _key(attempt)).fetchone()  # noqa: S608
+        finally:
+            connection.close()
+    return "" if row is None else str(row[0])
 
 
 def _key(attempt: AttemptId) -> tuple[str, int, int]:

@@ -1,4 +1,4 @@
-"""What the node remembers beside its ledger: cursor, rosters, sealed model states by content.
+"""What the node remembers beside its ledger: cursor, rosters, sealed model states by content, what it witnessed.
 
 The secrets and ciphertexts of attempts are in the same database and in files of their own: see `attempts`.
 """
@@ -17,9 +17,9 @@ from services.hospital_node.domain.ports import RosterFacts
 from services.hospital_node.store.attempts import AttemptStore
 from services.hospital_node.store.files import write_durably
 from services.hospital_node.store.sqlite import Database
+from services.hospital_node.store.witness import SINCE_3, STATE_FILE, WitnessStore
 
-STATE_FILE: Final = "state.sqlite"
-_VERSION: Final = 2
+_VERSION: Final = 3
 _SINCE_2: Final = """
 ALTER TABLE attempts ADD COLUMN unmasked_sha256 TEXT NOT NULL DEFAULT '';
 ALTER TABLE attempts ADD COLUMN revealed INTEGER NOT NULL DEFAULT 0 CHECK (revealed IN (0, 1));
@@ -81,7 +81,8 @@ def open_data_dir(data_dir: Path) -> int:
 
 
 class SqliteNodeState:
-    """See `domain.ports.NodeState` for the contract. `attempts` holds what belongs to single attempts."""
+    """See `domain.ports.NodeState` for the contract. `attempts` holds what belongs to single attempts, `witness` what
+    was seen of the audit log."""
 
     def __init__(self, data_dir: Path) -> None:
         """Raises: FedmeshError(CONFIG_INVALID, STORE_FULL, STORE_UNAVAILABLE)."""
@@ -91,8 +92,10 @@ class SqliteNodeState:
         self._states.mkdir(mode=0o700, exist_ok=True)
         for partial in self._states.glob(".*.partial"):
             partial.unlink()
-        self._database = Database(data_dir / STATE_FILE, _SINCE_1 + ";" + _SINCE_2, _VERSION, {1: _SINCE_2})
+        schema = ";".join((_SINCE_1, _SINCE_2, SINCE_3))
+        self._database = Database(data_dir / STATE_FILE, schema, _VERSION, {1: _SINCE_2, 2: SINCE_3})
         self.attempts = AttemptStore(data_dir / "ciphertexts", self._database)
+        self.witness = WitnessStore(self._database)
 
     def cursor(self) -> str:
         with self._database.connection() as connection:

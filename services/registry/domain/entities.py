@@ -196,11 +196,13 @@ class Round:
 
 @dataclass(frozen=True)
 class CommittedRound:
-    """A round in the registry. `contributions_root` is the Merkle root over its contributions, in hex."""
+    """A round in the registry. `contributions_root` is the Merkle root over its contributions, in hex; `event_id` the
+    event that tells the audit log of it, None for rounds of earlier releases."""
 
     round: Round
     contributions_root: str
     committed_at: datetime
+    event_id: UUID | None = None
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,17 @@
 from typing import Any
 
 from services.registry.domain.entities import CommittedRound, Job, Round
-from services.transparency.canonical import canonical_json
 from services.transparency.merkle import leaf_hash, tree_root
+from services.transparency.receipt import Counted
 
 
 def contribution_leaves(committed: Round) -> list[bytes]:
     """The leaves of a round's contribution tree, sorted by hospital: canonical JSON that binds hospital and
     ciphertext to job, version and attempt. A hospital's receipt is an inclusion proof of its leaf.
     """
+    job_id, version, attempt = str(committed.job_id), committed.version, committed.attempt
     return [
-        canonical_json(
-            {
-                "attempt": committed.attempt,
-                "ciphertext_sha256": item.ciphertext_sha256,
-                "hospital_id": item.hospital_id,
-                "job_id": str(committed.job_id),
-                "version": committed.version,
-            }
-        )
+        Counted(job_id, version, attempt, item.hospital_id, item.ciphertext_sha256).leaf()
         for item in sorted(committed.contributions, key=lambda item: item.hospital_id)
     ]
 

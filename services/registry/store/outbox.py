@@ -52,6 +52,11 @@ class PostgresOutbox:
             (list(event_ids),),
         )
 
+    async def index(self, event_id: UUID) -> int | None:
+        rows = await self._connection.execute("select log_index from registry.outbox where event_id = %s", (event_id,))
+        row = await rows.fetchone()
+        return None if row is None else row["log_index"]
+
     async def refused(self, event_id: UUID, reason: str) -> None:
         await self._connection.execute(
             "update registry.outbox set refusal = %s, claimed_until = null where event_id = %s and log_index is null",

@@ -11,7 +11,7 @@ _MAX_METRICS: Final = 5000
 _ROUND: Final = (
     "r.job_id, r.version, r.seq, r.attempt, r.sum_sha256, r.state_sha256, r.contributions_root, r.agreeing,"
     " r.dissenting, r.attesting, r.finalizer, r.metrics_json, r.upload_bytes, r.sealed_at, r.committed_at,"
-    " r.content_sha256, r.burnt, r.burnt_reason, r.survivors_sha256,"
+    " r.content_sha256, r.burnt, r.burnt_reason, r.survivors_sha256, r.event_id,"
     " (select array_agg(array[c.hospital_id::text, c.ciphertext_sha256::text] order by c.hospital_id)"
     " from registry.contributions c where c.job_id = r.job_id and c.version = r.version) as contributions"
 )
@@ -33,8 +33,8 @@ class PostgresRounds:
         await self._connection.execute(
             "insert into registry.rounds (job_id, version, attempt, sum_sha256, state_sha256, contributions_root,"
             " agreeing, dissenting, attesting, finalizer, metrics_json, upload_bytes, sealed_at, committed_at,"
-            " content_sha256, burnt, burnt_reason, survivors_sha256)"
-            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            " content_sha256, burnt, burnt_reason, survivors_sha256, event_id)"
+            " values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             (
                 told.job_id,
                 told.version,
@@ -54,6 +54,7 @@ class PostgresRounds:
                 told.burnt,
                 told.burnt_reason,
                 told.survivors_sha256,
+                committed.event_id,
             ),
         )
         await self._add_parts(committed, metrics)
@@ -143,7 +144,7 @@ def _committed(row: dict[str, Any]) -> CommittedRound:
         burnt=row["burnt"],
         burnt_reason=row["burnt_reason"],
     )
-    return CommittedRound(told, row["contributions_root"], row["committed_at"])
+    return CommittedRound(told, row["contributions_root"], row["committed_at"], row["event_id"])
 
 
 def _model_version(row: dict[str, Any]) -> ModelVersion:

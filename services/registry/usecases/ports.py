@@ -223,6 +223,10 @@ class Outbox(Protocol):
         """Give claimed events back."""
         ...
 
+    async def index(self, event_id: UUID) -> int | None:
+        """Where the audit log holds an event; None when it does not yet."""
+        ...
+
     async def refused(self, event_id: UUID, reason: str) -> None:
         """The audit log refuses this event for good; it is set aside for an operator."""
         ...

@@ -79,11 +79,12 @@ class RoundUseCases:
     ) -> Job:
         now = self._clock.now()
         committed = CommittedRound(told, contributions_root(told), now)
-        await tx.rounds.add(committed, metrics)
-        await tx.survivors.drop_details(job.job_id)
         job = replace(job, version=told.version, state_sha256=told.state_sha256)
         kind = "round.burnt" if told.burnt else "round.committed"
-        await tx.outbox.add([event(kind, now, caller, f"job/{job.job_id}", **committed_facts(job, committed))])
+        telling = event(kind, now, caller, f"job/{job.job_id}", **committed_facts(job, committed))
+        await tx.rounds.add(replace(committed, event_id=telling.event_id), metrics)
+        await tx.survivors.drop_details(job.job_id)
+        await tx.outbox.add([telling])
         if told.version < job.rounds:
             return job
         if not job.state_sha256:
@@ -99,6 +100,29 @@ class RoundUseCases:
             return await tx.rounds.after(job_id, after, size)
 
         return await self._store.run("ListRounds", caller, body)
+
+    async def entry(self, caller: Identity, job_id: UUID, version: int) -> tuple[UUID, int]:
+        """The event that tells of a round, and its index in the audit log.
+
+        Raises: FedmeshError(NOT_FOUND) when there is no such round, or one from before there were receipts;
+            (WRONG_STATE) when the log does not hold it yet.
+        """
+
+        async def find(tx: Transaction) -> UUID:
+            await find_job(tx, job_id)
+            found = [item for item in await tx.rounds.after(job_id, version - 1, 1) if item.round.version == version]
+            if not found:
+                raise FedmeshError(Code.NOT_FOUND, f"job {job_id} has no round {version} yet")
+            if found[0].event_id is None:
+                raise FedmeshError(Code.NOT_FOUND, f"round {version} is of a release that made no receipts")
+            return found[0].event_id
+
+        event_id = await self._store.run("GetRoundEntry", caller, find)
+        # The outbox is the consortium's; of it, this one number about a round that the caller was found to see.
+        index = await self._store.run("GetRoundEntry.index", None, lambda tx: tx.outbox.index(event_id))
+        if index is None:
+            raise FedmeshError(Code.WRONG_STATE, f"the audit log does not hold round {version} yet: try again soon")
+        return event_id, index
 
     async def model_version(self, caller: Identity, job_id: UUID, version: int) -> ModelVersion:
         """One version, the newest when `version` is 0.

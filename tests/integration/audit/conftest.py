@@ -20,6 +20,7 @@ from services.audit.sequencer import Sequencer
 from services.audit.store import MIGRATIONS
 from services.audit.store.postgres import PostgresStore
 from services.audit.usecases import LogUseCases
+from services.audit.witnessing import WitnessUseCases
 from services.common.clock import SystemClock
 from services.common.config import ServerConfig, TlsConfig
 from services.common.grpc.client import MeshChannel, call
@@ -51,15 +52,17 @@ class World:
     server_tls: TlsConfig
 
     @asynccontextmanager
-    async def replica(self, **batch: int) -> AsyncIterator[Replica]:
-        """A server on the database; several may run at once."""
+    async def replica(self, *, period_s: float = 0.00001, **batch: int) -> AsyncIterator[Replica]:
+        """A server on the database; several may run at once. period_s: short, to offer the newest checkpoint."""
         key = load_signing_key(self.key_file)
         database = Database(self.postgres.config("audit_service"))
         await database.open()
         store = PostgresStore(database)
         sequencer = Sequencer(store, key, SystemClock(), **batch)
         log = LogUseCases(store, sequencer, key)
-        server = MeshServer(ServerConfig(listen="127.0.0.1:0", tls=self.server_tls, drain_s=1), [endpoint(log)])
+        witnesses = WitnessUseCases(store, key, SystemClock(), period_s)
+        config = ServerConfig(listen="127.0.0.1:0", tls=self.server_tls, drain_s=1)
+        server = MeshServer(config, [endpoint(log, witnesses)])
         writing = asyncio.create_task(sequencer.run())
         await server.start()
         try:

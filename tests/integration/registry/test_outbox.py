@@ -12,6 +12,7 @@ from services.audit.sequencer import Sequencer
 from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
 from services.audit.store.postgres import PostgresStore as AuditStore
 from services.audit.usecases import LogUseCases
+from services.audit.witnessing import WitnessUseCases
 from services.common.clock import SystemClock
 from services.common.errors import Code
 from services.common.grpc.client import call
@@ -144,8 +145,9 @@ async def test_the_real_audit_log_takes_every_kind_of_event(postgres: PostgresDa
     store = AuditStore(database)
     sequencer = Sequencer(store, key, SystemClock())
     sequencing = asyncio.create_task(sequencer.run())
+    served = endpoint(LogUseCases(store, sequencer, key), WitnessUseCases(store, key, SystemClock(), 60.0))
     try:
-        async with running_registry(postgres, tmp_path, endpoint(LogUseCases(store, sequencer, key))) as registry:
+        async with running_registry(postgres, tmp_path, served) as registry:
             # Names that the log would not take as keys.
             job = await registry.job("name", "phone", "patient", "email", rounds=2)
             await registry.commit(job, 1)

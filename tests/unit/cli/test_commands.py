@@ -9,6 +9,12 @@ from pathlib import Path
 import pytest
 
 from services.cli.entry import main
+from services.secure_sum.roster import MemberKeys
+from services.transparency.checkpoint import Checkpoint, generate_key, load_signing_key, sign_checkpoint
+from services.transparency.cosignature import attach, cosign, witness_name
+from services.transparency.export import write_export
+from services.transparency.merkle import leaf_hash, tree_root
+from tests.support.hospital import found_roster
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,17 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("roster", "show"), "run `fedmesh demo` or `fedmesh up`"),
         (("status",), "run `fedmesh up`"),
         (("audit", "verify", "nowhere"), "no folder"),
+        (("audit", "verify", __file__), "a receipt is checked against --key and --roster, give both"),
+        (("audit", "receipt", "job", "1", "--out", "r"), "name the hospital: by --config FILE, or by --hospital"),
+        (("audit", "receipt", "job", "1", "--out", "r", "--config", "nofile"), "cannot read nofile"),
         (("audit", "verify", ".", "--key", "nofile"), "cannot read the key file nofile: No such file or directory"),
         (("audit", "verify", ".", "--key", "."), "cannot read the key file .: Is a directory"),
         (("audit", "verify", ".", "--key", "/dev/null"), "/dev/null holds no public key of a log"),
+        (("audit", "fsck"), "there is no stack in .fedmesh/demo"),
+        (("audit", "fsck", "--config", "c.yaml"), "--config needs --key"),
+        (("audit", "status"), "run `fedmesh demo` or `fedmesh up`"),
+        (("audit", "evidence"), "no hospital has witnessed anything"),
+        (("audit", "evidence", "--data-dir", "."), "no hospital node ever ran"),
         (("demo", "--privacy", "lots"), "such as 0.5, or none"),
         (("demo", "--privacy", "-1"), "--privacy -1: use an epsilon above 0"),
         (("demo", "--privacy", "nan"), "--privacy nan: use an epsilon above 0"),
@@ -133,3 +147,18 @@ def test_mistakes_with_keys_and_rosters(fedmesh: Terminal, arguments: tuple[str,
     ended = fedmesh(*arguments)
     assert (ended.returncode, expected in " ".join(ended.stderr.split())) == (1, True), ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_an_export_that_too_few_hospitals_witnessed_is_refused(fedmesh: Terminal, tmp_path: Path) -> None:
+    members = {name: MemberKeys.generate(name) for name in ("east", "north", "south", "west")}
+    found_roster(tmp_path / "roster.json", "consortium.test", list(members.values()))
+    generate_key(tmp_path / "log.key", "consortium.test/audit")
+    key = load_signing_key(tmp_path / "log.key")
+    note = sign_checkpoint(Checkpoint(key.name, 1, tree_root([leaf_hash(b"{}")])), key)
+    lines = [cosign(note, witness_name("consortium.test", name), keys.signing, 1) for name, keys in members.items()]
+    for count, code in ((2, 1), (3, 0)):
+        write_export(tmp_path / f"log{count}", [(0, b"{}")], attach(note, lines[:count]), key.verifier)
+        ended = fedmesh("audit", "verify", f"log{count}", "--roster", "roster.json")
+        assert ended.returncode == code
+        said = " ".join((ended.stdout + ended.stderr).split())
+        assert f"{count} of 4 hospitals cosigned it, 3 are needed" in said

@@ -11,7 +11,8 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import RosterFacts
 from services.hospital_node.domain.tasks import AttemptId
 from services.hospital_node.store.files import destroy_file, write_durably
-from services.hospital_node.store.state import _SINCE_1, STATE_FILE, SqliteNodeState, open_data_dir
+from services.hospital_node.store.state import _SINCE_1, SqliteNodeState, open_data_dir
+from services.hospital_node.store.witness import STATE_FILE
 from services.secure_sum.member import Member, MemberState
 from tests.support.secure_sum import JOB, Consortium, names
 
@@ -133,7 +134,7 @@ def test_a_state_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> 
     assert (state.cursor(), state.attempts.ciphertext_sha256(ATTEMPT)) == ("7-0", "hash")
     state.attempts.save_state(begun())
     with sqlite3.connect(tmp_path / STATE_FILE) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
     assert SqliteNodeState(tmp_path).attempts.epochs_in_use()
 
 

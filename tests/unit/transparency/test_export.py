@@ -19,6 +19,7 @@ from services.transparency.checkpoint import (
     load_signing_key,
     sign_checkpoint,
 )
+from services.transparency.cosignature import attach, cosign
 from services.transparency.export import ExportWriter, write_export
 from services.transparency.merkle import leaf_hash, tree_root
 from services.transparency.verify import MAX_LINE_BYTES, verify_export
@@ -97,7 +98,12 @@ def test_two_exports_of_one_checkpoint_are_equal(tmp_path: Path, key: SigningKey
 
 
 @pytest.mark.parametrize("name", export.FILES)
-def test_every_flipped_byte_is_noticed(exported: Path, name: str) -> None:
+def test_every_flipped_byte_is_noticed(tmp_path: Path, key: SigningKey, name: str) -> None:
+    """In the witnesses' lines of the checkpoint as well."""
+    exported = tmp_path / "export"
+    note = note_over(LEAVES, key)
+    lines = [cosign(note, f"consortium.test/hospital/{who}", key.private, 1) for who in ("north", "south")]
+    write_export(exported, enumerate(LEAVES), attach(note, lines), key.verifier)
     path = exported / name
     original = path.read_bytes()
     spots = range(len(original)) if len(original) < 800 else random.Random(7).sample(range(len(original)), 300)

@@ -16,7 +16,7 @@ from fedmesh.common.v1 import access_pb2 as fedmesh_dot_common_dot_v1_dot_access
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64mesh/audit/v1/audit.proto\x12\x10\x66\x65\x64mesh.audit.v1\x1a\x1e\x66\x65\x64mesh/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x01\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x11\n\tbody_json\x18\x06 \x01(\t\"R\n\x13\x41ppendEventsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x17.fedmesh.audit.v1.Event\"X\n\tPlacement\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x11\n\tleaf_hash\x18\x03 \x01(\x0c\x12\x17\n\x0finclusion_proof\x18\x04 \x03(\x0c\"[\n\x14\x41ppendEventsResponse\x12/\n\nplacements\x18\x01 \x03(\x0b\x32\x1b.fedmesh.audit.v1.Placement\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"\x16\n\x14GetCheckpointRequest\"+\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"<\n\x18GetInclusionProofRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x11\n\ttree_size\x18\x02 \x01(\x04\"Q\n\x19GetInclusionProofResponse\x12\x11\n\ttree_size\x18\x01 \x01(\x04\x12\x11\n\tleaf_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06hashes\x18\x03 \x03(\x0c\"E\n\x1aGetConsistencyProofRequest\x12\x12\n\nfirst_size\x18\x01 \x01(\x04\x12\x13\n\x0bsecond_size\x18\x02 \x01(\x04\"B\n\x1bGetConsistencyProofResponse\x12\x13\n\x0bsecond_size\x18\x01 \x01(\x04\x12\x0e\n\x06hashes\x18\x02 \x03(\x0c\"8\n\x12ListEntriesRequest\x12\x13\n\x0bstart_index\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\x04\"2\n\x13ListEntriesResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\x32\xd6\x04\n\x0c\x41uditService\x12j\n\x0c\x41ppendEvents\x12%.fedmesh.audit.v1.AppendEventsRequest\x1a&.fedmesh.audit.v1.AppendEventsResponse\"\x0b\xca\xc1\x18\x07\n\x03\x03\x04\x05\x10\x01\x12r\n\rGetCheckpoint\x12&.fedmesh.audit.v1.GetCheckpointRequest\x1a\'.fedmesh.audit.v1.GetCheckpointResponse\"\x10\x90\x02\x01\xca\xc1\x18\t\n\x05\x01\x02\x03\x04\x05\x10\x01\x12{\n\x11GetInclusionProof\x12*.fedmesh.audit.v1.GetInclusionProofRequest\x1a+.fedmesh.audit.v1.GetInclusionProofResponse\"\r\x90\x02\x01\xca\xc1\x18\x06\n\x02\x01\x02\x10\x01\x12\x81\x01\n\x13GetConsistencyProof\x12,.fedmesh.audit.v1.GetConsistencyProofRequest\x1a-.fedmesh.audit.v1.GetConsistencyProofResponse\"\r\x90\x02\x01\xca\xc1\x18\x06\n\x02\x01\x02\x10\x01\x12\x65\n\x0bListEntries\x12$.fedmesh.audit.v1.ListEntriesRequest\x1a%.fedmesh.audit.v1.ListEntriesResponse\"\x07\xca\xc1\x18\x03\n\x01\x02\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64mesh/audit/v1/audit.proto\x12\x10\x66\x65\x64mesh.audit.v1\x1a\x1e\x66\x65\x64mesh/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x01\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12\x11\n\tbody_json\x18\x06 \x01(\t\"R\n\x13\x41ppendEventsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x17.fedmesh.audit.v1.Event\"X\n\tPlacement\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x11\n\tleaf_hash\x18\x03 \x01(\x0c\x12\x17\n\x0finclusion_proof\x18\x04 \x03(\x0c\"[\n\x14\x41ppendEventsResponse\x12/\n\nplacements\x18\x01 \x03(\x0b\x32\x1b.fedmesh.audit.v1.Placement\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"\x16\n\x14GetCheckpointRequest\"+\n\x15GetCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"<\n\x18GetInclusionProofRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x11\n\ttree_size\x18\x02 \x01(\x04\"Q\n\x19GetInclusionProofResponse\x12\x11\n\ttree_size\x18\x01 \x01(\x04\x12\x11\n\tleaf_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06hashes\x18\x03 \x03(\x0c\"E\n\x1aGetConsistencyProofRequest\x12\x12\n\nfirst_size\x18\x01 \x01(\x04\x12\x13\n\x0bsecond_size\x18\x02 \x01(\x04\"B\n\x1bGetConsistencyProofResponse\x12\x13\n\x0bsecond_size\x18\x01 \x01(\x04\x12\x0e\n\x06hashes\x18\x02 \x03(\x0c\"8\n\x12ListEntriesRequest\x12\x13\n\x0bstart_index\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\x04\"2\n\x13ListEntriesResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04leaf\x18\x02 \x01(\x0c\"3\n\x0fGetEntryRequest\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x11\n\ttree_size\x18\x02 \x01(\x04\"C\n\x10GetEntryResponse\x12\x0c\n\x04leaf\x18\x01 \x01(\x0c\x12\x11\n\ttree_size\x18\x02 \x01(\x04\x12\x0e\n\x06hashes\x18\x03 \x03(\x0c\"\x1d\n\x1bGetOfferedCheckpointRequest\"2\n\x1cGetOfferedCheckpointResponse\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\"b\n\x15\x41\x64\x64\x43osignatureRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63osignature\x18\x04 \x01(\t\"\x18\n\x16\x41\x64\x64\x43osignatureResponse\"D\n\x1eListCosignedCheckpointsRequest\x12\x13\n\x0b\x62\x65\x66ore_size\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\"g\n\x12\x43osignedCheckpoint\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12/\n\x0brecorded_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x1fListCosignedCheckpointsResponse\x12\x39\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32$.fedmesh.audit.v1.CosignedCheckpoint\"\x94\x01\n\x11RaiseAlarmRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.fedmesh.audit.v1.AlarmKind\x12\x17\n\x0fheld_checkpoint\x18\x03 \x01(\t\x12\x17\n\x0fseen_checkpoint\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x14\n\x12RaiseAlarmResponse\"\"\n\x11ListAlarmsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\xba\x01\n\x05\x41larm\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.fedmesh.audit.v1.AlarmKind\x12\x17\n\x0fheld_checkpoint\x18\x03 \x01(\t\x12\x17\n\x0fseen_checkpoint\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12/\n\x0brecorded_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x12ListAlarmsResponse\x12\'\n\x06\x61larms\x18\x01 \x03(\x0b\x32\x17.fedmesh.audit.v1.Alarm\x12\r\n\x05total\x18\x02 \x01(\x04*\x8f\x01\n\tAlarmKind\x12\x1a\n\x16\x41LARM_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41LARM_KIND_FORK\x10\x01\x12\x17\n\x13\x41LARM_KIND_ROLLBACK\x10\x02\x12\x1d\n\x19\x41LARM_KIND_BAD_CHECKPOINT\x10\x03\x12\x19\n\x15\x41LARM_KIND_UNPROVABLE\x10\x04\x32\x8a\n\n\x0c\x41uditService\x12j\n\x0c\x41ppendEvents\x12%.fedmesh.audit.v1.AppendEventsRequest\x1a&.fedmesh.audit.v1.AppendEventsResponse\"\x0b\xca\xc1\x18\x07\n\x03\x03\x04\x05\x10\x01\x12r\n\rGetCheckpoint\x12&.fedmesh.audit.v1.GetCheckpointRequest\x1a\'.fedmesh.audit.v1.GetCheckpointResponse\"\x10\x90\x02\x01\xca\xc1\x18\t\n\x05\x01\x02\x03\x04\x05\x10\x01\x12{\n\x11GetInclusionProof\x12*.fedmesh.audit.v1.GetInclusionProofRequest\x1a+.fedmesh.audit.v1.GetInclusionProofResponse\"\r\x90\x02\x01\xca\xc1\x18\x06\n\x02\x01\x02\x10\x01\x12\x81\x01\n\x13GetConsistencyProof\x12,.fedmesh.audit.v1.GetConsistencyProofRequest\x1a-.fedmesh.audit.v1.GetConsistencyProofResponse\"\r\x90\x02\x01\xca\xc1\x18\x06\n\x02\x01\x02\x10\x01\x12\x65\n\x0bListEntries\x12$.fedmesh.audit.v1.ListEntriesRequest\x1a%.fedmesh.audit.v1.ListEntriesResponse\"\x07\xca\xc1\x18\x03\n\x01\x02\x30\x01\x12`\n\x08GetEntry\x12!.fedmesh.audit.v1.GetEntryRequest\x1a\".fedmesh.audit.v1.GetEntryResponse\"\r\x90\x02\x01\xca\xc1\x18\x06\n\x02\x01\x02\x10\x01\x12\x84\x01\n\x14GetOfferedCheckpoint\x12-.fedmesh.audit.v1.GetOfferedCheckpointRequest\x1a..fedmesh.audit.v1.GetOfferedCheckpointResponse\"\r\x90\x02\x01\xca\xc1\x18\x06\n\x02\x01\x02\x10\x01\x12n\n\x0e\x41\x64\x64\x43osignature\x12\'.fedmesh.audit.v1.AddCosignatureRequest\x1a(.fedmesh.audit.v1.AddCosignatureResponse\"\t\xca\xc1\x18\x05\n\x01\x01\x10\x01\x12\x8d\x01\n\x17ListCosignedCheckpoints\x12\x30.fedmesh.audit.v1.ListCosignedCheckpointsRequest\x1a\x31.fedmesh.audit.v1.ListCosignedCheckpointsResponse\"\r\x90\x02\x01\xca\xc1\x18\x06\n\x02\x01\x02\x10\x01\x12\x62\n\nRaiseAlarm\x12#.fedmesh.audit.v1.RaiseAlarmRequest\x1a$.fedmesh.audit.v1.RaiseAlarmResponse\"\t\xca\xc1\x18\x05\n\x01\x01\x10\x01\x12\x65\n\nListAlarms\x12#.fedmesh.audit.v1.ListAlarmsRequest\x1a$.fedmesh.audit.v1.ListAlarmsResponse\"\x0c\x90\x02\x01\xca\xc1\x18\x05\n\x01\x02\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,20 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_AUDITSERVICE'].methods_by_name['GetConsistencyProof']._serialized_options = b'\220\002\001\312\301\030\006\n\002\001\002\020\001'
   _globals['_AUDITSERVICE'].methods_by_name['ListEntries']._options = None
   _globals['_AUDITSERVICE'].methods_by_name['ListEntries']._serialized_options = b'\312\301\030\003\n\001\002'
+  _globals['_AUDITSERVICE'].methods_by_name['GetEntry']._options = None
+  _globals['_AUDITSERVICE'].methods_by_name['GetEntry']._serialized_options = b'\220\002\001\312\301\030\006\n\002\001\002\020\001'
+  _globals['_AUDITSERVICE'].methods_by_name['GetOfferedCheckpoint']._options = None
+  _globals['_AUDITSERVICE'].methods_by_name['GetOfferedCheckpoint']._serialized_options = b'\220\002\001\312\301\030\006\n\002\001\002\020\001'
+  _globals['_AUDITSERVICE'].methods_by_name['AddCosignature']._options = None
+  _globals['_AUDITSERVICE'].methods_by_name['AddCosignature']._serialized_options = b'\312\301\030\005\n\001\001\020\001'
+  _globals['_AUDITSERVICE'].methods_by_name['ListCosignedCheckpoints']._options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ListCosignedCheckpoints']._serialized_options = b'\220\002\001\312\301\030\006\n\002\001\002\020\001'
+  _globals['_AUDITSERVICE'].methods_by_name['RaiseAlarm']._options = None
+  _globals['_AUDITSERVICE'].methods_by_name['RaiseAlarm']._serialized_options = b'\312\301\030\005\n\001\001\020\001'
+  _globals['_AUDITSERVICE'].methods_by_name['ListAlarms']._options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ListAlarms']._serialized_options = b'\220\002\001\312\301\030\005\n\001\002\020\001'
+  _globals['_ALARMKIND']._serialized_start=2064
+  _globals['_ALARMKIND']._serialized_end=2207
   _globals['_EVENT']._serialized_start=116
   _globals['_EVENT']._serialized_end=255
   _globals['_APPENDEVENTSREQUEST']._serialized_start=257
@@ -57,6 +71,34 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_LISTENTRIESREQUEST']._serialized_end=933
   _globals['_LISTENTRIESRESPONSE']._serialized_start=935
   _globals['_LISTENTRIESRESPONSE']._serialized_end=985
-  _globals['_AUDITSERVICE']._serialized_start=988
-  _globals['_AUDITSERVICE']._serialized_end=1586
+  _globals['_GETENTRYREQUEST']._serialized_start=987
+  _globals['_GETENTRYREQUEST']._serialized_end=1038
+  _globals['_GETENTRYRESPONSE']._serialized_start=1040
+  _globals['_GETENTRYRESPONSE']._serialized_end=1107
+  _globals['_GETOFFEREDCHECKPOINTREQUEST']._serialized_start=1109
+  _globals['_GETOFFEREDCHECKPOINTREQUEST']._serialized_end=1138
+  _globals['_GETOFFEREDCHECKPOINTRESPONSE']._serialized_start=1140
+  _globals['_GETOFFEREDCHECKPOINTRESPONSE']._serialized_end=1190
+  _globals['_ADDCOSIGNATUREREQUEST']._serialized_start=1192
+  _globals['_ADDCOSIGNATUREREQUEST']._serialized_end=1290
+  _globals['_ADDCOSIGNATURERESPONSE']._serialized_start=1292
+  _globals['_ADDCOSIGNATURERESPONSE']._serialized_end=1316
+  _globals['_LISTCOSIGNEDCHECKPOINTSREQUEST']._serialized_start=1318
+  _globals['_LISTCOSIGNEDCHECKPOINTSREQUEST']._serialized_end=1386
+  _globals['_COSIGNEDCHECKPOINT']._serialized_start=1388
+  _globals['_COSIGNEDCHECKPOINT']._serialized_end=1491
+  _globals['_LISTCOSIGNEDCHECKPOINTSRESPONSE']._serialized_start=1493
+  _globals['_LISTCOSIGNEDCHECKPOINTSRESPONSE']._serialized_end=1585
+  _globals['_RAISEALARMREQUEST']._serialized_start=1588
+  _globals['_RAISEALARMREQUEST']._serialized_end=1736
+  _globals['_RAISEALARMRESPONSE']._serialized_start=1738
+  _globals['_RAISEALARMRESPONSE']._serialized_end=1758
+  _globals['_LISTALARMSREQUEST']._serialized_start=1760
+  _globals['_LISTALARMSREQUEST']._serialized_end=1794
+  _globals['_ALARM']._serialized_start=1797
+  _globals['_ALARM']._serialized_end=1983
+  _globals['_LISTALARMSRESPONSE']._serialized_start=1985
+  _globals['_LISTALARMSRESPONSE']._serialized_end=2061
+  _globals['_AUDITSERVICE']._serialized_start=2210
+  _globals['_AUDITSERVICE']._serialized_end=3500
 # @@protoc_insertion_point(module_scope)

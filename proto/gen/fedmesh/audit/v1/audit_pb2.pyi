@@ -7,11 +7,50 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _AlarmKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _AlarmKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_AlarmKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ALARM_KIND_UNSPECIFIED: _AlarmKind.ValueType  # 0
+    """Never sent."""
+    ALARM_KIND_FORK: _AlarmKind.ValueType  # 1
+    """Two trees of which neither is a prefix of the other."""
+    ALARM_KIND_ROLLBACK: _AlarmKind.ValueType  # 2
+    """Fewer entries than the witness saw before, as after a restore of an old backup."""
+    ALARM_KIND_BAD_CHECKPOINT: _AlarmKind.ValueType  # 3
+    """A checkpoint that the log's key did not sign, or that is malformed."""
+    ALARM_KIND_UNPROVABLE: _AlarmKind.ValueType  # 4
+    """Entries that are not provably in the tree that the log signed, or proofs that the log cannot give."""
+
+class AlarmKind(_AlarmKind, metaclass=_AlarmKindEnumTypeWrapper):
+    """What a witness found wrong."""
+
+ALARM_KIND_UNSPECIFIED: AlarmKind.ValueType  # 0
+"""Never sent."""
+ALARM_KIND_FORK: AlarmKind.ValueType  # 1
+"""Two trees of which neither is a prefix of the other."""
+ALARM_KIND_ROLLBACK: AlarmKind.ValueType  # 2
+"""Fewer entries than the witness saw before, as after a restore of an old backup."""
+ALARM_KIND_BAD_CHECKPOINT: AlarmKind.ValueType  # 3
+"""A checkpoint that the log's key did not sign, or that is malformed."""
+ALARM_KIND_UNPROVABLE: AlarmKind.ValueType  # 4
+"""Entries that are not provably in the tree that the log signed, or proofs that the log cannot give."""
+global___AlarmKind = AlarmKind
 
 @typing.final
 class Event(google.protobuf.message.Message):
@@ -303,3 +342,325 @@ class ListEntriesResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["index", b"index", "leaf", b"leaf"]) -> None: ...
 
 global___ListEntriesResponse = ListEntriesResponse
+
+@typing.final
+class GetEntryRequest(google.protobuf.message.Message):
+    """Asks for an entry and its proof."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    TREE_SIZE_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Index of the entry, from 0."""
+    tree_size: builtins.int
+    """Size of the tree to prove it in; 0 means the newest checkpoint's."""
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        tree_size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "tree_size", b"tree_size"]) -> None: ...
+
+global___GetEntryRequest = GetEntryRequest
+
+@typing.final
+class GetEntryResponse(google.protobuf.message.Message):
+    """An entry and its inclusion proof."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEAF_FIELD_NUMBER: builtins.int
+    TREE_SIZE_FIELD_NUMBER: builtins.int
+    HASHES_FIELD_NUMBER: builtins.int
+    leaf: builtins.bytes
+    """The exact bytes that were hashed: canonical JSON of the event with its sender."""
+    tree_size: builtins.int
+    """Size of the tree that the proof leads to."""
+    @property
+    def hashes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """Sibling hashes, 32 bytes each, leaf to root."""
+
+    def __init__(
+        self,
+        *,
+        leaf: builtins.bytes = ...,
+        tree_size: builtins.int = ...,
+        hashes: collections.abc.Iterable[builtins.bytes] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hashes", b"hashes", "leaf", b"leaf", "tree_size", b"tree_size"]) -> None: ...
+
+global___GetEntryResponse = GetEntryResponse
+
+@typing.final
+class GetOfferedCheckpointRequest(google.protobuf.message.Message):
+    """Asks for the checkpoint to be cosigned."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___GetOfferedCheckpointRequest = GetOfferedCheckpointRequest
+
+@typing.final
+class GetOfferedCheckpointResponse(google.protobuf.message.Message):
+    """The checkpoint to be cosigned."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    checkpoint: builtins.str
+    """C2SP tlog-checkpoint text, signed with the log's Ed25519 key."""
+    def __init__(
+        self,
+        *,
+        checkpoint: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint"]) -> None: ...
+
+global___GetOfferedCheckpointResponse = GetOfferedCheckpointResponse
+
+@typing.final
+class AddCosignatureRequest(google.protobuf.message.Message):
+    """A witness's cosignature."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    COSIGNATURE_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID of this call, for the trace; idempotency goes by hospital and size."""
+    size: builtins.int
+    """Size of the tree of the checkpoint that was cosigned."""
+    public_key: builtins.bytes
+    """The witness's Ed25519 public key, 32 bytes. Readers count only keys that their roster has for this hospital."""
+    cosignature: builtins.str
+    """One signature line, newline included: C2SP tlog-cosignature, cosignature/v1, by `<consortium>/hospital/<id>`."""
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        size: builtins.int = ...,
+        public_key: builtins.bytes = ...,
+        cosignature: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cosignature", b"cosignature", "public_key", b"public_key", "request_id", b"request_id", "size", b"size"]) -> None: ...
+
+global___AddCosignatureRequest = AddCosignatureRequest
+
+@typing.final
+class AddCosignatureResponse(google.protobuf.message.Message):
+    """The cosignature is stored, or one of this hospital for this size was already."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___AddCosignatureResponse = AddCosignatureResponse
+
+@typing.final
+class ListCosignedCheckpointsRequest(google.protobuf.message.Message):
+    """Asks for checkpoints with cosignatures."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BEFORE_SIZE_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    before_size: builtins.int
+    """Only checkpoints of fewer entries; 0 means from the newest."""
+    limit: builtins.int
+    """At most so many, 1 to 100; 0 means 20."""
+    def __init__(
+        self,
+        *,
+        before_size: builtins.int = ...,
+        limit: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["before_size", b"before_size", "limit", b"limit"]) -> None: ...
+
+global___ListCosignedCheckpointsRequest = ListCosignedCheckpointsRequest
+
+@typing.final
+class CosignedCheckpoint(google.protobuf.message.Message):
+    """A checkpoint and its cosignatures."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    RECORDED_AT_FIELD_NUMBER: builtins.int
+    size: builtins.int
+    """Size of its tree."""
+    checkpoint: builtins.str
+    """C2SP tlog-checkpoint text, with the witnesses' signature lines after the log's."""
+    @property
+    def recorded_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the log signed it, UTC, by the audit service's clock."""
+
+    def __init__(
+        self,
+        *,
+        size: builtins.int = ...,
+        checkpoint: builtins.str = ...,
+        recorded_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["recorded_at", b"recorded_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "recorded_at", b"recorded_at", "size", b"size"]) -> None: ...
+
+global___CosignedCheckpoint = CosignedCheckpoint
+
+@typing.final
+class ListCosignedCheckpointsResponse(google.protobuf.message.Message):
+    """Checkpoints with cosignatures."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: builtins.int
+    @property
+    def checkpoints(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___CosignedCheckpoint]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: collections.abc.Iterable[global___CosignedCheckpoint] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checkpoints", b"checkpoints"]) -> None: ...
+
+global___ListCosignedCheckpointsResponse = ListCosignedCheckpointsResponse
+
+@typing.final
+class RaiseAlarmRequest(google.protobuf.message.Message):
+    """An alarm of a witness. It may be raised again: the same one is stored once."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    HELD_CHECKPOINT_FIELD_NUMBER: builtins.int
+    SEEN_CHECKPOINT_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID of this call, for the trace; idempotency goes by hospital, kind and checkpoints."""
+    kind: global___AlarmKind.ValueType
+    """What is wrong."""
+    held_checkpoint: builtins.str
+    """The newest checkpoint that the witness verified, signed by the log; empty when it never saw one."""
+    seen_checkpoint: builtins.str
+    """The checkpoint that it refuses, as it came."""
+    reason: builtins.str
+    """In words, at most 500 characters."""
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        kind: global___AlarmKind.ValueType = ...,
+        held_checkpoint: builtins.str = ...,
+        seen_checkpoint: builtins.str = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["held_checkpoint", b"held_checkpoint", "kind", b"kind", "reason", b"reason", "request_id", b"request_id", "seen_checkpoint", b"seen_checkpoint"]) -> None: ...
+
+global___RaiseAlarmRequest = RaiseAlarmRequest
+
+@typing.final
+class RaiseAlarmResponse(google.protobuf.message.Message):
+    """The alarm is stored."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___RaiseAlarmResponse = RaiseAlarmResponse
+
+@typing.final
+class ListAlarmsRequest(google.protobuf.message.Message):
+    """Asks for alarms."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: builtins.int
+    limit: builtins.int
+    """At most so many, 1 to 100; 0 means 20."""
+    def __init__(
+        self,
+        *,
+        limit: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["limit", b"limit"]) -> None: ...
+
+global___ListAlarmsRequest = ListAlarmsRequest
+
+@typing.final
+class Alarm(google.protobuf.message.Message):
+    """An alarm as it was stored."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    HELD_CHECKPOINT_FIELD_NUMBER: builtins.int
+    SEEN_CHECKPOINT_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    RECORDED_AT_FIELD_NUMBER: builtins.int
+    hospital_id: builtins.str
+    """The witness."""
+    kind: global___AlarmKind.ValueType
+    """What is wrong."""
+    held_checkpoint: builtins.str
+    """The checkpoint that the witness had verified."""
+    seen_checkpoint: builtins.str
+    """The checkpoint that it refused."""
+    reason: builtins.str
+    """In words."""
+    @property
+    def recorded_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it came first, UTC, by the audit service's clock."""
+
+    def __init__(
+        self,
+        *,
+        hospital_id: builtins.str = ...,
+        kind: global___AlarmKind.ValueType = ...,
+        held_checkpoint: builtins.str = ...,
+        seen_checkpoint: builtins.str = ...,
+        reason: builtins.str = ...,
+        recorded_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["recorded_at", b"recorded_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["held_checkpoint", b"held_checkpoint", "hospital_id", b"hospital_id", "kind", b"kind", "reason", b"reason", "recorded_at", b"recorded_at", "seen_checkpoint", b"seen_checkpoint"]) -> None: ...
+
+global___Alarm = Alarm
+
+@typing.final
+class ListAlarmsResponse(google.protobuf.message.Message):
+    """Alarms."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALARMS_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    total: builtins.int
+    """How many are stored altogether."""
+    @property
+    def alarms(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Alarm]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        alarms: collections.abc.Iterable[global___Alarm] | None = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alarms", b"alarms", "total", b"total"]) -> None: ...
+
+global___ListAlarmsResponse = ListAlarmsResponse

@@ -40,6 +40,36 @@ class AuditServiceStub(object):
                 request_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesRequest.SerializeToString,
                 response_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesResponse.FromString,
                 )
+        self.GetEntry = channel.unary_unary(
+                '/fedmesh.audit.v1.AuditService/GetEntry',
+                request_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryResponse.FromString,
+                )
+        self.GetOfferedCheckpoint = channel.unary_unary(
+                '/fedmesh.audit.v1.AuditService/GetOfferedCheckpoint',
+                request_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetOfferedCheckpointRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetOfferedCheckpointResponse.FromString,
+                )
+        self.AddCosignature = channel.unary_unary(
+                '/fedmesh.audit.v1.AuditService/AddCosignature',
+                request_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.AddCosignatureRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.AddCosignatureResponse.FromString,
+                )
+        self.ListCosignedCheckpoints = channel.unary_unary(
+                '/fedmesh.audit.v1.AuditService/ListCosignedCheckpoints',
+                request_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListCosignedCheckpointsRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListCosignedCheckpointsResponse.FromString,
+                )
+        self.RaiseAlarm = channel.unary_unary(
+                '/fedmesh.audit.v1.AuditService/RaiseAlarm',
+                request_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.RaiseAlarmRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.RaiseAlarmResponse.FromString,
+                )
+        self.ListAlarms = channel.unary_unary(
+                '/fedmesh.audit.v1.AuditService/ListAlarms',
+                request_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListAlarmsRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListAlarmsResponse.FromString,
+                )
 
 
 class AuditServiceServicer(object):
@@ -81,6 +111,50 @@ class AuditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEntry(self, request, context):
+        """One entry with the proof that it is in the tree of a given size. A hospital gets the entries of the rounds that list a
+        contribution of its own, and no others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOfferedCheckpoint(self, request, context):
+        """The checkpoint that witnesses are asked to cosign now: the newest one of the last full period, so that witnesses who
+        come at different moments cosign the same one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddCosignature(self, request, context):
+        """Stores a witness's cosignature of a checkpoint, once for each hospital and size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCosignedCheckpoints(self, request, context):
+        """Checkpoints that have cosignatures, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RaiseAlarm(self, request, context):
+        """Stores what a witness saw that contradicts what it saw before, for operators to look at.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAlarms(self, request, context):
+        """The alarms of witnesses, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +182,36 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ListEntries,
                     request_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesRequest.FromString,
                     response_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesResponse.SerializeToString,
+            ),
+            'GetEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEntry,
+                    request_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryRequest.FromString,
+                    response_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryResponse.SerializeToString,
+            ),
+            'GetOfferedCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOfferedCheckpoint,
+                    request_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetOfferedCheckpointRequest.FromString,
+                    response_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetOfferedCheckpointResponse.SerializeToString,
+            ),
+            'AddCosignature': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddCosignature,
+                    request_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.AddCosignatureRequest.FromString,
+                    response_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.AddCosignatureResponse.SerializeToString,
+            ),
+            'ListCosignedCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCosignedCheckpoints,
+                    request_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListCosignedCheckpointsRequest.FromString,
+                    response_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListCosignedCheckpointsResponse.SerializeToString,
+            ),
+            'RaiseAlarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.RaiseAlarm,
+                    request_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.RaiseAlarmRequest.FromString,
+                    response_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.RaiseAlarmResponse.SerializeToString,
+            ),
+            'ListAlarms': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlarms,
+                    request_deserializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListAlarmsRequest.FromString,
+                    response_serializer=fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListAlarmsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -202,5 +306,107 @@ class AuditService(object):
         return grpc.experimental.unary_stream(request, target, '/fedmesh.audit.v1.AuditService/ListEntries',
             fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesRequest.SerializeToString,
             fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListEntriesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.audit.v1.AuditService/GetEntry',
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryRequest.SerializeToString,
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetEntryResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetOfferedCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.audit.v1.AuditService/GetOfferedCheckpoint',
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetOfferedCheckpointRequest.SerializeToString,
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.GetOfferedCheckpointResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def AddCosignature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.audit.v1.AuditService/AddCosignature',
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.AddCosignatureRequest.SerializeToString,
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.AddCosignatureResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListCosignedCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.audit.v1.AuditService/ListCosignedCheckpoints',
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListCosignedCheckpointsRequest.SerializeToString,
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListCosignedCheckpointsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RaiseAlarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.audit.v1.AuditService/RaiseAlarm',
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.RaiseAlarmRequest.SerializeToString,
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.RaiseAlarmResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListAlarms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.audit.v1.AuditService/ListAlarms',
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListAlarmsRequest.SerializeToString,
+            fedmesh_dot_audit_dot_v1_dot_audit__pb2.ListAlarmsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -51,6 +51,46 @@ class AuditServiceStub:
     ]
     """Streams entries in order, for reading and for export."""
 
+    GetEntry: grpc.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.GetEntryRequest,
+        fedmesh.audit.v1.audit_pb2.GetEntryResponse,
+    ]
+    """One entry with the proof that it is in the tree of a given size. A hospital gets the entries of the rounds that list a
+    contribution of its own, and no others.
+    """
+
+    GetOfferedCheckpoint: grpc.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.GetOfferedCheckpointRequest,
+        fedmesh.audit.v1.audit_pb2.GetOfferedCheckpointResponse,
+    ]
+    """The checkpoint that witnesses are asked to cosign now: the newest one of the last full period, so that witnesses who
+    come at different moments cosign the same one.
+    """
+
+    AddCosignature: grpc.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.AddCosignatureRequest,
+        fedmesh.audit.v1.audit_pb2.AddCosignatureResponse,
+    ]
+    """Stores a witness's cosignature of a checkpoint, once for each hospital and size."""
+
+    ListCosignedCheckpoints: grpc.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.ListCosignedCheckpointsRequest,
+        fedmesh.audit.v1.audit_pb2.ListCosignedCheckpointsResponse,
+    ]
+    """Checkpoints that have cosignatures, newest first."""
+
+    RaiseAlarm: grpc.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.RaiseAlarmRequest,
+        fedmesh.audit.v1.audit_pb2.RaiseAlarmResponse,
+    ]
+    """Stores what a witness saw that contradicts what it saw before, for operators to look at."""
+
+    ListAlarms: grpc.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.ListAlarmsRequest,
+        fedmesh.audit.v1.audit_pb2.ListAlarmsResponse,
+    ]
+    """The alarms of witnesses, newest first."""
+
 class AuditServiceAsyncStub:
     """Keeps the consortium's audit trail."""
 
@@ -83,6 +123,46 @@ class AuditServiceAsyncStub:
         fedmesh.audit.v1.audit_pb2.ListEntriesResponse,
     ]
     """Streams entries in order, for reading and for export."""
+
+    GetEntry: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.GetEntryRequest,
+        fedmesh.audit.v1.audit_pb2.GetEntryResponse,
+    ]
+    """One entry with the proof that it is in the tree of a given size. A hospital gets the entries of the rounds that list a
+    contribution of its own, and no others.
+    """
+
+    GetOfferedCheckpoint: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.GetOfferedCheckpointRequest,
+        fedmesh.audit.v1.audit_pb2.GetOfferedCheckpointResponse,
+    ]
+    """The checkpoint that witnesses are asked to cosign now: the newest one of the last full period, so that witnesses who
+    come at different moments cosign the same one.
+    """
+
+    AddCosignature: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.AddCosignatureRequest,
+        fedmesh.audit.v1.audit_pb2.AddCosignatureResponse,
+    ]
+    """Stores a witness's cosignature of a checkpoint, once for each hospital and size."""
+
+    ListCosignedCheckpoints: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.ListCosignedCheckpointsRequest,
+        fedmesh.audit.v1.audit_pb2.ListCosignedCheckpointsResponse,
+    ]
+    """Checkpoints that have cosignatures, newest first."""
+
+    RaiseAlarm: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.RaiseAlarmRequest,
+        fedmesh.audit.v1.audit_pb2.RaiseAlarmResponse,
+    ]
+    """Stores what a witness saw that contradicts what it saw before, for operators to look at."""
+
+    ListAlarms: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.audit.v1.audit_pb2.ListAlarmsRequest,
+        fedmesh.audit.v1.audit_pb2.ListAlarmsResponse,
+    ]
+    """The alarms of witnesses, newest first."""
 
 class AuditServiceServicer(metaclass=abc.ABCMeta):
     """Keeps the consortium's audit trail."""
@@ -126,5 +206,57 @@ class AuditServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[fedmesh.audit.v1.audit_pb2.ListEntriesResponse], collections.abc.AsyncIterator[fedmesh.audit.v1.audit_pb2.ListEntriesResponse]]:
         """Streams entries in order, for reading and for export."""
+
+    @abc.abstractmethod
+    def GetEntry(
+        self,
+        request: fedmesh.audit.v1.audit_pb2.GetEntryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.audit.v1.audit_pb2.GetEntryResponse, collections.abc.Awaitable[fedmesh.audit.v1.audit_pb2.GetEntryResponse]]:
+        """One entry with the proof that it is in the tree of a given size. A hospital gets the entries of the rounds that list a
+        contribution of its own, and no others.
+        """
+
+    @abc.abstractmethod
+    def GetOfferedCheckpoint(
+        self,
+        request: fedmesh.audit.v1.audit_pb2.GetOfferedCheckpointRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.audit.v1.audit_pb2.GetOfferedCheckpointResponse, collections.abc.Awaitable[fedmesh.audit.v1.audit_pb2.GetOfferedCheckpointResponse]]:
+        """The checkpoint that witnesses are asked to cosign now: the newest one of the last full period, so that witnesses who
+        come at different moments cosign the same one.
+        """
+
+    @abc.abstractmethod
+    def AddCosignature(
+        self,
+        request: fedmesh.audit.v1.audit_pb2.AddCosignatureRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.audit.v1.audit_pb2.AddCosignatureResponse, collections.abc.Awaitable[fedmesh.audit.v1.audit_pb2.AddCosignatureResponse]]:
+        """Stores a witness's cosignature of a checkpoint, once for each hospital and size."""
+
+    @abc.abstractmethod
+    def ListCosignedCheckpoints(
+        self,
+        request: fedmesh.audit.v1.audit_pb2.ListCosignedCheckpointsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.audit.v1.audit_pb2.ListCosignedCheckpointsResponse, collections.abc.Awaitable[fedmesh.audit.v1.audit_pb2.ListCosignedCheckpointsResponse]]:
+        """Checkpoints that have cosignatures, newest first."""
+
+    @abc.abstractmethod
+    def RaiseAlarm(
+        self,
+        request: fedmesh.audit.v1.audit_pb2.RaiseAlarmRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.audit.v1.audit_pb2.RaiseAlarmResponse, collections.abc.Awaitable[fedmesh.audit.v1.audit_pb2.RaiseAlarmResponse]]:
+        """Stores what a witness saw that contradicts what it saw before, for operators to look at."""
+
+    @abc.abstractmethod
+    def ListAlarms(
+        self,
+        request: fedmesh.audit.v1.audit_pb2.ListAlarmsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.audit.v1.audit_pb2.ListAlarmsResponse, collections.abc.Awaitable[fedmesh.audit.v1.audit_pb2.ListAlarmsResponse]]:
+        """The alarms of witnesses, newest first."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1753,3 +1753,47 @@ class ListMetricsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["metrics", b"metrics"]) -> None: ...
 
 global___ListMetricsResponse = ListMetricsResponse
+
+@typing.final
+class GetRoundEntryRequest(google.protobuf.message.Message):
+    """Asks where a round stands in the audit log."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    job_id: builtins.str
+    """The job."""
+    version: builtins.int
+    """The version that the round made, or used up."""
+    def __init__(
+        self,
+        *,
+        job_id: builtins.str = ...,
+        version: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["job_id", b"job_id", "version", b"version"]) -> None: ...
+
+global___GetRoundEntryRequest = GetRoundEntryRequest
+
+@typing.final
+class GetRoundEntryResponse(google.protobuf.message.Message):
+    """The round's entry."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    event_id: builtins.str
+    """The event that tells of it."""
+    index: builtins.int
+    """Its index in the audit log, from 0."""
+    def __init__(
+        self,
+        *,
+        event_id: builtins.str = ...,
+        index: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["event_id", b"event_id", "index", b"index"]) -> None: ...
+
+global___GetRoundEntryResponse = GetRoundEntryResponse

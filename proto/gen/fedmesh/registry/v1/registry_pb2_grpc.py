@@ -135,6 +135,11 @@ class RegistryServiceStub(object):
                 request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRoundsRequest.SerializeToString,
                 response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRoundsResponse.FromString,
                 )
+        self.GetRoundEntry = channel.unary_unary(
+                '/fedmesh.registry.v1.RegistryService/GetRoundEntry',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetRoundEntryRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetRoundEntryResponse.FromString,
+                )
         self.GetModelVersion = channel.unary_unary(
                 '/fedmesh.registry.v1.RegistryService/GetModelVersion',
                 request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetModelVersionRequest.SerializeToString,
@@ -324,6 +329,13 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRoundEntry(self, request, context):
+        """Where a committed round stands in the audit log: what a hospital's receipt is made from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModelVersion(self, request, context):
         """One model version with its lineage.
         """
@@ -467,6 +479,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListRounds,
                     request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRoundsRequest.FromString,
                     response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRoundsResponse.SerializeToString,
+            ),
+            'GetRoundEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoundEntry,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetRoundEntryRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetRoundEntryResponse.SerializeToString,
             ),
             'GetModelVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelVersion,
@@ -899,6 +916,23 @@ class RegistryService(object):
         return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/ListRounds',
             fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRoundsRequest.SerializeToString,
             fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListRoundsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetRoundEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/GetRoundEntry',
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetRoundEntryRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.GetRoundEntryResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -165,6 +165,12 @@ class RegistryServiceStub:
     ]
     """Committed rounds of a job, oldest first."""
 
+    GetRoundEntry: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.GetRoundEntryRequest,
+        fedmesh.registry.v1.registry_pb2.GetRoundEntryResponse,
+    ]
+    """Where a committed round stands in the audit log: what a hospital's receipt is made from."""
+
     GetModelVersion: grpc.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.registry_pb2.GetModelVersionRequest,
         fedmesh.registry.v1.registry_pb2.GetModelVersionResponse,
@@ -329,6 +335,12 @@ class RegistryServiceAsyncStub:
         fedmesh.registry.v1.registry_pb2.ListRoundsResponse,
     ]
     """Committed rounds of a job, oldest first."""
+
+    GetRoundEntry: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.GetRoundEntryRequest,
+        fedmesh.registry.v1.registry_pb2.GetRoundEntryResponse,
+    ]
+    """Where a committed round stands in the audit log: what a hospital's receipt is made from."""
 
     GetModelVersion: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.registry_pb2.GetModelVersionRequest,
@@ -542,6 +554,14 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fedmesh.registry.v1.registry_pb2.ListRoundsResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.ListRoundsResponse]]:
         """Committed rounds of a job, oldest first."""
+
+    @abc.abstractmethod
+    def GetRoundEntry(
+        self,
+        request: fedmesh.registry.v1.registry_pb2.GetRoundEntryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.registry_pb2.GetRoundEntryResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.GetRoundEntryResponse]]:
+        """Where a committed round stands in the audit log: what a hospital's receipt is made from."""
 
     @abc.abstractmethod
     def GetModelVersion(
