@@ -122,7 +122,7 @@ def ledger(folder: Folder = DEMO_DIR) -> None:
     homes = sorted(path for path in (stack_dir(folder) / "hospitals").glob("*") if path.is_dir())
     if not homes:
         raise FedmeshError(Code.NOT_FOUND, f"no hospital has a ledger in {folder}")
-    table = make_table("population", "job", "epsilon", "delta", "charged", "so far", "state")
+    table = make_table("population", "job", "epsilon", "delta", "f", "charged", "spent", "state")
     for home in homes:
         for row in read_ledger(home):
             table.add_row(*_ledger_cells(row))
@@ -142,6 +142,7 @@ def _ledger_cells(row: LedgerRow) -> tuple[str, ...]:
         row.job_id[:8],
         f"{row.epsilon:g}",
         f"{row.delta:g}",
+        str(row.colluders) if row.private else "",
         f"{row.charged}/{row.compositions}",
         spent,
         "released" if row.released else "reserved" if row.charged == 0 else "spent",

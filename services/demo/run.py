@@ -29,12 +29,14 @@ from services.demo.view import View
 from services.embedded.guard import Guard
 from services.embedded.memory import PeakMemory
 from services.embedded.stack import COMPILER, Stack
+from services.hospital_node.noise import training_noise
 from services.hospital_node.sources.dataset import Dataset
 from services.hospital_node.sources.mapping import PartitionFile
 from services.hospital_node.sources.reader import read_dataset
 from services.plans.document import validate
 from services.plans.library import shipped_plan
 from services.plans.manifest import PlanManifest, canonical_bytes
+from services.privacy.noise import Guarantee
 from services.secure_sum.roster import load_roster_file, read_roster_file
 from services.transparency.checkpoint import VerifierKey, open_checkpoint, parse_verifier_key
 
@@ -144,7 +146,7 @@ def _train_and_compare(
         # The harness reads the hospitals' files for the comparison while they train.
         reading = reader.submit(_read_all, data, plan)
         title = f"fedmesh demo: {plan.name} at {len(ids)} hospitals, {data.name}"
-        with View(console, title, _epsilon_after(plan, len(ids))) as view:
+        with View(console, title, _spent_after(plan, len(ids))) as view:
             job_id, startup_s = asyncio.run(_drive(stack, plan, progress, view, started))
         with console.status("Comparing with each hospital alone ..."):
             trained = asyncio.run(_collect(stack, job_id, progress.hospitals[0]))
@@ -336,38 +338,16 @@ def _predict(plan: PlanManifest, state: bytes, x: Any) -> Any:
     return predict(plan, state, x)
 
 
-def _noise_epsilon(plan: PlanManifest, hospitals: int) -> Callable[[int], float]:
-    from services.privacy.noise import plan_noise
-
-    assert plan.privacy is not None
-    noise = plan_noise(
-        epsilon=plan.privacy.epsilon,
-        delta=plan.privacy.delta,
-        compositions=plan.rounds.count + plan.privacy.extra_attempts,
-        sensitivity=plan.train_sensitivity,
-        dimension=plan.train_length,
-        hospitals=hospitals,
-    )
-    return noise.epsilon_after
-
-
-def _epsilon_after(plan: PlanManifest, hospitals: int) -> Callable[[int], float] | None:
-    return None if plan.privacy is None else _noise_epsilon(plan, hospitals)
+def _spent_after(plan: PlanManifest, hospitals: int) -> Callable[[int], Guarantee] | None:
+    return None if plan.privacy is None else training_noise(plan, hospitals).guarantee_after
 
 
 def _privacy_facts(plan: PlanManifest, hospitals: int, progress: Progress) -> PrivacyFacts | None:
-    from services.secure_sum.cohort import colluders
-
     if plan.privacy is None:
         return None
+    noise = training_noise(plan, hospitals)
     attempts = sum(done.attempt.attempt for done in progress.rounds)
-    return PrivacyFacts(
-        epsilon=plan.privacy.epsilon,
-        delta=plan.privacy.delta,
-        colluders=colluders(hospitals),
-        spent=_noise_epsilon(plan, hospitals)(attempts),
-        attempts=attempts,
-    )
+    return PrivacyFacts(noise.guarantee, noise.guarantee_after(attempts), attempts)
 
 
 def _overheads(progress: Progress) -> tuple[float, ...]:
