@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
@@ -36,6 +37,8 @@ from services.hospital_node.sources.reader import read_dataset
 from services.plans.document import validate
 from services.plans.library import shipped_plan
 from services.plans.manifest import PlanManifest, canonical_bytes
+from services.privacy.approval import Approval, ApproverKey, add_signature
+from services.privacy.budget import DEFAULT_LIMIT
 from services.privacy.noise import Guarantee
 from services.secure_sum.roster import load_roster_file, read_roster_file
 from services.transparency.checkpoint import VerifierKey, open_checkpoint, parse_verifier_key
@@ -140,7 +143,9 @@ def _train_and_compare(
 ) -> Report:
     ids = _hospital_ids(data)
     stack.found(ids)
-    stack.start_hospitals((name, _hospital_settings(data, value, plan)) for name, value in ids.items())
+    stack.start_hospitals(
+        (name, _hospital_settings(stack.folder, data, name, value, plan)) for name, value in ids.items()
+    )
     progress = Progress(tuple(ids), plan.rounds.count)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
         # The harness reads the hospitals' files for the comparison while they train.
@@ -188,7 +193,9 @@ def _hospital_ids(data: DemoData) -> dict[str, str]:
     return {f"hospital-{value.zfill(2).lower()}": value for value in data.hospitals}
 
 
-def _hospital_settings(data: DemoData, value: str, plan: PlanManifest) -> dict[str, Any]:
+def _hospital_settings(
+    folder: Path, data: DemoData, hospital_id: str, value: str, plan: PlanManifest
+) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "population": f"{data.name}-{value.lower()}",
         "data": {
@@ -200,9 +207,25 @@ def _hospital_settings(data: DemoData, value: str, plan: PlanManifest) -> dict[s
         settings["privacy"] = {"allow_without_privacy": True}
     else:
         # Each demonstration has its own ledgers, made anew: the limit is what this run asks for.
-        epsilon = max(0.5, plan.privacy.epsilon)
+        epsilon = max(DEFAULT_LIMIT.epsilon, plan.privacy.epsilon)
         settings["privacy"] = {"epsilon_limit": epsilon, "max_plan_epsilon": epsilon}
+        if epsilon > DEFAULT_LIMIT.epsilon:
+            settings["privacy"] |= _approved(
+                folder, Approval(hospital_id, settings["population"], epsilon, DEFAULT_LIMIT.delta)
+            )
     return settings
+
+
+def _approved(folder: Path, approval: Approval) -> dict[str, Any]:
+    """The settings that let a hospital of the demonstration spend more than the default.
+
+    Two people are played by two keys that are forgotten at once.
+    """
+    file = folder / f"{approval.hospital_id}.approval"
+    keys = [ApproverKey(name, Ed25519PrivateKey.generate()) for name in ("demo-admin", "demo-second")]
+    for key in keys:
+        add_signature(file, approval, key)
+    return {"approval": str(file.absolute()), "approvers": {key.name: key.public for key in keys}}
 
 
 async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: View, started: float) -> tuple[str, float]:

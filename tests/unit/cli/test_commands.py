@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from services.cli.entry import main
+from services.privacy.approval import require_approved
+from services.privacy.budget import Limit
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,23 @@ def test_shipped_plans_check(fedmesh: Terminal) -> None:
         checked = fedmesh("plan", "check", path)
         assert checked.returncode == 0
         assert name in checked.stdout
+
+
+def test_two_people_approve_a_budget_by_hand(fedmesh: Terminal, tmp_path: Path) -> None:
+    approvers = {}
+    for name in ("admin", "second"):
+        made = fedmesh("privacy", "keygen", name, "--out", f"{name}.key")
+        assert made.returncode == 0, made.stderr
+        approvers[name] = made.stdout.split()[-1]
+        asked = ("--hospital", "north", "--population", "north", "--epsilon-limit", "1")
+        signed = fedmesh("privacy", "approve", "approval", "--key", f"{name}.key", *asked)
+        assert signed.returncode == 0, signed.stderr
+    assert "signed by admin, second" in signed.stdout
+    require_approved(Limit(1.0, 1e-5), "north", "north", tmp_path / "approval", approvers)
+    other = ("--hospital", "north", "--population", "north", "--epsilon-limit", "2")
+    refused = fedmesh("privacy", "approve", "approval", "--key", "admin.key", *other)
+    assert refused.returncode == 1
+    assert "approves something else" in refused.stderr
 
 
 def test_a_consortium_is_founded_by_hand(fedmesh: Terminal, tmp_path: Path) -> None:
