@@ -22,20 +22,10 @@ from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import Reservation
 from services.hospital_node.domain.tasks import AttemptId
-from services.hospital_node.store.ledger_chain import (
-    CHARGED,
-    ENTRIES,
-    RELEASED,
-    RESERVED,
-    TERMS,
-    Chain,
-    Entry,
-    Head,
-    KeptHead,
-    require_whole,
-)
+from services.hospital_node.store.ledger_chain import ENTRIES, Chain, KeptHead, require_whole
 from services.hospital_node.store.sqlite import Database, sqlite_errors
 from services.privacy.budget import Charge, Limit, remaining, require_attempt, require_budget
+from services.privacy.chain import CHARGED, RELEASED, RESERVED, TERMS, Entry, Head
 
 LEDGER_FILE: Final = "ledger.sqlite"
 _VERSION: Final = 2

@@ -7,16 +7,15 @@ deleted, or restored from an old copy, is behind that head. A crash between the 
 in order.
 """
 
-import hashlib
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.store.sqlite import Database
-from services.transparency.canonical import canonical_json, parse_canonical
+from services.privacy.chain import RELEASED, RESERVED, TERMS, Entry, Head, next_entry
+from services.transparency.canonical import parse_canonical
 
 HEAD_FILE: Final = "ledger-head.sqlite"
 ENTRIES: Final = """
@@ -33,37 +32,6 @@ CREATE TABLE head (
     sha256 TEXT NOT NULL
 ) STRICT
 """
-_CONTEXT: Final = b"fedmesh privacy ledger v1\n"
-RESERVED: Final = "reserved"
-CHARGED: Final = "charged"
-RELEASED: Final = "released"
-# Facts of a reservation that entries hold. Cohort and data digest are left out: nothing is counted by them.
-TERMS: Final = (
-    *("job_id", "plan_id", "population", "private", "epsilon", "delta", "colluders"),
-    *("compositions", "metrics_compositions"),
-)
-
-
-@dataclass(frozen=True)
-class Head:
-    """Number and SHA-256 (hex) of the newest entry; 0 and empty before the first."""
-
-    seq: int = 0
-    sha256: str = ""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One entry. body: canonical JSON with `kind`, `at` (UTC, ISO 8601) and the facts; sha256 commits to all before."""
-
-    seq: int
-    body: bytes
-    sha256: str
-
-
-def entry_sha256(previous: str, body: bytes) -> str:
-    """SHA-256 of an entry in hex. previous: that of the entry before; empty for the first one."""
-    return hashlib.sha256(_CONTEXT + previous.encode("ascii") + b"\n" + body).hexdigest()
 
 
 class Chain:
@@ -82,11 +50,9 @@ class Chain:
         return None if row is None else parse_canonical(row[0])
 
     def append(self, kind: str, at: str, **facts: object) -> Head:
-        before = self.head()
-        body = canonical_json({"kind": kind, "at": at, **facts})
-        head = Head(before.seq + 1, entry_sha256(before.sha256, body))
-        self._connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (head.seq, body, head.sha256))
-        return head
+        entry = next_entry(self.head(), kind, at, **facts)
+        self._connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (entry.seq, entry.body, entry.sha256))
+        return entry.head
 
     def after(self, seq: int) -> Iterator[Entry]:
         """The entries above a number, oldest first."""
@@ -118,11 +84,11 @@ class Chain:
         """The rows of both tables by the entries alone."""
         reservations: dict[str, list[Any]] = {}
         charges: set[tuple[Any, ...]] = set()
-        previous = ""
-        for number, entry in enumerate(self.after(0), start=1):
-            if entry.seq != number or entry.sha256 != entry_sha256(previous, entry.body):
-                raise ValueError(f"entry {number} does not follow from the ones before")
-            previous, said = entry.sha256, parse_canonical(entry.body)
+        head = Head()
+        for entry in self.after(0):
+            if not entry.follows(head):
+                raise ValueError(f"entry {entry.seq} does not follow from the ones before")
+            head, said = entry.head, entry.read()
             if said["kind"] == RESERVED:
                 reservations[said["job_id"]] = [*(said[name] for name in TERMS), said["at"], ""]
             elif said["kind"] == RELEASED:

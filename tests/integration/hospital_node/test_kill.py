@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import yaml
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 
@@ -94,6 +95,7 @@ async def test_sigkill_at_any_moment_never_sends_other_bytes(consortium: Consort
     assert read_ledger(consortium.nodes["h1"].config.data_dir)[0].charged == 1
 
 
+@pytest.mark.slow
 async def test_sigkill_from_the_upload_on_leaves_the_budget_spent(consortium: Consortium) -> None:
     """Killed again and again in an attempt that is then aborted, of a job that is cancelled: it is spent, once."""
     consortium.create_job()

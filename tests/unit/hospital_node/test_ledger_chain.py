@@ -200,7 +200,7 @@ connect = sqlite3.connect
 for number in range(children):
     child = os.fork()
     if child == 0:
-        left = [number]
+        left = [2 * number]
         def count(statement):
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -223,8 +223,8 @@ for number in range(children):
 
 
 def test_killed_before_any_statement_of_a_charge(tmp_path: Path) -> None:
-    """SIGKILL before each SQL statement of a charge: it is there whole or not at all, and nothing is refused later."""
-    children = 34
+    """SIGKILL before every second SQL statement of a charge: it is there whole or not at all, nothing is refused."""
+    children = 17
     made = tmp_path / "made"
     made.mkdir()
     opened(made).reserve(reservation("one"))
@@ -242,7 +242,7 @@ def test_killed_before_any_statement_of_a_charge(tmp_path: Path) -> None:
     killed = {number for number in range(children) if f"{number} killed" in lines}
     # The last ones have more statements to spare than a charge has: all of them, and only they, came to the end.
     assert killed == set(range(len(killed)))
-    assert 10 < len(killed) < children
+    assert 5 < len(killed) < children
     charged = []
     for number in range(children):
         folder = tmp_path / str(number)
