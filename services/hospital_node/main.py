@@ -13,6 +13,7 @@ from typing import IO, Final
 from services.common.clock import SystemClock
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import start_metrics
+from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger, setup_telemetry, shutdown_telemetry
 from services.hospital_node.agent import Agent
 from services.hospital_node.config import HospitalConfig, check_config, read_membership
@@ -29,6 +30,7 @@ from services.hospital_node.usecases.epochs import Epochs
 from services.hospital_node.usecases.jobs import Jobs
 from services.hospital_node.usecases.rosters import Rosters
 from services.hospital_node.usecases.rounds import RoundSteps
+from services.hospital_node.usecases.spending import Spending
 from services.hospital_node.usecases.states import ModelStates
 from services.hospital_node.usecases.steps import Tools
 from services.hospital_node.worker import WorkerThread
@@ -92,6 +94,8 @@ async def run_node(config: HospitalConfig, trainers: TrainerFactory, worker: Wor
         if config.metrics_listen is not None:
             start_metrics(config.metrics_listen)
         await stack.enter_async_context(health_probe(config.health_listen, lambda: agent.connected))
+        reporting = asyncio.ensure_future(tools.spending.keep())
+        stack.push_async_callback(end_tasks, [reporting])
         log.info("started", hospital=config.hospital_id, roster=tools.rosters.newest.sha256[:16])
         await _until(stop, agent)
         log.info("stopping", training=worker.busy)
@@ -115,6 +119,7 @@ def _tools(
     return Tools(
         mesh=mesh,
         ledger=ledger,
+        spending=Spending(keys, ledger, mesh),
         state=state,
         worker=worker,
         summer=summer,

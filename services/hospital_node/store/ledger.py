@@ -146,12 +146,14 @@ class SqliteLedger:
             return remaining(self._counted(connection), population, self._now(connection), self._limit).epsilon
 
     def head(self) -> Head:
-        """The newest entry."""
         with self._database.connection() as connection:
             return Chain(connection).head()
 
+    def has(self, head: Head) -> bool:
+        with self._database.connection() as connection:
+            return Chain(connection).has(head)
+
     def entries_after(self, seq: int, limit: int) -> list[Entry]:
-        """At most `limit` entries above a number, oldest first."""
         with self._database.connection() as connection:
             return list(itertools.islice(Chain(connection).after(seq), limit))
 
