@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from services.cli.inspection import make_table, stack_dir
+from services.cli.mesh import ask
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.ids import require_name
@@ -15,19 +16,73 @@ from services.privacy.accounting import gaussian_epsilon, gaussian_multiplier
 from services.privacy.budget import DEFAULT_LIMIT
 
 app = typer.Typer(help="Privacy spending.", no_args_is_help=True)
+_NEEDS = ("audit", "registry")
 
 
 @app.command()
-def ledger(folder: Folder = DEMO_DIR) -> None:
-    """Show what each hospital's own ledger has reserved and spent on its patients."""
+def ledger(
+    folder: Folder = DEMO_DIR,
+    registry: Annotated[
+        bool, typer.Option("--registry", help="What hospitals reported to the registry, not their own ledgers")
+    ] = False,
+) -> None:
+    """Show what has been reserved and spent on each hospital's patients, by the hospitals' own ledgers."""
+    found = _reported_rows(folder) if registry else _own_rows(folder)
+    table = make_table("population", "job", "epsilon", "delta", "f", "charged", "spent", "state")
+    for row in found:
+        table.add_row(*_ledger_cells(row))
+    Console().print(table)
+
+
+@app.command()
+def reconcile(folder: Folder = DEMO_DIR) -> None:
+    """Compare the hospitals' own ledgers with what they reported to the registry. Exit code 1 for a difference.
+
+    Entries that were not reported yet are no difference: the hospital's node reports them.
+    """
+    from services.cli.reconciliation import compare_ledgers, reported_ledgers
+
+    homes = {path.name: path for path in _homes(folder)}
+    verdicts = compare_ledgers(homes, ask(stack_dir(folder), "registry", reported_ledgers, _NEEDS))
+    table = make_table("hospital", "own entries", "registry's", "signed", "uncharged", "verdict")
+    for verdict in verdicts:
+        colour = "green" if verdict.agrees else "red"
+        table.add_row(
+            verdict.hospital_id,
+            str(verdict.own),
+            str(verdict.reported),
+            "yes" if verdict.signed else "no",
+            str(verdict.uncharged),
+            f"[{colour}]{verdict.text}[/{colour}]",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "[dim]signed: the registry's newest entry carries the hospital's signature. uncharged: contributions to "
+        "private rounds for which no charge was reported.[/dim]"
+    )
+    if not all(verdict.agrees for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def _homes(folder: Path) -> list[Path]:
     homes = sorted(path for path in (stack_dir(folder) / "hospitals").glob("*") if path.is_dir())
     if not homes:
         raise FedmeshError(Code.NOT_FOUND, f"no hospital has a ledger in {folder}")
-    table = make_table("population", "job", "epsilon", "delta", "f", "charged", "spent", "state")
-    for home in homes:
-        for row in read_ledger(home):
-            table.add_row(*_ledger_cells(row))
-    Console().print(table)
+    return homes
+
+
+def _own_rows(folder: Path) -> list[LedgerRow]:
+    return [row for home in _homes(folder) for row in read_ledger(home)]
+
+
+def _reported_rows(folder: Path) -> list[LedgerRow]:
+    from services.cli.reconciliation import reported_ledgers, rows_of
+
+    reported = ask(stack_dir(folder), "registry", reported_ledgers, _NEEDS)
+    if not any(ledger.entries for ledger in reported.ledgers):
+        raise FedmeshError(Code.NOT_FOUND, "no hospital has reported anything to this registry")
+    return [row for ledger in reported.ledgers for row in rows_of(ledger.entries)]
 
 
 def _ledger_cells(row: LedgerRow) -> tuple[str, ...]:

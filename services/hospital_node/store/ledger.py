@@ -12,7 +12,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -242,21 +242,32 @@ def read_ledger(data_dir: Path) -> list[LedgerRow]:
 
     Raises: FedmeshError(NOT_FOUND) when there is no ledger; STORE_UNAVAILABLE; CONFIG_INVALID when it is damaged.
     """
+    with _reading(data_dir) as connection:
+        rows = connection.execute(
+            "SELECT r.job_id, plan_id, population, private, epsilon, delta, colluders, compositions,"
+            " count(c.job_id), reserved_at, max(charged_at), released_at IS NOT NULL"
+            " FROM reservations AS r LEFT JOIN charges AS c USING (job_id)"
+            " GROUP BY r.job_id ORDER BY reserved_at, r.job_id"
+        ).fetchall()
+    return [_row(row) for row in rows]
+
+
+def read_entries(data_dir: Path) -> list[Entry]:
+    """The chain of a node's ledger, oldest entry first. Raises: as `read_ledger`."""
+    with _reading(data_dir) as connection:
+        return list(Chain(connection).after(0))
+
+
+@contextmanager
+def _reading(data_dir: Path) -> Iterator[sqlite3.Connection]:
     path = data_dir / LEDGER_FILE
     if not path.is_file():
         raise FedmeshError(Code.NOT_FOUND, f"there is no privacy ledger in {data_dir}")
-    with sqlite_errors(path):
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)
-        try:
-            rows = connection.execute(
-                "SELECT r.job_id, plan_id, population, private, epsilon, delta, colluders, compositions,"
-                " count(c.job_id), reserved_at, max(charged_at), released_at IS NOT NULL"
-                " FROM reservations AS r LEFT JOIN charges AS c USING (job_id)"
-                " GROUP BY r.job_id ORDER BY reserved_at, r.job_id"
-            ).fetchall()
-        finally:
-            connection.close()
-    return [_row(row) for row in rows]
+    with (
+        sqlite_errors(path),
+        closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)) as connection,
+    ):
+        yield connection
 
 
 def _row(row: tuple[object, ...]) -> LedgerRow:
