@@ -144,6 +144,12 @@ class Game:
         # One patient a coordinate, with a gradient far beyond the bound.
         self.canaries = clipped_sum(plan, 1e6 * np.eye(plan.weights_length))
 
+    @property
+    def noise_sigma(self) -> float:
+        """Standard deviation of the honest noise in a sum, by the calibration, integer units."""
+        [(_, mechanism)] = mechanisms(self._request)
+        return self._honest_noise.plan(mechanism).share_sigma * math.sqrt(threshold(HOSPITALS) - colluders(HOSPITALS))
+
     def seen(self, *, canaries: bool) -> Int64Vector:
         """A release less everything that the attacker knows: int64[weights], a run in each coordinate."""
         vectors, collude = list(self._known), colluders(HOSPITALS)
@@ -175,13 +181,13 @@ def run_privacy_audit(options: AuditOptions, console: Console) -> AuditReport:
     if not 0 < options.confidence < 1:
         raise FedmeshError(Code.INVALID_ARGUMENT, f"--confidence {options.confidence:g}: use one between 0 and 1")
     started = time.monotonic()
-    plan, noise = audit_plan(), ScaledNoise(options.noise_factor)
-    game = Game(plan, noise)
+    plan = audit_plan()
+    game = Game(plan, ScaledNoise(options.noise_factor))
     vectors = math.ceil(options.runs / WIDTH)
     with console.status(f"Attacking {vectors * WIDTH} releases in each world ..."):
         errors = [game.errors(paired=options.paired) for _ in range(vectors)]
     false_positives, false_negatives = (sum(counts) for counts in zip(*errors, strict=True))
-    report = _report(options, plan, game, noise, vectors * WIDTH, (false_positives, false_negatives), started)
+    report = _report(options, plan, game, vectors * WIDTH, (false_positives, false_negatives), started)
     _show(console, report)
     if options.report is not None:
         options.report.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
@@ -192,18 +198,15 @@ def _report(
     options: AuditOptions,
     plan: PlanManifest,
     game: Game,
-    noise: ShareOfNoise,
     runs: int,
     errors: tuple[int, int],
     started: float,
 ) -> AuditReport:
-    claim, request = plan.privacy, NoiseRequest(plan, 1, HOSPITALS)
+    claim, sigma = plan.privacy, game.noise_sigma
     assert claim is not None
-    [(_, mechanism)] = mechanisms(request)
-    honest = threshold(HOSPITALS) - colluders(HOSPITALS)
-    sigma = noise.plan(mechanism).share_sigma * math.sqrt(honest)
     mu = claimed_mu(claim.epsilon, claim.delta)
-    expected = round(runs * 0.5 * math.erfc(int(game.canaries.max()) / sigma / 2 / math.sqrt(2)))
+    canary = int(game.canaries.max())
+    expected = _expected_errors(runs, canary / sigma)
     bound = mu_lower_bound(*errors, runs, options.confidence)
     wrong = chances(runs, mu, 2 * mu, options.confidence, paired=options.paired)
     return AuditReport(
@@ -216,7 +219,7 @@ def _report(
         worlds="paired" if options.paired else "independent",
         confidence=options.confidence,
         noise_factor=options.noise_factor,
-        canary=int(game.canaries.max()),
+        canary=canary,
         noise_sigma=sigma,
         false_positives=errors[0],
         false_negatives=errors[1],
@@ -228,6 +231,11 @@ def _report(
         holds=bound <= mu,
         seconds=round(time.monotonic() - started, 2),
     )
+
+
+def _expected_errors(runs: int, mu: float) -> int:
+    """Errors of one kind in `runs` runs against Gaussian noise, with the threshold in the middle between the worlds."""
+    return round(runs * math.erfc(mu / 2 / math.sqrt(2)) / 2)
 
 
 def _show(console: Console, report: AuditReport) -> None:

@@ -44,6 +44,9 @@ def test_equal_and_not_reported_yet(tmp_path: Path) -> None:
     assert verdict(tmp_path, entries[:3]).text == "2 not reported yet"
     assert verdict(tmp_path, entries[:3]).agrees
     assert verdict(tmp_path, [], signed=False).agrees
+    # Both charges are on their way: three contributions would be one too many.
+    assert verdict(tmp_path, entries[:3], uncharged=2).agrees
+    assert not verdict(tmp_path, entries[:3], uncharged=3).agrees
 
 
 def test_differences(tmp_path: Path) -> None:
@@ -60,7 +63,7 @@ def test_differences(tmp_path: Path) -> None:
         (verdict(tmp_path, entries, signed=False), "not what the hospital signed"),
         (verdict(tmp_path, altered), "not what the hospital signed"),
         (verdict(tmp_path, entries[1:]), "not what the hospital signed"),
-        (verdict(tmp_path, entries, uncharged=1), "without a reported charge"),
+        (verdict(tmp_path, entries, uncharged=1), "without a charge"),
     ):
         assert not found.agrees
         assert text in found.text
