@@ -30,8 +30,34 @@ def secure_sum(
     """Measure rounds of the secure sum: 15 hospital processes, four services, mutual TLS. Exit code 1 if not exact."""
     from services.bench.secure_sum import BenchOptions, run_secure_sum
 
-    if report is not None and not report.absolute().parent.is_dir():
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {report}: no such folder")
+    _require_writable(report)
     result = run_secure_sum(BenchOptions(folder, params, hospitals, lanes, rounds, report), Console())
     if not result.exact:
         raise typer.Exit(1)
+
+
+@app.command("privacy-audit")
+def privacy_audit(
+    runs: Annotated[int, typer.Option(min=2000, max=1_000_000, help="Attacked releases in each world")] = 6000,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="Fresh noise in each world; 25000 runs are needed then")
+    ] = False,
+    confidence: Annotated[float, typer.Option(help="Confidence of the bound, between 0 and 1")] = 0.95,
+    noise_factor: Annotated[float, typer.Option(help="Multiply the honest noise by this; 0.5 must be found out")] = 1.0,
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file")] = None,
+) -> None:
+    """Attack the noise of the hospitals and bound the true epsilon from below. Exit code 1 if it exceeds the claim.
+
+    There is no seed: the noise comes from the operating system, as in a hospital.
+    """
+    from services.bench.privacy_audit import AuditOptions, run_privacy_audit
+
+    _require_writable(report)
+    options = AuditOptions(runs, not independent, confidence, noise_factor, report)
+    if not run_privacy_audit(options, Console()).holds:
+        raise typer.Exit(1)
+
+
+def _require_writable(report: Path | None) -> None:
+    if report is not None and not report.absolute().parent.is_dir():
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {report}: no such folder")

@@ -1,4 +1,4 @@
-"""`fedmesh models`, `rounds`, `jobs`, `privacy ledger`: look at what a stack holds, running or not."""
+"""`fedmesh models`, `rounds`, `jobs`: look at what a stack holds, running or not."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +13,7 @@ from services.cli.mesh import ask
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
-from services.hospital_node.store.ledger import LedgerRow, read_ledger
-from services.privacy.accounting import gaussian_epsilon, gaussian_multiplier
 
-privacy_app = typer.Typer(help="Privacy spending.", no_args_is_help=True)
 _NEEDS = ("audit", "registry")
 Limit = Annotated[int, typer.Option(min=1, max=500, help="At most so many rows")]
 
@@ -114,38 +111,6 @@ def jobs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
             found.reason,
         )
     Console().print(table)
-
-
-@privacy_app.command()
-def ledger(folder: Folder = DEMO_DIR) -> None:
-    """Show what each hospital's own ledger has reserved and spent on its patients."""
-    homes = sorted(path for path in (stack_dir(folder) / "hospitals").glob("*") if path.is_dir())
-    if not homes:
-        raise FedmeshError(Code.NOT_FOUND, f"no hospital has a ledger in {folder}")
-    table = make_table("population", "job", "epsilon", "delta", "charged", "so far", "state")
-    for home in homes:
-        for row in read_ledger(home):
-            table.add_row(*_ledger_cells(row))
-    Console().print(table)
-
-
-def _ledger_cells(row: LedgerRow) -> tuple[str, ...]:
-    if not row.private:
-        spent = "not private"
-    elif row.charged == 0:
-        spent = "0"
-    else:
-        multiplier = gaussian_multiplier(row.epsilon, row.delta, row.compositions)
-        spent = f"{gaussian_epsilon(multiplier, row.charged, row.delta):.3f}"
-    return (
-        row.population,
-        row.job_id[:8],
-        f"{row.epsilon:g}",
-        f"{row.delta:g}",
-        f"{row.charged}/{row.compositions}",
-        spent,
-        "released" if row.released else "reserved" if row.charged == 0 else "spent",
-    )
 
 
 async def _newest_job(registry: Any) -> str:

@@ -6,9 +6,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from services.hospital_node.noise import training_noise
 from services.plans.library import plan_names, plan_path
 from services.plans.manifest import canonical_bytes, load_manifest, plan_id
-from services.privacy.accounting import epsilon_of, gaussian_multiplier
+from services.privacy.accounting import epsilon_of
+from services.privacy.noise import NoisePlan
+from services.secure_sum.cohort import threshold
 
 app = typer.Typer(help="Training plans.", no_args_is_help=True)
 
@@ -21,21 +24,40 @@ def list_plans() -> None:
 
 
 @app.command()
-def check(file: Annotated[Path, typer.Argument(help="Plan in YAML")]) -> None:
+def check(
+    file: Annotated[Path, typer.Argument(help="Plan in YAML")],
+    hospitals: Annotated[
+        int, typer.Option(min=4, max=15, help="Size of the roster, on which f and the noise rest")
+    ] = 15,
+) -> None:
     """Check a plan and print its id. Exit code 1 with every problem named when it is not valid."""
     manifest = load_manifest(file)
     console = Console()
-    privacy = manifest.privacy
-    guarantee = f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g} a patient" if privacy else "none"
-    if privacy:
-        releases = manifest.rounds.count + privacy.extra_attempts
-        multiplier = gaussian_multiplier(privacy.epsilon, privacy.delta, releases)
-        reached = epsilon_of(multiplier, releases, privacy.delta)
-        guarantee += f" (noise multiplier {multiplier:.4f} over {releases} releases; PLD accountant: {reached:.6f})"
     console.print(f"[green]OK[/green] {manifest.name} {plan_id(manifest)}", soft_wrap=True)
     console.print(
         f"{len(manifest.feature_names)} features, {manifest.vector_length} integers a contribution, "
-        f"{manifest.rounds.count} rounds, privacy: {guarantee}, {len(canonical_bytes(manifest)):,} bytes on the wire"
+        f"{manifest.rounds.count} rounds, {len(canonical_bytes(manifest)):,} bytes on the wire"
+    )
+    if manifest.privacy is None:
+        console.print("privacy: none")
+    else:
+        _show_privacy(console, training_noise(manifest, hospitals))
+
+
+def _show_privacy(console: Console, noise: NoisePlan) -> None:
+    guarantee, least = noise.guarantee, threshold(noise.hospitals)
+    reached = epsilon_of(noise.noise_multiplier, noise.compositions, noise.accounted_delta)
+    console.print(
+        f"privacy: {guarantee} for each patient with {noise.hospitals} hospitals, of which {guarantee.colluders} may "
+        f"collude; noise multiplier {noise.noise_multiplier:.4f} over {noise.compositions} releases; PLD accountant: "
+        f"epsilon {reached:.6f}",
+        highlight=False,
+    )
+    more = [f"{number}: {noise.epsilon_against(number):.3f}" for number in range(guarantee.colluders + 1, least)]
+    console.print(
+        f"epsilon of a sum against more colluders than f: {', '.join(more)}. Of an update that was opened alone: "
+        f"{noise.epsilon_of_shares(1):.3f}",
+        highlight=False,
     )
 
 

@@ -14,26 +14,25 @@ from rich.table import Table
 from services.common.errors import Code, FedmeshError
 from services.demo.evaluation import LocalOnly, TestScores
 from services.hospital_node.sources.dataset import Rows
+from services.privacy.noise import Guarantee
 
 
 @dataclass(frozen=True)
 class PrivacyFacts:
-    """The guarantee of the run and what was spent of it, per patient."""
+    """The guarantee of the run for each patient, what the charged attempts have spent of it, and how many they are."""
 
-    epsilon: float
-    delta: float
-    colluders: int
-    spent: float
+    guarantee: Guarantee
+    spent: Guarantee
     attempts: int
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "epsilon": self.epsilon,
-            "delta": self.delta,
+            "epsilon": self.guarantee.epsilon,
+            "delta": self.guarantee.delta,
             "unit": "patient",
             "mechanism": "discrete Gaussian shares under a masked homomorphic sum",
-            "colluders": self.colluders,
-            "epsilon_spent": self.spent,
+            "colluders": self.guarantee.colluders,
+            "epsilon_spent": self.spent.epsilon,
             "attempts_charged": self.attempts,
         }
 
@@ -135,8 +134,8 @@ def print_summary(console: Console, report: Report, folder: Path, description: s
     if report.privacy is not None:
         facts = report.privacy
         console.print(
-            f"Privacy: each patient (epsilon {facts.epsilon:g}, delta {facts.delta:g}) against {facts.colluders} "
-            f"colluding hospitals; spent {facts.spent:.3f} in {facts.attempts} charged attempts."
+            f"Privacy of each patient: {facts.guarantee}, against the centre and {facts.guarantee.colluders} colluding "
+            f"hospitals; {facts.attempts} charged attempts have spent {facts.spent}."
         )
     else:
         console.print("Privacy: [yellow]none[/yellow]. This version is marked and can never be promoted.")

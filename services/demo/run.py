@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
@@ -29,12 +30,16 @@ from services.demo.view import View
 from services.embedded.guard import Guard
 from services.embedded.memory import PeakMemory
 from services.embedded.stack import COMPILER, Stack
+from services.hospital_node.noise import training_noise
 from services.hospital_node.sources.dataset import Dataset
 from services.hospital_node.sources.mapping import PartitionFile
 from services.hospital_node.sources.reader import read_dataset
 from services.plans.document import validate
 from services.plans.library import shipped_plan
 from services.plans.manifest import PlanManifest, canonical_bytes
+from services.privacy.approval import Approval, ApproverKey, add_signature
+from services.privacy.budget import DEFAULT_LIMIT
+from services.privacy.noise import Guarantee
 from services.secure_sum.roster import load_roster_file, read_roster_file
 from services.transparency.checkpoint import VerifierKey, open_checkpoint, parse_verifier_key
 
@@ -138,13 +143,15 @@ def _train_and_compare(
 ) -> Report:
     ids = _hospital_ids(data)
     stack.found(ids)
-    stack.start_hospitals((name, _hospital_settings(data, value, plan)) for name, value in ids.items())
+    stack.start_hospitals(
+        (name, _hospital_settings(stack.folder, data, name, value, plan)) for name, value in ids.items()
+    )
     progress = Progress(tuple(ids), plan.rounds.count)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
         # The harness reads the hospitals' files for the comparison while they train.
         reading = reader.submit(_read_all, data, plan)
         title = f"fedmesh demo: {plan.name} at {len(ids)} hospitals, {data.name}"
-        with View(console, title, _epsilon_after(plan, len(ids))) as view:
+        with View(console, title, _spent_after(plan, len(ids))) as view:
             job_id, startup_s = asyncio.run(_drive(stack, plan, progress, view, started))
         with console.status("Comparing with each hospital alone ..."):
             trained = asyncio.run(_collect(stack, job_id, progress.hospitals[0]))
@@ -186,7 +193,9 @@ def _hospital_ids(data: DemoData) -> dict[str, str]:
     return {f"hospital-{value.zfill(2).lower()}": value for value in data.hospitals}
 
 
-def _hospital_settings(data: DemoData, value: str, plan: PlanManifest) -> dict[str, Any]:
+def _hospital_settings(
+    folder: Path, data: DemoData, hospital_id: str, value: str, plan: PlanManifest
+) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "population": f"{data.name}-{value.lower()}",
         "data": {
@@ -198,9 +207,25 @@ def _hospital_settings(data: DemoData, value: str, plan: PlanManifest) -> dict[s
         settings["privacy"] = {"allow_without_privacy": True}
     else:
         # Each demonstration has its own ledgers, made anew: the limit is what this run asks for.
-        epsilon = max(0.5, plan.privacy.epsilon)
+        epsilon = max(DEFAULT_LIMIT.epsilon, plan.privacy.epsilon)
         settings["privacy"] = {"epsilon_limit": epsilon, "max_plan_epsilon": epsilon}
+        if epsilon > DEFAULT_LIMIT.epsilon:
+            settings["privacy"] |= _approved(
+                folder, Approval(hospital_id, settings["population"], epsilon, DEFAULT_LIMIT.delta)
+            )
     return settings
+
+
+def _approved(folder: Path, approval: Approval) -> dict[str, Any]:
+    """The settings that let a hospital of the demonstration spend more than the default.
+
+    Two people are played by two keys that are forgotten at once.
+    """
+    file = folder / f"{approval.hospital_id}.approval"
+    keys = [ApproverKey(name, Ed25519PrivateKey.generate()) for name in ("demo-admin", "demo-second")]
+    for key in keys:
+        add_signature(file, approval, key)
+    return {"approval": str(file.absolute()), "approvers": {key.name: key.public for key in keys}}
 
 
 async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: View, started: float) -> tuple[str, float]:
@@ -336,38 +361,16 @@ def _predict(plan: PlanManifest, state: bytes, x: Any) -> Any:
     return predict(plan, state, x)
 
 
-def _noise_epsilon(plan: PlanManifest, hospitals: int) -> Callable[[int], float]:
-    from services.privacy.noise import plan_noise
-
-    assert plan.privacy is not None
-    noise = plan_noise(
-        epsilon=plan.privacy.epsilon,
-        delta=plan.privacy.delta,
-        compositions=plan.rounds.count + plan.privacy.extra_attempts,
-        sensitivity=plan.train_sensitivity,
-        dimension=plan.train_length,
-        hospitals=hospitals,
-    )
-    return noise.epsilon_after
-
-
-def _epsilon_after(plan: PlanManifest, hospitals: int) -> Callable[[int], float] | None:
-    return None if plan.privacy is None else _noise_epsilon(plan, hospitals)
+def _spent_after(plan: PlanManifest, hospitals: int) -> Callable[[int], Guarantee] | None:
+    return None if plan.privacy is None else training_noise(plan, hospitals).guarantee_after
 
 
 def _privacy_facts(plan: PlanManifest, hospitals: int, progress: Progress) -> PrivacyFacts | None:
-    from services.secure_sum.cohort import colluders
-
     if plan.privacy is None:
         return None
+    noise = training_noise(plan, hospitals)
     attempts = sum(done.attempt.attempt for done in progress.rounds)
-    return PrivacyFacts(
-        epsilon=plan.privacy.epsilon,
-        delta=plan.privacy.delta,
-        colluders=colluders(hospitals),
-        spent=_noise_epsilon(plan, hospitals)(attempts),
-        attempts=attempts,
-    )
+    return PrivacyFacts(noise.guarantee, noise.guarantee_after(attempts), attempts)
 
 
 def _overheads(progress: Progress) -> tuple[float, ...]:

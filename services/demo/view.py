@@ -13,18 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from services.demo.progress import Progress
+from services.privacy.noise import Guarantee
 
 _PHASES = ("training", "share", "upload", "confirm", "unmask", "agree", "committed")
 _LAST_ROUNDS = 8
 
 
 class View:
-    """Shows a Progress. `epsilon_after(attempts)` is None without privacy."""
+    """Shows a Progress. spent_after: what a number of charged attempts has spent; None without privacy."""
 
-    def __init__(self, console: Console, title: str, epsilon_after: Callable[[int], float] | None) -> None:
+    def __init__(self, console: Console, title: str, spent_after: Callable[[int], Guarantee] | None) -> None:
         self._console = console
         self._title = title
-        self._epsilon_after = epsilon_after
+        self._spent_after = spent_after
         self._started = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
         self._printed_rounds = 0
@@ -57,10 +58,11 @@ class View:
             if done.burnt:
                 self._say(f"round {done.version}/{progress.total_rounds} burnt: {done.burnt_reason}")
                 continue
-            facts = " ".join(f"{name} {value}" for name, value in self._facts(progress, done.version) if value)
+            facts = [f"{name} {value}" for name, value in self._measured(progress, done.version) if value]
+            facts += [self._spent(progress, done.version)]
             self._say(
                 f"round {done.version}/{progress.total_rounds} committed: {len(done.contributions)} hospitals, "
-                f"{len(done.contributions) * done.upload_bytes / 1024:,.0f} KiB encrypted {facts}".rstrip()
+                f"{len(done.contributions) * done.upload_bytes / 1024:,.0f} KiB encrypted {' '.join(facts)}".rstrip()
             )
         self._printed_rounds = len(progress.rounds)
         if progress.note and progress.note != self._printed_note:
@@ -70,16 +72,20 @@ class View:
     def _say(self, text: str) -> None:
         self._console.print(f"[{time.monotonic() - self._started:6.1f} s] {text}", markup=False, highlight=False)
 
-    def _facts(self, progress: Progress, version: int) -> list[tuple[str, str]]:
+    @staticmethod
+    def _measured(progress: Progress, version: int) -> list[tuple[str, str]]:
         metrics = progress.metrics.get(version, {})
-        facts = [
+        return [
             ("loss", f"{metrics['loss']:.4f}" if "loss" in metrics else ""),
             ("AUROC", f"{metrics['auroc']:.4f}" if "auroc" in metrics else ""),
         ]
-        if self._epsilon_after is not None:
-            attempts = sum(done.attempt.attempt for done in progress.rounds if done.version <= version)
-            facts.append(("epsilon", f"{self._epsilon_after(attempts):.3f}"))
-        return facts
+
+    def _spent(self, progress: Progress, version: int) -> str:
+        """What the rounds up to a version have spent; empty without privacy."""
+        if self._spent_after is None:
+            return ""
+        attempts = sum(done.attempt.attempt for done in progress.rounds if done.version <= version)
+        return f"spent {self._spent_after(attempts)}"
 
     def _screen(self, progress: Progress) -> Panel:
         committed = len(progress.rounds)
@@ -96,6 +102,8 @@ class View:
             ),
         )
         parts: list[RenderableType] = [header, self._hospitals(progress), self._rounds(progress)]
+        if self._spent_after is not None:
+            parts.append(Text(f"privacy of each patient: {self._spent(progress, progress.total_rounds)}"))
         if progress.note:
             parts.append(Text(progress.note, style="yellow"))
         return Panel(Group(*parts), title=self._title, border_style="blue")
@@ -127,7 +135,6 @@ class View:
     def _rounds(self, progress: Progress) -> Table:
         table = Table(box=None, pad_edge=False)
         names = ["round", "hospitals", "sealed to committed", "loss", "AUROC"]
-        names += ["epsilon spent"] if self._epsilon_after is not None else []
         for name in names:
             table.add_column(name, justify="right", style="cyan" if name == "round" else "")
         for done in progress.rounds[-_LAST_ROUNDS:]:
@@ -135,6 +142,6 @@ class View:
                 table.add_row(str(done.version), "burnt", *["-"] * (len(names) - 2), style="red")
                 continue
             seconds = (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
-            facts = [value or "-" for _name, value in self._facts(progress, done.version)]
+            facts = [value or "-" for _name, value in self._measured(progress, done.version)]
             table.add_row(str(done.version), str(len(done.contributions)), f"{seconds:.2f} s", *facts)
         return table

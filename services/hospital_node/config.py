@@ -10,10 +10,14 @@ from services.common.errors import Code, FedmeshError
 from services.common.identity import Kind
 from services.common.tls import load_tls
 from services.plans.document import read_file
+from services.privacy.approval import require_approved
+from services.privacy.budget import Limit
 from services.secure_sum.roster import MemberKeys, Roster, load_roster_file
 from services.transparency.checkpoint import VerifierKey, parse_verifier_key
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+
+PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class PartitionConfig(Section):
@@ -39,15 +43,27 @@ class DataConfig(Section):
 
 class PrivacyConfig(Section):
     epsilon_limit: float = Field(
-        default=0.5, gt=0, le=100, description="most epsilon that the population may spend in any 365 days"
+        default=0.5,
+        gt=0,
+        le=100,
+        description="most epsilon that the population may spend in any 365 days; above the default it needs `approval`",
     )
     delta_limit: float = Field(
-        default=1e-5, gt=0, lt=1, description="most delta that the population may spend in any 365 days"
+        default=1e-5,
+        gt=0,
+        lt=1,
+        description="most delta that the population may spend in any 365 days; above the default it needs `approval`",
     )
     max_plan_epsilon: float = Field(
         default=0.5, gt=0, le=100, description="refuse every plan that asks for more epsilon, whatever is left"
     )
     max_plan_delta: float = Field(default=1e-6, gt=0, lt=1, description="refuse every plan that asks for more delta")
+    approvers: dict[Name, PublicKey] = Field(
+        default={}, description="who may approve a budget above the default: public keys by name, 64 hex digits"
+    )
+    approval: Path | None = Field(
+        default=None, description="file of `fedmesh privacy approve` with the signatures of two approvers"
+    )
     allow_without_privacy: bool = Field(
         default=False, description="take part in plans without differential privacy; for public or synthetic data only"
     )
@@ -136,7 +152,8 @@ def check_config(config: HospitalConfig) -> None:
     """Check everything that can be known before the network is touched.
 
     Raises: FedmeshError(CONFIG_INVALID) for a certificate that is not this hospital's, keys that other users can read
-        or that are another hospital's, a founding roster that is not in order, or missing data files.
+        or that are another hospital's, a founding roster that is not in order, a budget above the default that two
+        people did not approve, or missing data files.
     """
     identity = load_tls(config.tls).identity
     if identity.kind is not Kind.HOSPITAL or identity.name != config.hospital_id:
@@ -148,6 +165,14 @@ def check_config(config: HospitalConfig) -> None:
     _, roster = read_membership(config)
     if config.witness is not None:
         read_log_key(config.witness, roster.statement.consortium)
+    privacy = config.privacy
+    require_approved(
+        Limit(privacy.epsilon_limit, privacy.delta_limit),
+        config.hospital_id,
+        config.population,
+        privacy.approval,
+        privacy.approvers,
+    )
     named = [config.data.file, config.data.mapping]
     named += [config.data.partition.file] if config.data.partition is not None else []
     for path in named:

@@ -32,6 +32,7 @@ from services.hospital_node.usecases.epochs import Epochs
 from services.hospital_node.usecases.jobs import Jobs
 from services.hospital_node.usecases.rosters import Rosters
 from services.hospital_node.usecases.rounds import RoundSteps
+from services.hospital_node.usecases.spending import Spending
 from services.hospital_node.usecases.states import ModelStates
 from services.hospital_node.usecases.steps import Tools
 from services.hospital_node.usecases.witness import Witness
@@ -98,6 +99,8 @@ async def run_node(config: HospitalConfig, trainers: TrainerFactory, worker: Wor
             start_metrics(config.metrics_listen)
         await stack.enter_async_context(health_probe(config.health_listen, lambda: agent.connected))
         await stack.enter_async_context(_witnessing(config, state))
+        reporting = asyncio.ensure_future(tools.spending.keep())
+        stack.push_async_callback(end_tasks, [reporting])
         log.info("started", hospital=config.hospital_id, roster=tools.rosters.newest.sha256[:16])
         await _until(stop, agent)
         log.info("stopping", training=worker.busy)
@@ -150,6 +153,7 @@ def _tools(
     return Tools(
         mesh=mesh,
         ledger=ledger,
+        spending=Spending(keys, ledger, mesh),
         state=state,
         worker=worker,
         summer=summer,

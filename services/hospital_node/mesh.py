@@ -18,16 +18,18 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, chunks, stream
 from services.hospital_node.config import LimitsConfig
-from services.hospital_node.domain.ports import EpochFacts, JobFacts, RosterFacts, Seen
+from services.hospital_node.domain.ports import EpochFacts, JobFacts, LedgerStanding, RosterFacts, Seen
 from services.hospital_node.domain.sums import MaskedUpload
 from services.hospital_node.domain.tasks import AttemptId, Task
 from services.hospital_node.wire import (
     parse_signed,
+    parse_standing,
     parse_task,
     wire_attempt,
     wire_form,
     wire_signed,
 )
+from services.privacy.chain import Entry, Head
 from services.secure_sum.sealed import OVERHEAD_BYTES
 from services.secure_sum.statements import Signed
 
@@ -243,6 +245,24 @@ class GrpcMesh:
             reason=reason[:_REASON_LENGTH],
         )
         await self._call(self._coordinator.AttestState, request, patience_s)
+
+    async def reported_ledger(self, patience_s: float) -> LedgerStanding:
+        request = registry_pb.ListLedgersRequest()
+        ledgers = (await self._call(self._registry.ListLedgers, request, patience_s)).ledgers
+        own = next((ledger.head for ledger in ledgers if ledger.hospital_id == self._hospital_id), None)
+        return parse_standing(own or registry_pb.LedgerHead())
+
+    async def report_ledger(
+        self, head: Head, signature: bytes, entries: Sequence[Entry], patience_s: float
+    ) -> LedgerStanding:
+        first = entries[0].seq if entries else 0
+        request = registry_pb.ReportLedgerRequest(
+            request_id=self._request_id("ledger", first, head.sha256, signature.hex()),
+            head=registry_pb.LedgerHead(seq=head.seq, sha256=head.sha256, signature=signature),
+            entries=[registry_pb.LedgerEntry(seq=item.seq, body=item.body, sha256=item.sha256) for item in entries],
+        )
+        response = await self._call(self._registry.ReportLedger, request, patience_s)
+        return parse_standing(response.head, differs=response.differs)
 
     async def decline(self, job_id: str, code: str, reason: str, patience_s: float) -> None:
         request = coordinator_pb.DeclineJobRequest(

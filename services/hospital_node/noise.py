@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.policy import compositions
 from services.hospital_node.domain.ports import Int64Vector, NoiseRequest
+from services.plans.manifest import PlanManifest
 from services.privacy.noise import NoisePlan, discrete_gaussian, plan_noise
 
 
@@ -55,6 +56,15 @@ def mechanisms(request: NoiseRequest) -> list[tuple[slice, Mechanism]]:
         )
         released.append((part, measure))
     return released
+
+
+def training_noise(manifest: PlanManifest, hospitals: int) -> NoisePlan:
+    """The noise of a private plan's training part, and with it the guarantee that is stated for the plan.
+
+    Raises: FedmeshError(PRIVACY_REFUSED) when no noise gives the guarantee.
+    """
+    [(_, mechanism), *_] = mechanisms(NoiseRequest(manifest, 1, hospitals))
+    return mechanism.noise()
 
 
 class ShareOfNoise:

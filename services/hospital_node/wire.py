@@ -6,8 +6,11 @@ from typing import Final
 
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
+from fedmesh.registry.v1 import registry_pb2 as registry_pb
 
+from services.hospital_node.domain.ports import LedgerStanding
 from services.hospital_node.domain.tasks import AttemptId, Contribution, Task, TaskKind
+from services.privacy.chain import Head
 from services.secure_sum.opening import Opening
 from services.secure_sum.statements import Signed
 from services.secure_sum.wire import Layout
@@ -81,3 +84,8 @@ def _all_signed(messages: Iterable[round_pb2.Signed]) -> tuple[Signed, ...]:
 
 def _seeds(messages: Iterable[round_pb2.OpenedSeed]) -> dict[str, bytes]:
     return {message.hospital_id: message.seed for message in messages}
+
+
+def parse_standing(head: registry_pb.LedgerHead, *, differs: bool = False) -> LedgerStanding:
+    """What the registry says that it has of this hospital's ledger."""
+    return LedgerStanding(Head(head.seq, head.sha256), head.signature, differs)

@@ -1,7 +1,7 @@
 """The noise plan of a job, and the sampler that a hospital draws its share from."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,15 @@ class Guarantee:
     epsilon: float
     delta: float
     colluders: int
+
+    def __str__(self) -> str:
+        """The one way in which people are told a guarantee; epsilon is rounded up."""
+        return f"(epsilon {_rounded_up(self.epsilon):g}, delta {self.delta:g}, f {self.colluders})"
+
+
+def _rounded_up(epsilon: float) -> float:
+    """To four decimals; what the closed form adds to be safe, some 1e-9, is forgiven."""
+    return math.ceil(epsilon * 1e4 - 1e-4) / 1e4
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,27 @@ class NoisePlan:
         if attempts == 0:
             return 0.0
         return accounting.gaussian_epsilon(self.noise_multiplier, attempts, self.accounted_delta)
+
+    def guarantee_after(self, attempts: int) -> Guarantee:
+        """What has been spent after `attempts` releases. Raises: as `epsilon_after`."""
+        return replace(self.guarantee, epsilon=self.epsilon_after(attempts))
+
+    def epsilon_against(self, colluders: int) -> float:
+        """Epsilon of the whole plan when `colluders` hospitals know each other's shares, in the smallest group of t.
+
+        Raises:
+            FedmeshError: INVALID_ARGUMENT unless 0 <= `colluders` < t: with t of them nobody else need be in the sum.
+        """
+        least = cohort.threshold(self.hospitals)
+        if not 0 <= colluders < least:
+            raise FedmeshError(Code.INVALID_ARGUMENT, f"colluders must be from 0 to {least - 1}, got {colluders}")
+        return self.epsilon_of_shares(least - colluders)
+
+    def epsilon_of_shares(self, shares: int) -> float:
+        """Epsilon of the whole plan under `shares` unknown shares of noise; 1: an update that was opened alone."""
+        variance = shares * self.share_sigma**2 - accounting.ROUNDING_SIGMA**2
+        multiplier = math.sqrt(variance) / self.sensitivity
+        return accounting.gaussian_epsilon(multiplier, self.compositions, self.accounted_delta)
 
 
 def plan_noise(

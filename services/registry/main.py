@@ -21,6 +21,7 @@ from services.registry.store.postgres import PostgresStore
 from services.registry.usecases.blobs import BlobUseCases
 from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
+from services.registry.usecases.ledgers import LedgerUseCases
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.rosters import RosterUseCases
@@ -111,6 +112,7 @@ def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, r
         plans=PlanUseCases(store, mutations, clock),
         jobs=JobUseCases(store, mutations, clock),
         survivors=SurvivorUseCases(store, mutations, clock),
+        ledgers=LedgerUseCases(store, mutations, clock),
         rounds=RoundUseCases(store, mutations, clock),
         blobs=blobs,
     )

@@ -10,12 +10,13 @@ from fedmesh.registry.v1 import registry_pb2_grpc as rpc
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.gate import caller
 from services.common.ids import require_name, require_sha256, require_uuid
-from services.registry import wire, wire_sum
+from services.registry import wire, wire_ledger, wire_sum
 from services.registry.domain.entities import (
     Hospital,
     Job,
     JobStatus,
     KeyEpoch,
+    LedgerStanding,
     OpenedAttempt,
     Plan,
     PublishedRoster,
@@ -23,6 +24,7 @@ from services.registry.domain.entities import (
 from services.registry.usecases.blobs import BlobUseCases
 from services.registry.usecases.hospitals import HospitalUseCases, Struck
 from services.registry.usecases.jobs import JobUseCases
+from services.registry.usecases.ledgers import LedgerUseCases
 from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.ports import Command
 from services.registry.usecases.rosters import RosterUseCases
@@ -39,6 +41,7 @@ class UseCases:
     plans: PlanUseCases
     jobs: JobUseCases
     survivors: SurvivorUseCases
+    ledgers: LedgerUseCases
     rounds: RoundUseCases
     blobs: BlobUseCases
 
@@ -52,6 +55,7 @@ class RegistryServicer(rpc.RegistryServiceServicer):
         self._plans = usecases.plans
         self._jobs = usecases.jobs
         self._survivors = usecases.survivors
+        self._ledgers = usecases.ledgers
         self._rounds = usecases.rounds
         self._blobs = usecases.blobs
 
@@ -113,6 +117,18 @@ class RegistryServicer(rpc.RegistryServiceServicer):
     async def GetEpoch(self, request: pb.GetEpochRequest, _context: Any) -> pb.GetEpochResponse:
         roster = require_sha256(request.roster_sha256, "roster_sha256") if request.roster_sha256 else ""
         return wire_sum.epoch_standing(await self._rosters.epoch(caller(), roster, request.epoch))
+
+    # --- privacy ledgers
+
+    async def ReportLedger(self, request: pb.ReportLedgerRequest, _context: Any) -> pb.ReportLedgerResponse:
+        command: Command[LedgerStanding] = wire.command(request, caller(), "ReportLedger", wire_ledger.standing)
+        report = wire_ledger.read_report(request, caller())
+        return pb.ReportLedgerResponse.FromString(await self._ledgers.report(command, report))
+
+    async def ListLedgers(self, request: pb.ListLedgersRequest, _context: Any) -> pb.ListLedgersResponse:
+        hospital_id = require_name(request.hospital_id, "hospital_id") if request.hospital_id else ""
+        size = wire_ledger.require_size(request.page_size)
+        return wire_ledger.listed(*await self._ledgers.list(caller(), hospital_id, request.after_seq, size))
 
     # --- plans
 

@@ -1,4 +1,4 @@
-"""Who witnesses a log: the hospitals of the roster, under their roster signing keys (ADR 12)."""
+"""Who witnesses a log: the hospitals of the roster, under their roster signing keys (ADR 14)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -116,6 +116,8 @@ def test_the_stopped_stack_can_be_looked_at(finished: Path) -> None:
     assert "AUROC" in rounds
     ledger = fedmesh("privacy", "ledger", "--dir", finished, env={**os.environ, "COLUMNS": "200"}).stdout
     assert ledger.count(job[:8]) == 4
+    compared = fedmesh("privacy", "reconcile", "--dir", finished, env={**os.environ, "COLUMNS": "200"}).stdout
+    assert compared.count("equal") + compared.count("not reported yet") == 4
     assert left_running(finished) == []
 
 

@@ -22,6 +22,9 @@ from services.common.grpc.server import Endpoint, MeshServer
 from services.embedded.ca import CertificateAuthority
 from services.embedded.processes import free_port
 from services.hospital_node.wire import parse_signed, wire_signed
+from services.privacy.chain import Entry, Head
+from services.registry.domain.entities import LedgerReport
+from services.registry.domain.ledger import continuation
 from services.secure_sum import public
 from services.secure_sum.derive import MaskPlan
 from services.secure_sum.masks import coefficients
@@ -75,6 +78,8 @@ class Centre:
         self.layouts: dict[Key, Layout] = {}
         self.sums: dict[Key, list[bytes]] = {}
         self.spoil_segment: Callable[[bytes], bytes] = bytes
+        self.ledgers: dict[str, list[Entry]] = {}
+        self.ledger_signatures: dict[str, bytes] = {}
         self.reports: list[tuple[str, str, Any]] = []
         self.refuse: dict[str, FedmeshError] = {}
         self.watching: dict[str, asyncio.Queue[Any]] = {}
@@ -228,6 +233,33 @@ class _Registry(registry_pb2_grpc.RegistryServiceServicer):
         assert hashlib.sha256(content).hexdigest() == header.sha256
         self._centre.blobs[header.sha256] = content
         return registry_pb2.UploadBlobResponse(sha256=header.sha256)
+
+    async def ListLedgers(self, request: Any, _context: Any) -> Any:
+        await self._centre.faults.enter("ListLedgers")
+        ledger = registry_pb2.HospitalLedger(hospital_id=caller().name, head=self._ledger_head(caller().name))
+        return registry_pb2.ListLedgersResponse(ledgers=[ledger])
+
+    async def ReportLedger(self, request: Any, _context: Any) -> Any:
+        centre, name = self._centre, caller().name
+        await centre.faults.enter("ReportLedger")
+        kept = centre.ledgers.setdefault(name, [])
+        entries = tuple(Entry(item.seq, item.body, item.sha256) for item in request.entries)
+        head = Head(request.head.seq, request.head.sha256)
+        newest = kept[-1].head if kept else Head()
+        known = {entry.seq: entry.sha256 for entry in kept}
+        fresh = continuation(LedgerReport(name, head, request.head.signature, entries), newest, known)
+        if fresh:
+            kept.extend(fresh)
+            centre.ledger_signatures[name] = request.head.signature
+        centre.reports.append((name, "ledger", request))
+        await centre.notify()
+        return registry_pb2.ReportLedgerResponse(head=self._ledger_head(name), differs=fresh is None)
+
+    def _ledger_head(self, name: str) -> registry_pb2.LedgerHead:
+        kept = self._centre.ledgers.get(name, [])
+        newest = kept[-1].head if kept else Head()
+        signature = self._centre.ledger_signatures.get(name, b"")
+        return registry_pb2.LedgerHead(seq=newest.seq, sha256=newest.sha256, signature=signature)
 
     async def DownloadBlob(self, request: Any, _context: Any) -> AsyncIterator[Any]:
         await self._centre.faults.enter("DownloadBlob")

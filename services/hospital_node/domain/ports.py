@@ -12,6 +12,7 @@ import numpy.typing as npt
 from services.hospital_node.domain.sums import MaskedUpload, SumCheck, SumTerms
 from services.hospital_node.domain.tasks import AttemptId, Task
 from services.plans.manifest import PlanManifest
+from services.privacy.chain import Entry, Head
 from services.secure_sum.epoch import EpochKeys
 from services.secure_sum.statements import Signed
 
@@ -199,6 +200,18 @@ class Seen:
     metrics_json: str = field(default="")
 
 
+@dataclass(frozen=True)
+class LedgerStanding:
+    """The newest entry of this hospital's ledger that the registry has, with this hospital's signature.
+
+    differs: what was just reported does not go on from it.
+    """
+
+    head: Head
+    signature: bytes
+    differs: bool = False
+
+
 class Mesh(Protocol):
     """The calls of the centre. Every method raises FedmeshError; `patience_s` bounds the retries of retryable ones."""
 
@@ -249,6 +262,12 @@ class Mesh(Protocol):
     async def submit_state(self, attempt: AttemptId, sha256: str, metrics_json: str, patience_s: float) -> None: ...
 
     async def attest(self, attempt: AttemptId, sha256: str, reason: str, patience_s: float) -> None: ...
+
+    async def reported_ledger(self, patience_s: float) -> LedgerStanding: ...
+
+    async def report_ledger(
+        self, head: Head, signature: bytes, entries: Sequence[Entry], patience_s: float
+    ) -> LedgerStanding: ...
 
     async def decline(self, job_id: str, code: str, reason: str, patience_s: float) -> None: ...
 
@@ -377,6 +396,18 @@ class Ledger(Protocol):
         ...
 
     def charged(self, attempt: AttemptId) -> bool: ...
+
+    def head(self) -> Head:
+        """The newest entry."""
+        ...
+
+    def has(self, head: Head) -> bool:
+        """Whether a head that was kept elsewhere is one of this ledger's entries."""
+        ...
+
+    def entries_after(self, seq: int, limit: int) -> list[Entry]:
+        """At most `limit` entries above a number, oldest first."""
+        ...
 
     def release(self, job_id: str) -> bool:
         """Give a job's reservation back if nothing was ever charged; answers whether it did."""

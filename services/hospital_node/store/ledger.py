@@ -3,10 +3,16 @@
 The ledger is keyed on the population, never on a file, so a refreshed extract inherits what was spent. A job's whole
 epsilon is set aside when the job is taken and is never given back once a single attempt was charged: nobody's word that
 a round was aborted proves that its sum was not opened.
+
+Time in the ledger never runs backwards: what is written is dated at least like the newest entry, so a clock that was
+set back makes no charge look older than it is, and opens no window early.
 """
 
+import itertools
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,25 +22,15 @@ from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import Reservation
 from services.hospital_node.domain.tasks import AttemptId
+from services.hospital_node.store.ledger_chain import ENTRIES, Chain, KeptHead, require_whole
 from services.hospital_node.store.sqlite import Database, sqlite_errors
 from services.privacy.budget import Charge, Limit, remaining, require_attempt, require_budget
+from services.privacy.chain import CHARGED, RELEASED, RESERVED, TERMS, Entry, Head
 
 LEDGER_FILE: Final = "ledger.sqlite"
-_VERSION: Final = 1
+_VERSION: Final = 2
 # Columns of `reservations` that are the fields of a Reservation.
-_TERMS: Final = (
-    "job_id",
-    "plan_id",
-    "population",
-    "private",
-    "epsilon",
-    "delta",
-    "colluders",
-    "compositions",
-    "metrics_compositions",
-    "cohort",
-    "data_sha256",
-)
+_TERMS: Final = (*TERMS, "cohort", "data_sha256")
 _SCHEMA: Final = """
 CREATE TABLE reservations (
     job_id TEXT PRIMARY KEY,
@@ -94,10 +90,13 @@ class SqliteLedger:
         """
         self._clock = clock
         self._limit = limit
-        self._database = Database(data_dir / LEDGER_FILE, _SCHEMA, _VERSION)
+        self._path = data_dir / LEDGER_FILE
+        self._database = Database(self._path, f"{_SCHEMA};{ENTRIES}", _VERSION, {1: ENTRIES})
+        self._kept = KeptHead(data_dir)
+        self._verify()
 
     def reserve(self, reservation: Reservation) -> None:
-        with self._database.transaction() as connection:
+        with self._writing() as connection:
             known = _reservation(connection, reservation.job_id)
             if known is not None:
                 _require_same(known, reservation)
@@ -110,11 +109,19 @@ class SqliteLedger:
             self._require_room(connection, attempt, measured)
 
     def charge(self, attempt: AttemptId, *, measured: bool) -> None:
-        with self._database.transaction() as connection:
+        with self._writing() as connection:
             self._require_room(connection, attempt, measured)
-            connection.execute(
-                "INSERT INTO charges VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (attempt.job_id, attempt.round, attempt.attempt, measured, self._clock.now().isoformat()),
+            if _is_charged(connection, attempt):
+                return
+            row = (attempt.job_id, attempt.round, attempt.attempt, int(measured), self._now(connection).isoformat())
+            connection.execute("INSERT INTO charges VALUES (?, ?, ?, ?, ?)", row)
+            Chain(connection).append(
+                CHARGED,
+                row[-1],
+                job_id=attempt.job_id,
+                round=attempt.round,
+                attempt=attempt.attempt,
+                measured=int(measured),
             )
 
     def charged(self, attempt: AttemptId) -> bool:
@@ -122,18 +129,67 @@ class SqliteLedger:
             return _is_charged(connection, attempt)
 
     def release(self, job_id: str) -> bool:
-        with self._database.transaction() as connection:
+        with self._writing() as connection:
+            at = self._now(connection).isoformat()
             changed = connection.execute(
                 "UPDATE reservations SET released_at = ? WHERE job_id = ? AND released_at IS NULL"
                 " AND NOT EXISTS (SELECT 1 FROM charges WHERE charges.job_id = reservations.job_id)",
-                (self._clock.now().isoformat(), job_id),
+                (at, job_id),
             )
+            if changed.rowcount == 1:
+                Chain(connection).append(RELEASED, at, job_id=job_id)
             return changed.rowcount == 1
 
     def left(self, population: str) -> float:
         """Epsilon that a population may still lose now."""
         with self._database.connection() as connection:
-            return remaining(self._counted(connection), population, self._clock.now(), self._limit).epsilon
+            return remaining(self._counted(connection), population, self._now(connection), self._limit).epsilon
+
+    def head(self) -> Head:
+        with self._database.connection() as connection:
+            return Chain(connection).head()
+
+    def has(self, head: Head) -> bool:
+        with self._database.connection() as connection:
+            return Chain(connection).has(head)
+
+    def entries_after(self, seq: int, limit: int) -> list[Entry]:
+        with self._database.connection() as connection:
+            return list(itertools.islice(Chain(connection).after(seq), limit))
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction on a whole ledger, whose new head is in its second place when the block has ended."""
+        with self._database.transaction() as connection:
+            chain, kept = Chain(connection), self._kept.read()
+            require_whole(chain, kept, self._path)
+            yield connection
+            head = chain.head()
+        if head != kept:
+            self._kept.advance(head)
+
+    def _verify(self) -> None:
+        """Check the ledger against its chain and its kept head; give one from before there was a chain its entries.
+
+        Raises: FedmeshError(CONFIG_INVALID).
+        """
+        with self._writing() as connection:
+            chain = Chain(connection)
+            if chain.head() == Head():
+                _adopt(connection, chain)
+            try:
+                chain.verify()
+            except (ValueError, KeyError) as error:
+                raise FedmeshError(
+                    Code.CONFIG_INVALID,
+                    f"the privacy ledger {self._path.name} is damaged or was altered ({error}), so what has been spent"
+                    " is not known and nothing is spent: put the newest copy back, never delete one",
+                ) from error
+
+    def _now(self, connection: sqlite3.Connection) -> datetime:
+        """The time, but never before the newest entry's."""
+        now, newest = self._clock.now(), Chain(connection).newest()
+        return now if newest is None else max(now, datetime.fromisoformat(newest["at"]))
 
     def _require_room(self, connection: sqlite3.Connection, attempt: AttemptId, measured: bool) -> None:
         reservation = _reservation(connection, attempt.job_id)
@@ -154,7 +210,7 @@ class SqliteLedger:
 
     def _require_budget(self, connection: sqlite3.Connection, asked: Reservation) -> None:
         if asked.private:
-            now = self._clock.now()
+            now = self._now(connection)
             charge = Charge(asked.job_id, asked.population, asked.epsilon, asked.delta, now)
             require_budget(self._counted(connection), charge, now, self._limit)
 
@@ -165,30 +221,20 @@ class SqliteLedger:
             " (SELECT max(charged_at) FROM charges AS c WHERE c.job_id = r.job_id)"
             " FROM reservations AS r WHERE private AND released_at IS NULL"
         )
-        now = self._clock.now()
+        now = self._now(connection)
         return [
             Charge(job_id, population, epsilon, delta, now if last is None else datetime.fromisoformat(last))
             for job_id, population, epsilon, delta, last in rows
         ]
 
     def _insert(self, connection: sqlite3.Connection, reservation: Reservation) -> None:
+        at = self._now(connection).isoformat()
+        terms = {name: getattr(reservation, name) for name in TERMS} | {"private": int(reservation.private)}
         connection.execute(
             "INSERT OR REPLACE INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-            (
-                reservation.job_id,
-                reservation.plan_id,
-                reservation.population,
-                reservation.private,
-                reservation.epsilon,
-                reservation.delta,
-                reservation.colluders,
-                reservation.compositions,
-                reservation.metrics_compositions,
-                json.dumps(reservation.cohort),
-                reservation.data_sha256,
-                self._clock.now().isoformat(),
-            ),
+            (*terms.values(), json.dumps(reservation.cohort), reservation.data_sha256, at),
         )
+        Chain(connection).append(RESERVED, at, **terms)
 
 
 def read_ledger(data_dir: Path) -> list[LedgerRow]:
@@ -196,21 +242,32 @@ def read_ledger(data_dir: Path) -> list[LedgerRow]:
 
     Raises: FedmeshError(NOT_FOUND) when there is no ledger; STORE_UNAVAILABLE; CONFIG_INVALID when it is damaged.
     """
+    with _reading(data_dir) as connection:
+        rows = connection.execute(
+            "SELECT r.job_id, plan_id, population, private, epsilon, delta, colluders, compositions,"
+            " count(c.job_id), reserved_at, max(charged_at), released_at IS NOT NULL"
+            " FROM reservations AS r LEFT JOIN charges AS c USING (job_id)"
+            " GROUP BY r.job_id ORDER BY reserved_at, r.job_id"
+        ).fetchall()
+    return [_row(row) for row in rows]
+
+
+def read_entries(data_dir: Path) -> list[Entry]:
+    """The chain of a node's ledger, oldest entry first. Raises: as `read_ledger`."""
+    with _reading(data_dir) as connection:
+        return list(Chain(connection).after(0))
+
+
+@contextmanager
+def _reading(data_dir: Path) -> Iterator[sqlite3.Connection]:
     path = data_dir / LEDGER_FILE
     if not path.is_file():
         raise FedmeshError(Code.NOT_FOUND, f"there is no privacy ledger in {data_dir}")
-    with sqlite_errors(path):
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)
-        try:
-            rows = connection.execute(
-                "SELECT r.job_id, plan_id, population, private, epsilon, delta, colluders, compositions,"
-                " count(c.job_id), reserved_at, max(charged_at), released_at IS NOT NULL"
-                " FROM reservations AS r LEFT JOIN charges AS c USING (job_id)"
-                " GROUP BY r.job_id ORDER BY reserved_at, r.job_id"
-            ).fetchall()
-        finally:
-            connection.close()
-    return [_row(row) for row in rows]
+    with (
+        sqlite_errors(path),
+        closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)) as connection,
+    ):
+        yield connection
 
 
 def _row(row: tuple[object, ...]) -> LedgerRow:
@@ -229,6 +286,23 @@ def _row(row: tuple[object, ...]) -> LedgerRow:
         last_charged_at=None if last is None else datetime.fromisoformat(str(last)),
         released=bool(free),
     )
+
+
+def _adopt(connection: sqlite3.Connection, chain: Chain) -> None:
+    """Entries for the rows of a ledger from before there was a chain, in the order in which they were written."""
+    columns = ", ".join((*TERMS, "reserved_at", "released_at"))
+    written: list[tuple[str, str, dict[str, object]]] = []
+    for row in connection.execute(f"SELECT {columns} FROM reservations"):  # noqa: S608
+        *terms, reserved, released = row
+        written.append((reserved, RESERVED, dict(zip(TERMS, terms, strict=True))))
+        written += [(released, RELEASED, {"job_id": row[0]})] if released is not None else []
+    for job_id, number, attempt, measured, at in connection.execute("SELECT * FROM charges"):
+        facts = {"job_id": job_id, "round": number, "attempt": attempt, "measured": measured}
+        written.append((at, CHARGED, facts))
+    # A reservation comes before what follows from it, also within one moment.
+    order = (RESERVED, CHARGED, RELEASED)
+    for at, kind, facts in sorted(written, key=lambda item: (item[0], order.index(item[1]))):
+        chain.append(kind, at, **facts)
 
 
 def _reservation(connection: sqlite3.Connection, job_id: str) -> Reservation | None:

@@ -2,7 +2,8 @@
 
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.tasks import Task
-from services.hospital_node.usecases.steps import Steps, on_disk
+from services.hospital_node.usecases.disk import on_disk
+from services.hospital_node.usecases.steps import Steps
 
 log = get_logger(__name__)
 
@@ -29,6 +30,7 @@ class EndSteps(Steps):
         self._t.jobs.close(job_id)
         await self.sum(self._t.secure_sum.finish_job, job_id)
         released = await on_disk(self._t.ledger.release, job_id)
+        self._t.spending.changed()
         log.info("job_ended", job_id=job_id, reason=task.reason, budget_released=released)
         if task.base_state_sha256:
             # The end may overtake the last version's own task.

@@ -11,9 +11,10 @@ from services.hospital_node.domain.ports import Int64Vector, NoiseRequest
 from services.hospital_node.domain.sums import SumTerms
 from services.hospital_node.domain.tasks import Task, TaskKind
 from services.hospital_node.usecases.agreeing import AgreeSteps
+from services.hospital_node.usecases.disk import on_disk
 from services.hospital_node.usecases.ending import EndSteps
 from services.hospital_node.usecases.jobs import Accepted, Verdict
-from services.hospital_node.usecases.steps import Steps, Tools, on_disk
+from services.hospital_node.usecases.steps import Steps, Tools
 from services.plans.manifest import PlanManifest
 from services.secure_sum.statements import Signed
 
@@ -56,6 +57,7 @@ class RoundSteps(Steps):
         await self._room(task, accepted.manifest)
         advert = await self._advert(task, accepted, terms)
         await self._t.mesh.report_ready(task.attempt, task.base_version, advert, self.patience(task))
+        self._t.spending.changed()
 
     async def share(self, task: Task) -> None:
         """Share the mask secrets among the sealed group."""
@@ -118,6 +120,7 @@ class RoundSteps(Steps):
     async def _room(self, task: Task, manifest: PlanManifest) -> None:
         measured = task.attempt.round in manifest.metrics_rounds
         try:
+            await self._t.spending.require_same(self.patience(task))
             await on_disk(self._t.ledger.require_room, task.attempt, measured=measured)
         except FedmeshError as error:
             raise error if error.retryable else Verdict(error) from error
@@ -128,3 +131,4 @@ class RoundSteps(Steps):
             await on_disk(self._t.ledger.charge, task.attempt, measured=measured)
         except FedmeshError as error:
             raise error if error.retryable else Verdict(error) from error
+        self._t.spending.changed()

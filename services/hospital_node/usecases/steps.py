@@ -1,6 +1,5 @@
 """What all steps of a round work with."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Final, ParamSpec, TypeVar
@@ -15,6 +14,7 @@ from services.hospital_node.domain.tasks import Task
 from services.hospital_node.usecases.epochs import Epochs
 from services.hospital_node.usecases.jobs import Accepted, Jobs, JobSession, verdict_of
 from services.hospital_node.usecases.rosters import Rosters
+from services.hospital_node.usecases.spending import Spending
 from services.hospital_node.usecases.states import ModelStates
 from services.secure_sum.wire import layout_of
 
@@ -37,6 +37,7 @@ class Tools:
 
     mesh: Mesh
     ledger: Ledger
+    spending: Spending
     state: NodeState
     worker: Worker
     summer: Worker
@@ -111,8 +112,3 @@ class Steps:
     async def sum(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a step of the secure sum."""
         return await self._t.summer.run(function, *args, **kwargs)
-
-
-async def on_disk(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run something that waits for the disk."""
-    return await asyncio.to_thread(function, *args, **kwargs)

@@ -17,7 +17,7 @@ from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.ports import AuditLog, Held, Refusal, RefusalKind, WitnessMemory
-from services.hospital_node.usecases.steps import on_disk
+from services.hospital_node.usecases.disk import on_disk
 from services.secure_sum.roster import MemberKeys
 from services.transparency.checkpoint import Checkpoint, VerifierKey, open_checkpoint
 from services.transparency.cosignature import cosign, log_signed, witness_name

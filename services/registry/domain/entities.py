@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final, Generic, TypeVar
 from uuid import UUID
 
+from services.privacy.chain import Entry, Head
 from services.secure_sum.roster import Roster
 from services.secure_sum.statements import Signed
 
@@ -258,3 +259,36 @@ class Page(Generic[ItemT]):
 
     items: tuple[ItemT, ...]
     next_before: int | None = field(default=None)
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """A part of a hospital's privacy ledger: its head with the hospital's signature, and entries that lead to it."""
+
+    hospital_id: str
+    head: Head
+    signature: bytes
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class LedgerStanding:
+    """What the registry has after a report. differs: the reported ledger does not go on from it."""
+
+    head: Head
+    signature: bytes
+    differs: bool
+
+
+@dataclass(frozen=True)
+class ReportedLedger:
+    """The newest entry that a hospital has reported; none and no time when it has reported nothing.
+
+    uncharged: its contributions to rounds of private plans for which it has reported no charge.
+    """
+
+    hospital_id: str
+    head: Head
+    signature: bytes
+    reported_at: datetime | None
+    uncharged: int

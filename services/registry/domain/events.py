@@ -32,6 +32,8 @@ OWN_TYPES: Final = frozenset(
         "survivors.stored",
         "round.committed",
         "round.burnt",
+        "ledger.reported",
+        "ledger.differs",
     }
 )
 """Facts that only the registry can state; nobody else may report them."""

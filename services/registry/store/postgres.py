@@ -10,6 +10,7 @@ from services.registry.domain.entities import HospitalStatus
 from services.registry.store.blobs import PostgresBlobs
 from services.registry.store.hospitals import PostgresHospitals
 from services.registry.store.jobs import PostgresJobs
+from services.registry.store.ledgers import PostgresLedgers
 from services.registry.store.outbox import PostgresOutbox
 from services.registry.store.plans import PostgresPlans
 from services.registry.store.requests import PostgresRequests
@@ -31,6 +32,7 @@ class PostgresTransaction:
         self.rosters = PostgresRosters(connection)
         self.jobs = PostgresJobs(connection)
         self.survivors = PostgresSurvivors(connection)
+        self.ledgers = PostgresLedgers(connection)
         self.rounds = PostgresRounds(connection)
         self.blobs = PostgresBlobs(connection)
         self.outbox = PostgresOutbox(connection)

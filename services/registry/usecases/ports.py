@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from services.common.identity import Identity
+from services.privacy.chain import Entry, Head
 from services.registry.domain.entities import (
     BlobHeader,
     CommittedRound,
@@ -16,12 +17,14 @@ from services.registry.domain.entities import (
     Job,
     JobStatus,
     KeyEpoch,
+    LedgerReport,
     Metric,
     ModelVersion,
     OpenedAttempt,
     Page,
     Plan,
     PublishedRoster,
+    ReportedLedger,
     Strike,
     SurvivorList,
 )
@@ -164,6 +167,28 @@ class Survivors(Protocol):
         ...
 
 
+class Ledgers(Protocol):
+    async def newest(self, hospital_id: str) -> tuple[Head, bytes]:
+        """The newest entry of a hospital's reported ledger, with the hospital's signature; empty before the first."""
+        ...
+
+    async def sha256s(self, hospital_id: str, first: int, last: int) -> dict[int, str]:
+        """SHA-256 of reported entries by number, from `first` to `last`."""
+        ...
+
+    async def add(self, report: LedgerReport, at: datetime) -> None:
+        """Store entries that go on from the newest. A concurrent report makes the transaction run again."""
+        ...
+
+    async def heads(self, hospital_id: str) -> tuple[ReportedLedger, ...]:
+        """The hospitals that the transaction may see, or one of them, by name; some have reported nothing."""
+        ...
+
+    async def after(self, hospital_id: str, seq: int, size: int) -> Sequence[Entry]:
+        """Entries above a number, oldest first."""
+        ...
+
+
 class Rounds(Protocol):
     async def add(self, committed: CommittedRound, metrics: Mapping[str, float]) -> None:
         """Store a round, its contributions and metrics, and move the job to its version."""
@@ -251,6 +276,8 @@ class Transaction(Protocol):
     def jobs(self) -> Jobs: ...
     @property
     def survivors(self) -> Survivors: ...
+    @property
+    def ledgers(self) -> Ledgers: ...
     @property
     def rounds(self) -> Rounds: ...
     @property

@@ -4,15 +4,18 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import yaml
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 
+from services.common.clock import SystemClock
 from services.hospital_node.config import HospitalConfig
-from services.hospital_node.store.ledger import read_ledger
+from services.hospital_node.store.ledger import SqliteLedger, read_ledger
+from services.privacy.budget import Limit
 from tests.integration.hospital_node.conftest import Consortium
 
 ROOT = Path(__file__).parents[3]
@@ -90,3 +93,41 @@ async def test_sigkill_at_any_moment_never_sends_other_bytes(consortium: Consort
     contents = {content for _, kind, content in consortium.centre.reports if kind == "bytes"}
     assert len(contents) == 1
     assert read_ledger(consortium.nodes["h1"].config.data_dir)[0].charged == 1
+
+
+@pytest.mark.slow
+async def test_sigkill_from_the_upload_on_leaves_the_budget_spent(consortium: Consortium) -> None:
+    """Killed again and again in an attempt that is then aborted, of a job that is cancelled: it is spent, once."""
+    consortium.create_job()
+    home = consortium.nodes["h1"].config.data_dir
+    others = [name for name in consortium.nodes if name != "h1"]
+    await consortium.start(others)
+
+    async def killed_after(step: Callable[[], Awaitable[None]]) -> int:
+        async with node_process(consortium):
+            await step()
+        return read_ledger(home)[0].charged
+
+    async def share() -> None:
+        await consortium.trained()
+        await consortium.shared()
+
+    async def reveal() -> None:
+        await consortium.confirmed()
+        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_UNMASK))
+        await consortium.centre.reported("reveal", ["h1"])
+
+    async def abort() -> None:
+        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_ABORTED, reason="nobody came back"))
+        consortium.tell(["h1"], consortium.task(pb.TASK_KIND_JOB_ENDED, reason="cancelled"))
+        async with asyncio.timeout(20):
+            while list((home / "ciphertexts").iterdir()):  # noqa: ASYNC110 - what is awaited is a file
+                await asyncio.sleep(0.02)
+
+    assert await killed_after(share) == 0
+    assert await killed_after(consortium.uploaded) == 1
+    assert await killed_after(reveal) == 1
+    assert await killed_after(abort) == 1
+    assert not read_ledger(home)[0].released
+    config = consortium.nodes["h1"].config
+    assert SqliteLedger(home, SystemClock(), Limit(config.privacy.epsilon_limit)).left(config.population) == 0

@@ -72,6 +72,7 @@ def test_check_config(home: Home) -> None:
         ({"data": {"file": "missing.parquet"}}, "missing.parquet"),
         ({"privacy": {"epsilon_limit": -1}}, "epsilon_limit"),
         ({"privacy": {"epsilon": 1}}, "privacy.epsilon"),
+        ({"privacy": {"epsilon_limit": 0.6}}, "it needs privacy.approval"),
         ({"population": "North Ward"}, "population"),
     ],
 )

@@ -12,6 +12,7 @@ from psycopg import sql
 from services.common.errors import Code
 from services.common.grpc.client import call
 from tests.integration.registry.harness import CONSORTIUM, HOSPITALS, Registry, code, digest, striking
+from tests.integration.registry.test_ledgers import chain, reporting
 
 GUARDED = (
     "requests",
@@ -28,6 +29,7 @@ GUARDED = (
     "epochs",
     "survivors",
     "strikes",
+    "ledger_entries",
     "outbox",
 )
 # Any two cohorts of a roster have hospitals in common; the first of A is not in B, the last of B is not in A.
@@ -57,6 +59,7 @@ async def two_jobs(registry: Registry) -> tuple[pb.Job, pb.Job]:
         await registry.commit(job, 1, f"state of {job.job_id}".encode())
     for name in HOSPITALS:
         await call(registry.service().RecordStrike, striking(name))
+        await call(registry.hospital(name).ReportLedger, reporting(chain(jobs[0].job_id), by=name))
     return jobs
 
 
@@ -100,13 +103,14 @@ async def test_a_hospital_sees_nothing_of_others_jobs(registry: Registry, two_jo
         assert column("contributions", "hospital_id") == set(OF_A)
         own = {digest(f"state of {mine.job_id}".encode())}
         assert column("blobs", "sha256") == column("blob_chunks", "sha256") == own
-        assert column("strikes", "hospital_id") == {OF_A[0]}
+        assert column("strikes", "hospital_id") == column("ledger_entries", "hospital_id") == {OF_A[0]}
         assert column("requests", "caller") == {f"spiffe://{CONSORTIUM}/hospital/{OF_A[0]}"}
         # What is for every member: who is a member, and keys that are sealed to each.
         assert (len(rows(connection, "rosters")), len(rows(connection, "epochs"))) == (1, 1)
         assert rows(connection, "outbox") == rows(connection, "survivors") == []
     with context(registry, hospital_id=OF_B[-1]) as connection:
-        assert rows(connection, "requests") == []
+        # Its report of its own ledger, and nothing else.
+        assert len(rows(connection, "requests")) == 1
 
 
 async def test_a_hospital_cannot_write_for_others(registry: Registry, two_jobs: tuple[pb.Job, pb.Job]) -> None:
@@ -114,7 +118,9 @@ async def test_a_hospital_cannot_write_for_others(registry: Registry, two_jobs: 
     link = "insert into registry.job_blobs values (%s, %s, %s, now())"
     epoch = "insert into registry.epochs select roster_sha256, 2, %s, statement, signature, now() from registry.epochs"
     strike = "insert into registry.strikes values (%s, gen_random_uuid(), 'internal', '', null, null, null, '', now())"
+    entry = "insert into registry.ledger_entries values (%s, 9, 'released', '', null, null, '{}', %s, null, now())"
     forbidden = [
+        (entry, (OF_A[1], "a" * 64)),
         (link, (theirs.job_id, "a" * 64, OF_A[0])),
         (link, (mine.job_id, "a" * 64, OF_A[1])),
         ("insert into registry.blobs values (%s, 1, now())", ("a" * 64,)),
@@ -164,6 +170,10 @@ async def test_history_cannot_be_changed_by_the_service(registry: Registry, two_
         "update registry.survivors set details = 'x'",
         "delete from registry.strikes",
         "update registry.strikes set at = now()",
+        "delete from registry.ledger_entries",
+        "update registry.ledger_entries set body = '{}'",
+        "insert into registry.ledger_entries select hospital_id, 9, 'released', '', null, null, body, sha256, null,"
+        " now() from registry.ledger_entries",
         "update registry.jobs set roster_sha256 = null",
         "update registry.rounds set burnt = true",
         "update registry.attempts set epoch = 2",

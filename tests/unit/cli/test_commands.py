@@ -15,6 +15,8 @@ from services.transparency.cosignature import attach, cosign, witness_name
 from services.transparency.export import write_export
 from services.transparency.merkle import leaf_hash, tree_root
 from tests.support.hospital import found_roster
+from services.privacy.approval import require_approved
+from services.privacy.budget import Limit
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("hospitals",), "run `fedmesh demo` or `fedmesh up`"),
         (("roster", "show"), "run `fedmesh demo` or `fedmesh up`"),
         (("status",), "run `fedmesh up`"),
+        (("bench", "privacy-audit", "--report", "nowhere/report.json"), "no such folder"),
+        (("bench", "privacy-audit", "--noise-factor", "0"), "above 0"),
+        (("bench", "privacy-audit", "--confidence", "95"), "between 0 and 1"),
         (("audit", "verify", "nowhere"), "no folder"),
         (("audit", "verify", __file__), "a receipt is checked against --key and --roster, give both"),
         (("audit", "receipt", "job", "1", "--out", "r"), "name the hospital: by --config FILE, or by --hospital"),
@@ -110,6 +115,23 @@ def test_shipped_plans_check(fedmesh: Terminal) -> None:
         checked = fedmesh("plan", "check", path)
         assert checked.returncode == 0
         assert name in checked.stdout
+
+
+def test_two_people_approve_a_budget_by_hand(fedmesh: Terminal, tmp_path: Path) -> None:
+    approvers = {}
+    for name in ("admin", "second"):
+        made = fedmesh("privacy", "keygen", name, "--out", f"{name}.key")
+        assert made.returncode == 0, made.stderr
+        approvers[name] = made.stdout.split()[-1]
+        asked = ("--hospital", "north", "--population", "north", "--epsilon-limit", "1")
+        signed = fedmesh("privacy", "approve", "approval", "--key", f"{name}.key", *asked)
+        assert signed.returncode == 0, signed.stderr
+    assert "signed by admin, second" in signed.stdout
+    require_approved(Limit(1.0, 1e-5), "north", "north", tmp_path / "approval", approvers)
+    other = ("--hospital", "north", "--population", "north", "--epsilon-limit", "2")
+    refused = fedmesh("privacy", "approve", "approval", "--key", "admin.key", *other)
+    assert refused.returncode == 1
+    assert "approves something else" in refused.stderr
 
 
 def test_a_consortium_is_founded_by_hand(fedmesh: Terminal, tmp_path: Path) -> None:

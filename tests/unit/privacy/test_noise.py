@@ -73,6 +73,28 @@ def test_the_live_epsilon_grows_to_the_promise() -> None:
     assert spent[31] > 0.5
 
 
+def test_a_guarantee_is_told_whole_and_never_understated() -> None:
+    assert str(Guarantee(0.5, 1e-6, 4)) == "(epsilon 0.5, delta 1e-06, f 4)"
+    assert str(Guarantee(0.5 + 1e-9, 1e-6, 4)) == "(epsilon 0.5, delta 1e-06, f 4)"
+    assert str(Guarantee(0.12341, 1e-6, 1)) == "(epsilon 0.1235, delta 1e-06, f 1)"
+    plan = plan_noise(hospitals=15, **PLAN)  # type: ignore[arg-type]
+    assert plan.guarantee_after(30) == Guarantee(plan.epsilon_after(30), 1e-6, 4)
+
+
+def test_more_colluders_than_f_find_less_noise() -> None:
+    plan = plan_noise(hospitals=15, **PLAN)  # type: ignore[arg-type]
+    against = [plan.epsilon_against(number) for number in range(11)]
+    assert against[4] == pytest.approx(0.5, abs=1e-6)
+    assert all(a < b for a, b in itertools.pairwise(against))
+    # Ten of eleven know all shares but one: an update in the clear.
+    assert against[10] == plan.epsilon_of_shares(1)
+    single = accounting.epsilon_of(plan.noise_multiplier / math.sqrt(7), 30, plan.accounted_delta)
+    assert against[10] == pytest.approx(single, rel=1e-4)
+    for number in (-1, 11):
+        with pytest.raises(FedmeshError):
+            plan.epsilon_against(number)
+
+
 def test_a_stated_multiplier_is_checked() -> None:
     good = plan_noise(hospitals=15, **PLAN)  # type: ignore[arg-type]
     again = plan_noise(hospitals=15, noise_multiplier=good.noise_multiplier, **PLAN)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from services.bench.privacy_audit import clipped_sum
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
 from services.hospital_node.training.state import State, initial_state, read_state, states_close
@@ -94,6 +95,22 @@ def test_no_patient_exceeds_the_sensitivity(cache: Path, hostile: NDArray[np.flo
         assert sum(value * value for value in measured) <= PLAN.metrics_sensitivity**2
         # A score that is not a number falls in no bin.
         assert any(measured) == bool(np.isfinite(hostile).all())
+
+
+def test_the_audited_clipping_is_that_of_the_compiled_plan(cache: Path) -> None:
+    """`fedmesh bench privacy-audit` clips in NumPy: one-hot canaries and ordinary patients alike."""
+    for seed, x in enumerate([np.eye(400, 5) * 1e6, np.random.default_rng(1).normal(0, 30, (400, 5))]):
+        data, state = dataset(PLAN, seed, x=x), some_state(PLAN)
+        rows = data.rows(SplitName.TRAIN)
+        assert PLAN.privacy is not None
+        keep = capped(rows, PLAN.privacy.max_encounters_per_patient)
+        residual = sigmoid(with_intercept(rows) @ state.weights.astype(np.float64)) - rows.y
+        rowwise = residual[:, np.newaxis] * with_intercept(rows) * keep[:, np.newaxis]
+        gradients = np.stack([rowwise[rows.patient == number].sum(axis=0) for number in range(rows.patients)])
+        compiled = Trainer(PLAN, data, cache).contribution(state.to_bytes(), 1)[: PLAN.train_length]
+        # float32 against float64: a coordinate of a patient may round to the next integer.
+        np.testing.assert_allclose(compiled, clipped_sum(PLAN, gradients), atol=rows.patients)
+        assert np.abs(compiled).max() > 50 * rows.patients
 
 
 def test_removing_a_patient_moves_the_sum_by_at_most_the_sensitivity(cache: Path) -> None:

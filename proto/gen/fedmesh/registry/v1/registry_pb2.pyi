@@ -1797,3 +1797,198 @@ class GetRoundEntryResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["event_id", b"event_id", "index", b"index"]) -> None: ...
 
 global___GetRoundEntryResponse = GetRoundEntryResponse
+
+@typing.final
+class LedgerHead(google.protobuf.message.Message):
+    """The newest entry of a hospital's privacy ledger, as that hospital signed it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEQ_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    seq: builtins.int
+    """Number of the entry, from 1; 0 for a ledger without entries."""
+    sha256: builtins.str
+    """SHA-256 that commits to this entry and all before it, 64 hex digits; empty for a ledger without entries."""
+    signature: builtins.bytes
+    """Ed25519 signature by the hospital's signing key in the roster, 64 bytes."""
+    def __init__(
+        self,
+        *,
+        seq: builtins.int = ...,
+        sha256: builtins.str = ...,
+        signature: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["seq", b"seq", "sha256", b"sha256", "signature", b"signature"]) -> None: ...
+
+global___LedgerHead = LedgerHead
+
+@typing.final
+class LedgerEntry(google.protobuf.message.Message):
+    """One entry of a hospital's privacy ledger: a reservation, a charge or a release."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEQ_FIELD_NUMBER: builtins.int
+    BODY_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    seq: builtins.int
+    """Number, from 1, without gaps."""
+    body: builtins.bytes
+    """Canonical JSON of what was reserved, charged or released, at most 4 KiB. No data of patients, no digest of data."""
+    sha256: builtins.str
+    """SHA-256 that commits to this entry and all before it, 64 hex digits."""
+    def __init__(
+        self,
+        *,
+        seq: builtins.int = ...,
+        body: builtins.bytes = ...,
+        sha256: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "seq", b"seq", "sha256", b"sha256"]) -> None: ...
+
+global___LedgerEntry = LedgerEntry
+
+@typing.final
+class ReportLedgerRequest(google.protobuf.message.Message):
+    """Reports a part of the calling hospital's privacy ledger."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    HEAD_FIELD_NUMBER: builtins.int
+    ENTRIES_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID."""
+    @property
+    def head(self) -> global___LedgerHead:
+        """The head that the entries lead to; with no entries, the hospital's present head."""
+
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LedgerEntry]:
+        """Consecutive entries, at most 200, oldest first. What the registry has already is compared."""
+
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        head: global___LedgerHead | None = ...,
+        entries: collections.abc.Iterable[global___LedgerEntry] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["head", b"head"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries", "head", b"head", "request_id", b"request_id"]) -> None: ...
+
+global___ReportLedgerRequest = ReportLedgerRequest
+
+@typing.final
+class ReportLedgerResponse(google.protobuf.message.Message):
+    """What the registry has now."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: builtins.int
+    DIFFERS_FIELD_NUMBER: builtins.int
+    differs: builtins.bool
+    """True when the reported ledger is not a continuation of it: an older copy, or another history."""
+    @property
+    def head(self) -> global___LedgerHead:
+        """The newest entry that the registry has of this hospital."""
+
+    def __init__(
+        self,
+        *,
+        head: global___LedgerHead | None = ...,
+        differs: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["head", b"head"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["differs", b"differs", "head", b"head"]) -> None: ...
+
+global___ReportLedgerResponse = ReportLedgerResponse
+
+@typing.final
+class ListLedgersRequest(google.protobuf.message.Message):
+    """Asks for reported privacy ledgers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    AFTER_SEQ_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    hospital_id: builtins.str
+    """Entries of this hospital; empty means heads only."""
+    after_seq: builtins.int
+    """Only entries above this number."""
+    page_size: builtins.int
+    """At most so many entries; 0 means 200, which is also the most."""
+    def __init__(
+        self,
+        *,
+        hospital_id: builtins.str = ...,
+        after_seq: builtins.int = ...,
+        page_size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_seq", b"after_seq", "hospital_id", b"hospital_id", "page_size", b"page_size"]) -> None: ...
+
+global___ListLedgersRequest = ListLedgersRequest
+
+@typing.final
+class HospitalLedger(google.protobuf.message.Message):
+    """The newest entry that the registry has of one hospital; number 0 and no time when the hospital has reported nothing."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    HEAD_FIELD_NUMBER: builtins.int
+    REPORTED_AT_FIELD_NUMBER: builtins.int
+    UNCHARGED_FIELD_NUMBER: builtins.int
+    hospital_id: builtins.str
+    """The hospital."""
+    uncharged: builtins.int
+    """Contributions to committed or burnt rounds of private plans for which the hospital has reported no charge."""
+    @property
+    def head(self) -> global___LedgerHead:
+        """Its newest reported entry."""
+
+    @property
+    def reported_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When that was reported, UTC, by the registry's clock."""
+
+    def __init__(
+        self,
+        *,
+        hospital_id: builtins.str = ...,
+        head: global___LedgerHead | None = ...,
+        reported_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        uncharged: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["head", b"head", "reported_at", b"reported_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["head", b"head", "hospital_id", b"hospital_id", "reported_at", b"reported_at", "uncharged", b"uncharged"]) -> None: ...
+
+global___HospitalLedger = HospitalLedger
+
+@typing.final
+class ListLedgersResponse(google.protobuf.message.Message):
+    """Reported privacy ledgers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEDGERS_FIELD_NUMBER: builtins.int
+    ENTRIES_FIELD_NUMBER: builtins.int
+    @property
+    def ledgers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HospitalLedger]:
+        """By hospital id; those that the caller may see, or the one that was asked for."""
+
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LedgerEntry]:
+        """Entries of the hospital that was asked for, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        ledgers: collections.abc.Iterable[global___HospitalLedger] | None = ...,
+        entries: collections.abc.Iterable[global___LedgerEntry] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries", "ledgers", b"ledgers"]) -> None: ...
+
+global___ListLedgersResponse = ListLedgersResponse

@@ -150,6 +150,16 @@ class RegistryServiceStub(object):
                 request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListModelVersionsRequest.SerializeToString,
                 response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListModelVersionsResponse.FromString,
                 )
+        self.ReportLedger = channel.unary_unary(
+                '/fedmesh.registry.v1.RegistryService/ReportLedger',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ReportLedgerRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ReportLedgerResponse.FromString,
+                )
+        self.ListLedgers = channel.unary_unary(
+                '/fedmesh.registry.v1.RegistryService/ListLedgers',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListLedgersRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListLedgersResponse.FromString,
+                )
         self.ListMetrics = channel.unary_unary(
                 '/fedmesh.registry.v1.RegistryService/ListMetrics',
                 request_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListMetricsRequest.SerializeToString,
@@ -350,6 +360,21 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportLedger(self, request, context):
+        """Takes the newest entries of the calling hospital's own privacy ledger, and says whether they go on from what it
+        reported before. A difference is recorded, not refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLedgers(self, request, context):
+        """What hospitals have reported of their privacy ledgers; a hospital sees its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMetrics(self, request, context):
         """Metrics of a job's versions over time.
         """
@@ -494,6 +519,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListModelVersions,
                     request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListModelVersionsRequest.FromString,
                     response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListModelVersionsResponse.SerializeToString,
+            ),
+            'ReportLedger': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportLedger,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ReportLedgerRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ReportLedgerResponse.SerializeToString,
+            ),
+            'ListLedgers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLedgers,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListLedgersRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListLedgersResponse.SerializeToString,
             ),
             'ListMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMetrics,
@@ -967,6 +1002,40 @@ class RegistryService(object):
         return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/ListModelVersions',
             fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListModelVersionsRequest.SerializeToString,
             fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListModelVersionsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ReportLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/ReportLedger',
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.ReportLedgerRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.ReportLedgerResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListLedgers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.RegistryService/ListLedgers',
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListLedgersRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_registry__pb2.ListLedgersResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

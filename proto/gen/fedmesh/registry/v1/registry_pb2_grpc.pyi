@@ -183,6 +183,20 @@ class RegistryServiceStub:
     ]
     """Model versions, newest first."""
 
+    ReportLedger: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.ReportLedgerRequest,
+        fedmesh.registry.v1.registry_pb2.ReportLedgerResponse,
+    ]
+    """Takes the newest entries of the calling hospital's own privacy ledger, and says whether they go on from what it
+    reported before. A difference is recorded, not refused.
+    """
+
+    ListLedgers: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.ListLedgersRequest,
+        fedmesh.registry.v1.registry_pb2.ListLedgersResponse,
+    ]
+    """What hospitals have reported of their privacy ledgers; a hospital sees its own."""
+
     ListMetrics: grpc.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.registry_pb2.ListMetricsRequest,
         fedmesh.registry.v1.registry_pb2.ListMetricsResponse,
@@ -353,6 +367,20 @@ class RegistryServiceAsyncStub:
         fedmesh.registry.v1.registry_pb2.ListModelVersionsResponse,
     ]
     """Model versions, newest first."""
+
+    ReportLedger: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.ReportLedgerRequest,
+        fedmesh.registry.v1.registry_pb2.ReportLedgerResponse,
+    ]
+    """Takes the newest entries of the calling hospital's own privacy ledger, and says whether they go on from what it
+    reported before. A difference is recorded, not refused.
+    """
+
+    ListLedgers: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.registry_pb2.ListLedgersRequest,
+        fedmesh.registry.v1.registry_pb2.ListLedgersResponse,
+    ]
+    """What hospitals have reported of their privacy ledgers; a hospital sees its own."""
 
     ListMetrics: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.registry_pb2.ListMetricsRequest,
@@ -578,6 +606,24 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[fedmesh.registry.v1.registry_pb2.ListModelVersionsResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.ListModelVersionsResponse]]:
         """Model versions, newest first."""
+
+    @abc.abstractmethod
+    def ReportLedger(
+        self,
+        request: fedmesh.registry.v1.registry_pb2.ReportLedgerRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.registry_pb2.ReportLedgerResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.ReportLedgerResponse]]:
+        """Takes the newest entries of the calling hospital's own privacy ledger, and says whether they go on from what it
+        reported before. A difference is recorded, not refused.
+        """
+
+    @abc.abstractmethod
+    def ListLedgers(
+        self,
+        request: fedmesh.registry.v1.registry_pb2.ListLedgersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.registry_pb2.ListLedgersResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.ListLedgersResponse]]:
+        """What hospitals have reported of their privacy ledgers; a hospital sees its own."""
 
     @abc.abstractmethod
     def ListMetrics(

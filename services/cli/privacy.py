@@ -1,0 +1,139 @@
+"""`fedmesh privacy`: what has been spent, and who may spend more."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services.cli.inspection import make_table, stack_dir
+from services.cli.mesh import ask
+from services.cli.stack import DEMO_DIR, Folder
+from services.common.errors import Code, FedmeshError
+from services.common.ids import require_name
+from services.hospital_node.store.ledger import LedgerRow, read_ledger
+from services.privacy.accounting import gaussian_epsilon, gaussian_multiplier
+from services.privacy.budget import DEFAULT_LIMIT
+
+app = typer.Typer(help="Privacy spending.", no_args_is_help=True)
+_NEEDS = ("audit", "registry")
+
+
+@app.command()
+def ledger(
+    folder: Folder = DEMO_DIR,
+    registry: Annotated[
+        bool, typer.Option("--registry", help="What hospitals reported to the registry, not their own ledgers")
+    ] = False,
+) -> None:
+    """Show what has been reserved and spent on each hospital's patients, by the hospitals' own ledgers."""
+    found = _reported_rows(folder) if registry else _own_rows(folder)
+    table = make_table("population", "job", "epsilon", "delta", "f", "charged", "spent", "state")
+    for row in found:
+        table.add_row(*_ledger_cells(row))
+    Console().print(table)
+
+
+@app.command()
+def reconcile(folder: Folder = DEMO_DIR) -> None:
+    """Compare the hospitals' own ledgers with what they reported to the registry. Exit code 1 for a difference.
+
+    Entries that were not reported yet are no difference: the hospital's node reports them.
+    """
+    from services.cli.reconciliation import compare_ledgers, reported_ledgers
+
+    homes = {path.name: path for path in _homes(folder)}
+    verdicts = compare_ledgers(homes, ask(stack_dir(folder), "registry", reported_ledgers, _NEEDS))
+    table = make_table("hospital", "own entries", "registry's", "signed", "uncharged", "verdict")
+    for verdict in verdicts:
+        colour = "green" if verdict.agrees else "red"
+        table.add_row(
+            verdict.hospital_id,
+            str(verdict.own),
+            str(verdict.reported),
+            "yes" if verdict.signed else "no",
+            str(verdict.uncharged),
+            f"[{colour}]{verdict.text}[/{colour}]",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "[dim]signed: the registry's newest entry carries the hospital's signature. uncharged: contributions to "
+        "private rounds for which no charge was reported.[/dim]"
+    )
+    if not all(verdict.agrees for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def _homes(folder: Path) -> list[Path]:
+    homes = sorted(path for path in (stack_dir(folder) / "hospitals").glob("*") if path.is_dir())
+    if not homes:
+        raise FedmeshError(Code.NOT_FOUND, f"no hospital has a ledger in {folder}")
+    return homes
+
+
+def _own_rows(folder: Path) -> list[LedgerRow]:
+    return [row for home in _homes(folder) for row in read_ledger(home)]
+
+
+def _reported_rows(folder: Path) -> list[LedgerRow]:
+    from services.cli.reconciliation import reported_ledgers, rows_of
+
+    reported = ask(stack_dir(folder), "registry", reported_ledgers, _NEEDS)
+    if not any(ledger.entries for ledger in reported.ledgers):
+        raise FedmeshError(Code.NOT_FOUND, "no hospital has reported anything to this registry")
+    return [row for ledger in reported.ledgers for row in rows_of(ledger.entries)]
+
+
+def _ledger_cells(row: LedgerRow) -> tuple[str, ...]:
+    if not row.private:
+        spent = "not private"
+    elif row.charged == 0:
+        spent = "0"
+    else:
+        multiplier = gaussian_multiplier(row.epsilon, row.delta, row.compositions)
+        spent = f"{gaussian_epsilon(multiplier, row.charged, row.delta):.3f}"
+    return (
+        row.population,
+        row.job_id[:8],
+        f"{row.epsilon:g}",
+        f"{row.delta:g}",
+        str(row.colluders) if row.private else "",
+        f"{row.charged}/{row.compositions}",
+        spent,
+        "released" if row.released else "reserved" if row.charged == 0 else "spent",
+    )
+
+
+@app.command()
+def keygen(
+    name: Annotated[str, typer.Argument(help="The person's name, as in `privacy.approvers` of the node")],
+    out: Annotated[Path, typer.Option(help="New file for the private key (mode 0600); it belongs to that person")],
+) -> None:
+    """Make a person's key for approving budgets, and print its public half for `privacy.approvers`."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from services.privacy.approval import ApproverKey
+
+    key = ApproverKey(require_name(name, "the person's name"), Ed25519PrivateKey.generate())
+    key.save(out)
+    typer.echo(f"{key.name}: {key.public}")
+
+
+@app.command()
+def approve(
+    file: Annotated[Path, typer.Argument(help="The approval: made by who signs first, `privacy.approval` of the node")],
+    key: Annotated[Path, typer.Option(help="The signing person's key, from `fedmesh privacy keygen`")],
+    hospital: Annotated[str, typer.Option(help="`hospital_id` of the node")],
+    population: Annotated[str, typer.Option(help="`population` of the node")],
+    epsilon_limit: Annotated[float, typer.Option(min=0, max=100, help="Most epsilon in any 365 days")],
+    delta_limit: Annotated[float, typer.Option(min=0, max=1, help="Most delta in any 365 days")] = DEFAULT_LIMIT.delta,
+) -> None:
+    """Approve a budget above the default of (epsilon 0.5, delta 1e-05) for a population. Two people must sign."""
+    from services.privacy.approval import NEEDED, Approval, ApproverKey, add_signature, describe
+
+    approval = Approval(
+        require_name(hospital, "--hospital"), require_name(population, "--population"), epsilon_limit, delta_limit
+    )
+    signed = add_signature(file, approval, ApproverKey.load(key))
+    typer.echo(f"{file}: {describe(approval)}; signed by {', '.join(signed)}; {NEEDED} people are needed")

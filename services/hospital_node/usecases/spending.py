@@ -1,0 +1,127 @@
+"""Telling the registry what this hospital's ledger says, and noticing when the two do not agree.
+
+The hospital's ledger is authoritative. What it reported is signed by itself, so a registry that shows a newer head with
+this hospital's signature proves that the ledger here is an older copy: nothing is spent then. A registry that shows
+anything else is wrong, and is not believed.
+"""
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import Final
+
+from prometheus_client import Gauge
+
+from services.common.errors import Code, FedmeshError
+from services.common.telemetry import get_logger
+from services.hospital_node.domain.ports import Ledger, LedgerStanding, Mesh
+from services.hospital_node.usecases.disk import on_disk
+from services.privacy.chain import Head
+from services.secure_sum.roster import MemberKeys
+
+log = get_logger(__name__)
+
+DIFFERS: Final = Gauge(
+    "fedmesh_hospital_ledger_differs", "1 while the registry shows another privacy ledger of this hospital than its own"
+)
+_BATCH: Final = 200
+_PATIENCE_S: Final = 20.0
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 60.0
+
+
+class Spending:
+    """Compares once, then reports what is new. Safe for concurrent steps."""
+
+    def __init__(self, keys: MemberKeys, ledger: Ledger, mesh: Mesh) -> None:
+        self._keys = keys
+        self._ledger = ledger
+        self._mesh = mesh
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        # What the registry has; None before the two were compared.
+        self._reported: Head | None = None
+        self._trouble: FedmeshError | None = None
+
+    def changed(self) -> None:
+        """The ledger has new entries: report them soon."""
+        self._changed.set()
+
+    async def require_same(self, patience_s: float) -> None:
+        """Check, before anything is spent, that the registry has no newer ledger of this hospital.
+
+        Raises: FedmeshError(CONFIG_INVALID) when it has; errors of the registry while the two were never compared.
+        """
+        if self._reported is None and self._trouble is None:
+            async with self._lock:
+                if self._reported is None:
+                    await self._compare(patience_s)
+        if self._trouble is not None:
+            raise self._trouble
+
+    async def keep(self) -> None:
+        """Compare, then report whatever is new, until cancelled."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            self._changed.clear()
+            try:
+                await self.report(_PATIENCE_S)
+            except FedmeshError as error:
+                log.debug("ledger_not_reported", reason=error.message)
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            pause_s = _FIRST_PAUSE_S
+            await self._changed.wait()
+
+    async def report(self, patience_s: float) -> None:
+        """Report the entries that the registry does not have. Raises: as `require_same`."""
+        await self.require_same(patience_s)
+        async with self._lock:
+            while self._reported is not None:
+                entries = await on_disk(self._ledger.entries_after, self._reported.seq, _BATCH)
+                if not entries:
+                    return
+                head = entries[-1].head
+                standing = await self._mesh.report_ledger(head, self._sign(head), entries, patience_s)
+                if standing.differs:
+                    self._judge(standing, await on_disk(self._ledger.head))
+                    return
+                self._reported = head
+
+    async def _compare(self, patience_s: float) -> None:
+        standing = await self._mesh.reported_ledger(patience_s)
+        if await on_disk(self._ledger.has, standing.head):
+            self._reported = standing.head
+            DIFFERS.set(0)
+            return
+        head = await on_disk(self._ledger.head)
+        # So that the difference stands in the audit log: an older copy by its head, another history by its entries.
+        after = max(min(standing.head.seq, head.seq) - 1, 0)
+        entries = await on_disk(self._ledger.entries_after, after, _BATCH)
+        shown = entries[-1].head if entries else head
+        with suppress(FedmeshError):
+            await self._mesh.report_ledger(shown, self._sign(shown), entries, patience_s)
+        self._judge(standing, head)
+
+    def _judge(self, standing: LedgerStanding, head: Head) -> None:
+        """Whom to believe when the registry's head is not in this hospital's ledger."""
+        DIFFERS.set(1)
+        own = self._keys.public()
+        signed = standing.head.signed_by(own.hospital_id, own.signing_key, standing.signature)
+        log.error(
+            "ledger_differs", own=head.seq, registry=standing.head.seq, sha256=standing.head.sha256[:16], signed=signed
+        )
+        if not signed:
+            # Reported as far as this registry can be told anything.
+            self._reported = head
+            return
+        self._trouble = FedmeshError(
+            Code.CONFIG_INVALID,
+            f"this hospital's privacy ledger is not the one that it reported to the registry: it ends with entry"
+            f" {head.seq}, and entry {standing.head.seq} ({standing.head.sha256[:16]}) was reported. What has been"
+            " spent is not known, and nothing is spent: put the newest copy back and start the node again",
+        )
+
+    def _sign(self, head: Head) -> bytes:
+        return self._keys.signing.sign(head.to_sign(self._keys.hospital_id))
