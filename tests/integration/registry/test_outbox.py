@@ -32,6 +32,7 @@ from tests.integration.registry.harness import (
     running_registry,
     striking,
 )
+from tests.integration.registry.test_ledgers import chain, reporting
 from tests.support.stores import PostgresDatabase
 
 
@@ -154,6 +155,9 @@ async def test_the_real_audit_log_takes_every_kind_of_event(postgres: PostgresDa
             attempt = await registry.open_attempt(job.job_id, 2)
             await registry.survive(job, 2, attempt)
             await call(registry.service().CommitRound, burning(job, 2, attempt))
+            ledger = chain(job.job_id)
+            for entries, head in ((ledger, None), ([], ledger[0].head)):
+                await call(registry.hospital("email").ReportLedger, reporting(entries, head, by="email"))
             request = pb.SetHospitalStatusRequest(
                 request_id=new_id(), hospital_id="name", status=pb.HOSPITAL_STATUS_SUSPENDED, reason="why"
             )
