@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from services.cli.entry import main
+from services.privacy.approval import require_approved
+from services.privacy.budget import Limit
 from services.secure_sum.roster import MemberKeys
 from services.transparency.checkpoint import Checkpoint, generate_key, load_signing_key, sign_checkpoint
 from services.transparency.cosignature import attach, cosign, witness_name
 from services.transparency.export import write_export
 from services.transparency.merkle import leaf_hash, tree_root
 from tests.support.hospital import found_roster
-from services.privacy.approval import require_approved
-from services.privacy.budget import Limit
 
 
 @dataclass(frozen=True)
