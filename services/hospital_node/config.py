@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from services.common.config import Address, ClientConfig, Section, TelemetryConfig, TlsConfig
+from services.common.config import Address, ClientConfig, Section, TelemetryConfig, TlsConfig, require_private
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Kind
 from services.common.tls import load_tls
@@ -125,7 +125,7 @@ def check_config(config: HospitalConfig) -> None:
             Code.CONFIG_INVALID,
             f"hospital_id is {config.hospital_id}, but {config.tls.certificate} belongs to {identity}",
         )
-    _require_private(config.tls.key, "the private key")
+    require_private(config.tls.key, "the private key")
     read_membership(config)
     named = [config.data.file, config.data.mapping]
     named += [config.data.partition.file] if config.data.partition is not None else []
@@ -156,12 +156,3 @@ def read_membership(config: HospitalConfig) -> tuple[MemberKeys, Roster]:
             Code.CONFIG_INVALID, f"{config.roster} lists {config.hospital_id} with other keys than {config.member_keys}"
         )
     return keys, roster
-
-
-def _require_private(path: Path, what: str) -> None:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise FedmeshError(Code.CONFIG_INVALID, f"cannot read {what} {path}: {error.strerror}") from error
-    if mode & 0o077:
-        raise FedmeshError(Code.CONFIG_INVALID, f"{path} ({what}) is open to other users: chmod 600 it")

@@ -59,6 +59,8 @@ class MeshChannel:
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 2_000),
+                # 30 s by default: a rolling restart is over sooner, and would leave only addresses of pods that ended.
+                ("grpc.dns_min_time_between_resolutions_ms", 1_000),
             ],
         )
 
