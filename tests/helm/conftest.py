@@ -1,5 +1,6 @@
 """The charts' tests need the real Helm: `make helm-check` has it, the default environment has not."""
 
-import pytest
+import importlib.util
 
-pytest.importorskip("helm_python", reason="the charts are tested by `make helm-check`")
+if importlib.util.find_spec("helm_python") is None:
+    collect_ignore_glob = ["test_*.py"]

@@ -15,8 +15,6 @@ from services.embedded.ca import create_ca
 from services.secure_sum.roster import MemberKeys, found, save_roster_file, sign_roster
 from tests.support.charts import CENTRE, HOSPITAL, MemorySecrets, Object, PodFolder, named, pods, render, values_of
 
-pytest.importorskip("helm_python", reason="run by `make helm-check`")
-
 VARIANTS = {
     "defaults": {},
     "kind": values_of(CENTRE / "values-kind.yaml"),

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import helm_python
+import kubernetes_validate
 import pytest
 import yaml
 
 from tests.support.charts import CENTRE, HOSPITAL, render, values_of
-
-helm_python = pytest.importorskip("helm_python", reason="run by `make helm-check`")
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="run by `make helm-check`")
 
 KUBERNETES = ("1.29", "1.33", "1.37")
 # Of operators; their schemas are in no package.

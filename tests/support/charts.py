@@ -1,5 +1,6 @@
 """The charts as the real Helm renders them, and pods of them laid out on this machine."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -119,3 +120,18 @@ class PodFolder:
         for old, new in {"/etc/fedmesh": f"{self.folder}/etc/fedmesh", **self.replace}.items():
             text = text.replace(old, new)
         return text
+
+
+def write_all(folder: Path) -> None:
+    """Render every values file of both charts into a folder, a file for each."""
+    for chart in (CENTRE, HOSPITAL):
+        for file in sorted(chart.glob("values*.yaml")):
+            base = {} if file.name == "values.yaml" else values_of(file)
+            if chart is HOSPITAL and file.name == "values.yaml":
+                continue  # what has no default is missing there
+            objects = render(chart, base)
+            (folder / f"{chart.name}-{file.stem}.yaml").write_text(yaml.safe_dump_all(objects), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_all(Path(sys.argv[1]))

@@ -32,7 +32,6 @@ run() {
   users > "$run/valkey/users.acl"
   exec "$server" \
     --dir "$data/valkey" \
-    --bind "* -::*" \
     --port "${PORT:-6379}" \
     --protected-mode no \
     --aclfile "$run/valkey/users.acl" \

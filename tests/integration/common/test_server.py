@@ -17,7 +17,7 @@ from services.common.config import ServerConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
 from services.common.grpc.gate import caller
-from services.common.grpc.server import Endpoint, MeshServer
+from services.common.grpc.server import LIVE, Endpoint, MeshServer
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.embedded.processes import free_port
 from tests.support.certificates import expired_hospital, foreign_hospital
@@ -203,6 +203,19 @@ async def test_health_is_told_in_plaintext_and_nothing_else_is(setup: Setup) -> 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await audit_pb2_grpc.AuditServiceStub(channel).GetCheckpoint(audit_pb2.GetCheckpointRequest(), timeout=5)  # type: ignore[misc]
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_server_that_is_not_ready_says_that_it_lives(setup: Setup) -> None:
+    """A restart would bring no store back: the probe for liveness asks another name than the one for readiness."""
+    await setup.server.set_serving(False)
+    async with grpc.aio.insecure_channel(str(setup.config.health_listen)) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        answers = {
+            name: (await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)).status
+            for name in ("", "fedmesh.audit.v1.AuditService", LIVE)
+        }
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    assert answers == {"": not_serving, "fedmesh.audit.v1.AuditService": not_serving, LIVE: serving}
 
 
 async def test_draining_lets_the_call_in_flight_finish(setup: Setup) -> None:
