@@ -8,7 +8,7 @@ env=.cache/helm-env
 
 UV_PROJECT_ENVIRONMENT=$env "$uv" sync --quiet --locked --python 3.11 --group helm --extra registry --extra coordinator \
   --extra aggregator --extra audit --extra deployment --extra embedded
-"$env/bin/pytest" -q tests/helm
+"$env/bin/pytest" -q -n 2 tests/helm
 
 rendered=.cache/helm-rendered
 rm -rf "$rendered" && mkdir -p "$rendered"

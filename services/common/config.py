@@ -52,10 +52,20 @@ class PostgresConfig(Section):
     pool_max: int = Field(default=8, ge=1, le=200, description="most connections at once")
 
 
+class SentinelConfig(Section):
+    addresses: tuple[Address, ...] = Field(min_length=1, description="host:port of the Sentinels, asked in turn")
+    master: str = Field(default="fedmesh", min_length=1, description="name under which they watch the master")
+
+
 class RedisConfig(Section):
     url: str = Field(description="redis://host:port/0, rediss://host:port/0 or unix:///path without credentials")
     username: str = Field(description="ACL user of this service")
     password_file: Path | None = Field(default=None, description="file with the password on one line")
+    sentinel: SentinelConfig | None = Field(
+        default=None,
+        description="ask these for the master, as the same user; of `url` only scheme (TLS or not), database and "
+        "parameters count then",
+    )
 
 
 class TelemetryConfig(Section):

@@ -45,6 +45,11 @@ url: redis://{{ include "fedmesh.host" (dict "root" .root "host" "valkey") }}:63
 {{- end }}
 username: {{ .name }}
 password_file: /etc/fedmesh/store/password
+{{- if and (eq $valkey.mode "external") $valkey.external.sentinels }}
+sentinel:
+  addresses: {{- toYaml $valkey.external.sentinels | nindent 4 }}
+  master: {{ $valkey.external.sentinelMaster }}
+{{- end }}
 {{- end -}}
 
 {{/* Configuration of the database Job. */}}

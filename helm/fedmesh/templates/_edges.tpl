@@ -15,7 +15,10 @@
 {{- define "fedmesh.valkeyEgress" -}}
 {{- if eq .Values.valkey.mode "external" -}}
 - to: {{- toYaml (required "valkey.external.peers: name the addresses of your Redis" .Values.valkey.external.peers) | nindent 4 }}
-  ports: [{port: {{ .Values.valkey.external.port }}}]
+  ports:
+    {{- range .Values.valkey.external.ports }}
+    - {port: {{ . }}}
+    {{- end }}
 {{- else -}}
 - to: [{podSelector: {matchLabels: {{ include "fedmesh.selectorFlow" (dict "root" . "component" "valkey") }}}}]
   ports: [{port: 6379}]
