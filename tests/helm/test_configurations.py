@@ -15,10 +15,21 @@ from services.embedded.ca import create_ca
 from services.secure_sum.roster import MemberKeys, found, save_roster_file, sign_roster
 from tests.support.charts import CENTRE, HOSPITAL, MemorySecrets, Object, PodFolder, named, pods, render, values_of
 
+EXTERNAL_VALKEY = {
+    "mode": "external",
+    "external": {
+        "url": "rediss://valkey.example:6379/0?ssl_ca_certs=/etc/fedmesh/valkey-ca/ca.crt",
+        "sentinels": ["valkey-0.example:26379", "valkey-1.example:26379"],
+        "caSecret": {"name": "my-valkey-ca"},
+        "ports": [6379, 26379],
+        "peers": [{"ipBlock": {"cidr": "192.0.2.10/32"}}],
+    },
+}
 VARIANTS = {
     "defaults": {},
     "kind": values_of(CENTRE / "values-kind.yaml"),
     "production": values_of(CENTRE / "values-production.yaml"),
+    "external": values_of(CENTRE / "values-production.yaml", valkey=EXTERNAL_VALKEY),
 }
 
 
@@ -48,7 +59,8 @@ def test_every_program_of_the_centre_accepts_its_configuration(variant: str, tmp
     authority = {"ca.crt": secrets["fedmesh-authority"]["ca.crt"]}
     secrets |= {
         "fedmesh-postgres-ca": authority,
-        "fedmesh-valkey-ca": authority,
+        "fedmesh-valkey-tls": authority,
+        "my-valkey-ca": authority,
         "fedmesh-postgres-superuser": secrets["fedmesh-postgres-admin"],
     }
     checked = set()
@@ -62,7 +74,7 @@ def test_every_program_of_the_centre_accepts_its_configuration(variant: str, tmp
             assert said.endswith("is OK\n")
             checked.add(container["name"])
     expected = {"registry", "coordinator", "aggregator", "audit", "wait-schema", "database", "check"}
-    assert checked == expected | ({"secrets"} if variant != "production" else set())
+    assert checked == expected | ({"secrets"} if variant in ("defaults", "kind") else set())
 
 
 def test_the_hospital_accepts_its_configuration(tmp_path: Path) -> None:

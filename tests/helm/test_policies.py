@@ -248,6 +248,23 @@ def test_a_restored_cluster_reads_the_old_folder_and_writes_another() -> None:
     assert spec["plugins"][0]["parameters"]["serverName"] == "after"
 
 
+def test_valkey_of_production_has_three_pods_that_reach_each_other_and_nobody_else() -> None:
+    objects = render(CENTRE, PRODUCTION)
+    assert named(objects, "StatefulSet", "fedmesh-valkey")["spec"]["replicas"] == 3
+    policy = named(objects, "NetworkPolicy", "fedmesh-valkey")["spec"]
+    assert [component_of(peer) for rule in policy["egress"] for peer in rule["to"]] == ["valkey"]
+    senders = [component_of(peer) for rule in policy["ingress"] for peer in rule["from"]]
+    assert sorted(map(str, senders)) == ["aggregator", "coordinator", "valkey"]
+    names = named(objects, "Certificate", "fedmesh-valkey")["spec"]["dnsNames"]
+    assert "*.fedmesh-valkey.mesh.svc.cluster.local" in names
+    for service in ("coordinator", "aggregator"):
+        text = named(objects, "ConfigMap", f"fedmesh-{service}")["data"][f"{service}.yaml"]
+        section = yaml.safe_load(text)["redis"]
+        assert section["url"].startswith("rediss://")
+        first = "fedmesh-valkey-0.fedmesh-valkey.mesh.svc.cluster.local:26379"
+        assert (section["sentinel"]["addresses"][0], len(section["sentinel"]["addresses"])) == (first, 3)
+
+
 # ---- one hospital
 
 

@@ -28,6 +28,7 @@ VARIANTS = {
     "kind": (CENTRE, values_of(CENTRE / "values-kind.yaml")),
     "production": (CENTRE, values_of(CENTRE / "values-production.yaml")),
     "gateway": (CENTRE, values_of(CENTRE / "values-production.yaml", **GATEWAY)),
+    "sentinel": (CENTRE, values_of(CENTRE / "values-kind.yaml", valkey={"mode": "sentinel"})),
     "hospital": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml")),
 }
 

@@ -40,6 +40,8 @@ password_file: /etc/fedmesh/store/password
 {{- $valkey := .root.Values.valkey -}}
 {{- if eq $valkey.mode "external" }}
 url: {{ required "valkey.external.url: name your Redis, or choose another valkey.mode" $valkey.external.url | quote }}
+{{- else if eq $valkey.mode "sentinel" }}
+url: rediss://{{ include "fedmesh.host" (dict "root" .root "host" "valkey") }}:6379/0?ssl_ca_certs=/etc/fedmesh/valkey-ca/ca.crt
 {{- else }}
 url: redis://{{ include "fedmesh.host" (dict "root" .root "host" "valkey") }}:6379/0
 {{- end }}
@@ -49,6 +51,13 @@ password_file: /etc/fedmesh/store/password
 sentinel:
   addresses: {{- toYaml $valkey.external.sentinels | nindent 4 }}
   master: {{ $valkey.external.sentinelMaster }}
+{{- else if eq $valkey.mode "sentinel" }}
+sentinel:
+  addresses:
+    {{- range $number := list 0 1 2 }}
+    - {{ include "fedmesh.valkeyPod" (dict "root" $.root "number" $number) }}:26379
+    {{- end }}
+  master: fedmesh
 {{- end }}
 {{- end -}}
 

@@ -21,6 +21,6 @@
     {{- end }}
 {{- else -}}
 - to: [{podSelector: {matchLabels: {{ include "fedmesh.selectorFlow" (dict "root" . "component" "valkey") }}}}]
-  ports: [{port: 6379}]
+  ports: [{port: 6379}{{ if eq .Values.valkey.mode "sentinel" }}, {port: 26379}{{ end }}]
 {{- end -}}
 {{- end -}}

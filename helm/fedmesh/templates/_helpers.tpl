@@ -178,6 +178,8 @@ fedmesh.{{ . }}.v1.{{ title . }}Service
 {{- define "fedmesh.valkeyCaSecret" -}}
 {{- if eq .Values.valkey.mode "external" -}}
 {{ .Values.valkey.external.caSecret.name }}
+{{- else if eq .Values.valkey.mode "sentinel" -}}
+{{ include "fedmesh.secret" (dict "root" . "key" "valkey-tls") }}
 {{- end -}}
 {{- end -}}
 
@@ -208,4 +210,16 @@ fedmesh.{{ . }}.v1.{{ title . }}Service
 
 {{- define "fedmesh.selectorFlow" -}}
 {{ fromYaml (include "fedmesh.selectorLabels" .) | toJson }}
+{{- end -}}
+
+{{/* Host names of the pods of Valkey, as a YAML list. */}}
+{{- define "fedmesh.valkeyNames" -}}
+- {{ include "fedmesh.host" (dict "root" . "host" "valkey") }}
+- "*.{{ include "fedmesh.host" (dict "root" . "host" "valkey") }}"
+- localhost
+{{- end -}}
+
+{{/* Host name of one pod of Valkey. Takes root and number. */}}
+{{- define "fedmesh.valkeyPod" -}}
+{{ include "fedmesh.fullname" .root }}-valkey-{{ .number }}.{{ include "fedmesh.host" (dict "root" .root "host" "valkey") }}
 {{- end -}}
