@@ -7,6 +7,7 @@ import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ class Trio:
     def wait_ready(self) -> None:
         for number in range(3):
             for question in ("sentinel-ready", "sentinel-alive", "ready"):
-                wait(lambda asked=(number, question): self.says(*asked))
+                wait(partial(self.says, number, question))
 
     def kill(self, number: int) -> None:
         for role in ("sentinel", "run"):

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class Cluster:
         folder = self.pod(spec, container, name)
         self.start(name, [sys.executable, *(folder.rewrite(part) for part in container["command"][1:])])
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            wait(lambda asked=container[probe]["grpc"]["service"]: self.health(name, asked) == SERVING)
+            wait(partial(self.serves, name, container[probe]["grpc"]["service"]))
 
     def health(self, name: str, asked: str) -> int | None:
         """What the plaintext health port answers about a name; None when it does not."""
@@ -138,6 +139,9 @@ class Cluster:
                 return int(health_pb2_grpc.HealthStub(channel).Check(request, timeout=2).status)
             except grpc.RpcError:
                 return None
+
+    def serves(self, name: str, asked: str) -> bool:
+        return bool(self.health(name, asked) == SERVING)
 
     def stop(self) -> None:
         for child in self.running.values():
