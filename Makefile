@@ -98,6 +98,10 @@ $(BUF):
 check-centre: $(UV)  ## The control plane installs without TensorFlow, in under 400 MB
 	@scripts/check_centre_dependencies.sh $(abspath $(UV))
 
+.PHONY: helm-check
+helm-check: $(UV)  ## The charts and the Dockerfile: Helm, schemas, policies, a played installation, checkov, hadolint
+	@scripts/check_helm.sh $(abspath $(UV))
+
 .PHONY: clean
 clean:  ## Remove caches and environments; data of stacks stays
 	@rm -rf .venv .tools .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

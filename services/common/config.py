@@ -1,5 +1,7 @@
 """Strict configuration: one YAML file per process, unknown keys fail, secrets only by file path."""
 
+import os
+import stat
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -50,10 +52,20 @@ class PostgresConfig(Section):
     pool_max: int = Field(default=8, ge=1, le=200, description="most connections at once")
 
 
+class SentinelConfig(Section):
+    addresses: tuple[Address, ...] = Field(min_length=1, description="host:port of the Sentinels, asked in turn")
+    master: str = Field(default="fedmesh", min_length=1, description="name under which they watch the master")
+
+
 class RedisConfig(Section):
     url: str = Field(description="redis://host:port/0, rediss://host:port/0 or unix:///path without credentials")
     username: str = Field(description="ACL user of this service")
     password_file: Path | None = Field(default=None, description="file with the password on one line")
+    sentinel: SentinelConfig | None = Field(
+        default=None,
+        description="ask these for the master, as the same user; of `url` only scheme (TLS or not), database and "
+        "parameters count then",
+    )
 
 
 class TelemetryConfig(Section):
@@ -103,12 +115,28 @@ def read_secret(path: Path) -> str:
 
     Raises: FedmeshError(CONFIG_INVALID) when the file is missing, empty or open to other users.
     """
+    require_private(path)
     try:
-        if path.stat().st_mode & 0o077:
-            raise FedmeshError(Code.CONFIG_INVALID, f"{path} is open to other users: chmod 600 it")
         secret = path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise FedmeshError(Code.CONFIG_INVALID, f"cannot read secret file {path}: {error.strerror}") from error
     if not secret:
         raise FedmeshError(Code.CONFIG_INVALID, f"secret file {path} is empty")
     return secret
+
+
+def require_private(path: Path, what: str = "a secret") -> None:
+    """Refuse a secret's file that other users can reach. Mode 0600 or less, by libpq's rule for client keys.
+
+    A file of root's may also be readable (never writable) by a group: that is how Kubernetes mounts a Secret for a
+    process of another user.
+
+    Raises: FedmeshError(CONFIG_INVALID), also when there is no such file.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise FedmeshError(Code.CONFIG_INVALID, f"cannot read {path} ({what}): {error.strerror}") from error
+    allowed = 0o740 if found.st_uid == 0 and os.geteuid() != 0 else 0o700
+    if stat.S_IMODE(found.st_mode) & 0o777 & ~allowed:
+        raise FedmeshError(Code.CONFIG_INVALID, f"{path} ({what}) is open to other users: chmod 600 it")

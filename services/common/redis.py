@@ -7,27 +7,46 @@ from typing import Any
 
 import redis.asyncio as aioredis
 from redis import exceptions
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
-from services.common.config import RedisConfig, read_secret
+from services.common.config import RedisConfig, SentinelConfig, read_secret
 from services.common.errors import Code, FedmeshError
 
 
 def connect_redis(config: RedisConfig) -> aioredis.Redis:
-    """A client with a connection pool; it reconnects by itself. Values are bytes."""
+    """A client with a connection pool; it reconnects by itself, also to a new master. Values are bytes."""
     password = read_secret(config.password_file) if config.password_file is not None else None
-    return aioredis.Redis.from_url(
-        config.url,
-        username=config.username,
-        password=password,
-        socket_timeout=5.0,
-        socket_connect_timeout=2.0,
-        health_check_interval=15,
-        max_connections=64,
-        retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=2),
-        protocol=2,
-    )
+    account: dict[str, Any] = {"username": config.username, "password": password}
+    if config.sentinel is not None:
+        return _master(config.url, config.sentinel, account)
+    return aioredis.Redis.from_url(config.url, **account, **_settings(), max_connections=64)
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "socket_timeout": 5.0,
+        "socket_connect_timeout": 2.0,
+        "health_check_interval": 15,
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=2),
+        "protocol": 2,
+    }
+
+
+def _master(url: str, sentinel: SentinelConfig, account: dict[str, Any]) -> aioredis.Redis:
+    """A client of whatever server the Sentinels call the master when a connection is made."""
+    parts = {name: value for name, value in parse_url(url).items() if name not in ("host", "port")}
+    secure = parts.pop("connection_class", None) is aioredis.SSLConnection
+    # The first one that answers is enough; one whose machine is gone must not hold up the others.
+    asking = {**account, **{name: value for name, value in parts.items() if name.startswith("ssl_")}, "ssl": secure}
+    asking |= {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
+    addresses = [(host.strip("[]"), int(port)) for host, port in (item.rsplit(":", 1) for item in sentinel.addresses)]
+    watchers = Sentinel(addresses, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+    settings = {**_settings(), **parts, **account, "ssl": secure, "max_connections": 64}
+    client: aioredis.Redis = watchers.master_for(sentinel.master, **settings)
+    return client
 
 
 @asynccontextmanager

@@ -90,12 +90,11 @@ def _configuration(config: TlsConfig) -> grpc.ServerCertificateConfiguration:
 
 
 def _reloader(config: TlsConfig) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
-    paths = (config.ca, config.certificate, config.key)
-    seen = [[path.stat().st_mtime_ns for path in paths]]
+    seen = [file_stamps(config)]
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         try:
-            stamps = [path.stat().st_mtime_ns for path in paths]
+            stamps = file_stamps(config)
             if stamps == seen[0]:
                 return None
             fresh = _configuration(config)
@@ -106,6 +105,11 @@ def _reloader(config: TlsConfig) -> Callable[[], grpc.ServerCertificateConfigura
         return fresh
 
     return fetch
+
+
+def file_stamps(config: TlsConfig) -> list[int]:
+    """When the certificate files were last changed; they are other files when this changes. Raises: OSError."""
+    return [path.stat().st_mtime_ns for path in (config.ca, config.certificate, config.key)]
 
 
 def channel_credentials(config: TlsConfig) -> grpc.ChannelCredentials:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from services.common.config import Address, ClientConfig, Section, TelemetryConfig, TlsConfig
+from services.common.config import Address, ClientConfig, Section, TelemetryConfig, TlsConfig, require_private
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Kind
 from services.common.tls import load_tls
@@ -161,7 +161,7 @@ def check_config(config: HospitalConfig) -> None:
             Code.CONFIG_INVALID,
             f"hospital_id is {config.hospital_id}, but {config.tls.certificate} belongs to {identity}",
         )
-    _require_private(config.tls.key, "the private key")
+    require_private(config.tls.key, "the private key")
     _, roster = read_membership(config)
     if config.witness is not None:
         read_log_key(config.witness, roster.statement.consortium)
@@ -216,12 +216,3 @@ def read_log_key(config: WitnessConfig, consortium: str) -> VerifierKey:
     if key.name != f"{consortium}/audit":
         raise FedmeshError(Code.CONFIG_INVALID, f"{config.log_key} is the key of {key.name}, not of {consortium}/audit")
     return key
-
-
-def _require_private(path: Path, what: str) -> None:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise FedmeshError(Code.CONFIG_INVALID, f"cannot read {what} {path}: {error.strerror}") from error
-    if mode & 0o077:
-        raise FedmeshError(Code.CONFIG_INVALID, f"{path} ({what}) is open to other users: chmod 600 it")

@@ -1,9 +1,11 @@
 """Client channels: mutual TLS, a deadline on every call, errors rebuilt, patience with dependencies that come back."""
 
+import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import grpc
 from opentelemetry.propagate import inject
@@ -14,7 +16,10 @@ from services.common.errors import FedmeshError
 from services.common.grpc.keepalive import client_keepalive
 from services.common.grpc.server import MAX_MESSAGE_BYTES
 from services.common.grpc.wire import from_rpc_error
-from services.common.tls import channel_credentials
+from services.common.telemetry import get_logger
+from services.common.tls import channel_credentials, file_stamps
+
+log = get_logger(__name__)
 
 ResponseT = TypeVar("ResponseT")
 StubT = TypeVar("StubT")
@@ -23,6 +28,9 @@ CHUNK_BYTES: Final = 1024 * 1024
 DEFAULT_TIMEOUT_S: Final = 10.0
 # TCP, TLS and HTTP/2 take four round trips, more when packets are lost, and a moment on a machine that is busy.
 _CONNECT_MS: Final = 5_000
+# How often a channel looks at its certificate's files, and how long calls on an old connection may go on.
+_LOOK_S: Final = 5.0
+_LEAVE_S: Final = 300.0
 
 # gRPC's own retries cover a replica that went away in mid-connection; longer outages are covered by `patience_s`.
 _SERVICE_CONFIG: Final = json.dumps(
@@ -45,38 +53,109 @@ _SERVICE_CONFIG: Final = json.dumps(
 
 
 class MeshChannel:
-    """A channel to one service. Close it when done, or use it as an async context manager."""
+    """A channel to one service. Close it when done, or use it as an async context manager.
+
+    It follows its certificate: gRPC's credentials of a client are fixed, so calls that begin after the files changed
+    go over a new connection, while those under way get `_LEAVE_S` seconds to end on the old one.
+    """
 
     def __init__(self, target: str, tls: TlsConfig, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        """Raises: FedmeshError(CONFIG_INVALID) as `channel_credentials`."""
         self.target = target
-        self._channel = grpc.aio.secure_channel(
-            target,
-            channel_credentials(tls),
-            options=[
-                ("grpc.service_config", _SERVICE_CONFIG),
-                ("grpc.enable_retries", 1),
-                ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", max_message_bytes),
-                *client_keepalive(),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                # In spite of its name: how long one try may take to connect, TLS and all.
-                ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
-                ("grpc.max_reconnect_backoff_ms", 2_000),
-            ],
-        )
+        self._tls = tls
+        self._options = _channel_options(max_message_bytes)
+        self._looked_at = time.monotonic()
+        self._stamps = file_stamps(tls)
+        self._channel = self._connect()
+        self._leaving: set[asyncio.Task[None]] = set()
 
     def stub(self, make: Callable[[grpc.aio.Channel], StubT]) -> StubT:
         """The generated stub of a service on this channel."""
-        return make(self._channel)
+        # It looks like a channel to a stub, which only ever asks it for methods.
+        return make(cast(grpc.aio.Channel, _Methods(self._current)))
 
     async def close(self) -> None:
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         await self._channel.close()
+
+    def _connect(self) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(self.target, channel_credentials(self._tls), options=self._options)
+
+    def _current(self) -> grpc.aio.Channel:
+        """The channel for a call that begins now."""
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_S:
+            self._looked_at = now
+            try:
+                stamps = file_stamps(self._tls)
+                if stamps != self._stamps:
+                    fresh = self._connect()
+                    self._leave(self._channel)
+                    self._channel, self._stamps = fresh, stamps
+            except (OSError, FedmeshError) as error:
+                # Half-written files in the middle of a renewal: the old ones go on, and are looked at again.
+                log.warning("certificate_not_renewed", target=self.target, reason=str(error))
+        return self._channel
+
+    def _leave(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.ensure_future(channel.close(_LEAVE_S))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def __aenter__(self) -> "MeshChannel":
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
+
+
+class _Methods:
+    """The methods of a channel that may be another one at every call."""
+
+    def __init__(self, current: Callable[[], grpc.aio.Channel]) -> None:
+        self._current = current
+
+    def unary_unary(self, *method: Any, **codec: Any) -> Callable[..., Any]:
+        return self._method("unary_unary", method, codec)
+
+    def unary_stream(self, *method: Any, **codec: Any) -> Callable[..., Any]:
+        return self._method("unary_stream", method, codec)
+
+    def stream_unary(self, *method: Any, **codec: Any) -> Callable[..., Any]:
+        return self._method("stream_unary", method, codec)
+
+    def stream_stream(self, *method: Any, **codec: Any) -> Callable[..., Any]:
+        return self._method("stream_stream", method, codec)
+
+    def _method(self, kind: str, method: tuple[Any, ...], codec: dict[str, Any]) -> Callable[..., Any]:
+        made: tuple[grpc.aio.Channel, Any] | None = None
+
+        def begin(*arguments: Any, **options: Any) -> Any:
+            nonlocal made
+            channel = self._current()
+            if made is None or made[0] is not channel:
+                made = (channel, getattr(channel, kind)(*method, **codec))
+            return made[1](*arguments, **options)
+
+        return begin
+
+
+def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.service_config", _SERVICE_CONFIG),
+        ("grpc.enable_retries", 1),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        *client_keepalive(),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        # In spite of its name: how long one try may take to connect, TLS and all.
+        ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # 30 s by default: a rolling restart is over sooner, and would leave only addresses of pods that ended.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    ]
 
 
 async def call(

@@ -29,6 +29,9 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024 + 64 * 1024
 # The registry keeps a record of up to 4 MiB for the coordinator in one message.
 MAX_RECORD_BYTES: Final = 4 * 1024 * 1024 + MAX_MESSAGE_BYTES
 _HEALTH_CHECK_S: Final = 2.0
+# Health service name that means "this process answers". The empty name and the services' own mean "ready for calls":
+# they say NOT_SERVING while a store is away, which a restart would not mend.
+LIVE: Final = "live"
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class MeshServer:
             probe = self._probe
             _bind(address, lambda: probe.add_insecure_port(address))
             await probe.start()
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         await self.set_serving(True)
         log.info("listening", address=self._config.listen, port=self._port)
 

@@ -66,6 +66,6 @@ async def test_an_idle_channel_of_the_mesh_stays_connected(tmp_path: Path) -> No
     await server.start()
     try:
         async with MeshChannel(config.listen, ca.issue_hospital("h-1")) as channel:
-            assert await changes_while_idle(channel.stub(lambda raw: raw), 5.5 * INTERVAL_MS / 1000) == []
+            assert await changes_while_idle(channel._current(), 5.5 * INTERVAL_MS / 1000) == []
     finally:
         await server.stop()

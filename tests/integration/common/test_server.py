@@ -17,7 +17,7 @@ from services.common.config import ServerConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
 from services.common.grpc.gate import caller
-from services.common.grpc.server import Endpoint, MeshServer
+from services.common.grpc.server import LIVE, Endpoint, MeshServer
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.embedded.processes import free_port
 from tests.support.certificates import expired_hospital, foreign_hospital
@@ -213,6 +213,19 @@ async def test_health_is_told_in_plaintext_and_nothing_else_is(setup: Setup) -> 
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_a_server_that_is_not_ready_says_that_it_lives(setup: Setup) -> None:
+    """A restart would bring no store back: the probe for liveness asks another name than the one for readiness."""
+    await setup.server.set_serving(False)
+    async with grpc.aio.insecure_channel(str(setup.config.health_listen)) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        answers = {
+            name: (await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)).status
+            for name in ("", "fedmesh.audit.v1.AuditService", LIVE)
+        }
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    assert answers == {"": not_serving, "fedmesh.audit.v1.AuditService": not_serving, LIVE: serving}
+
+
 async def test_draining_lets_the_call_in_flight_finish(setup: Setup) -> None:
     setup.audit.hold = asyncio.Event()
     call_in_flight = asyncio.create_task(setup.ask(setup.ca.issue_hospital("h-1")))
@@ -236,6 +249,31 @@ async def test_a_renewed_certificate_serves_the_next_connection(setup: Setup) ->
     served = ssl.DER_cert_to_PEM_cert(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
     writer.close()
     assert served.split() == setup.config.tls.certificate.read_text().split()
+
+
+async def test_a_client_follows_its_renewed_certificate(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service runs for longer than its certificate lasts. Here the new one bears another name, to be told apart."""
+    monkeypatch.setattr("services.common.grpc.client._LOOK_S", 0.0)
+    tls, other = setup.ca.issue_hospital("h-1"), setup.ca.issue_hospital("h-2")
+    async with MeshChannel(setup.config.listen, tls) as channel:
+        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
+
+        async def ask() -> str:
+            return str((await call(stub.GetCheckpoint, audit_pb2.GetCheckpointRequest())).checkpoint)
+
+        assert await ask() == "spiffe://test.local/hospital/h-1"
+        setup.audit.hold = asyncio.Event()
+        setup.audit.entered.clear()
+        under_way = asyncio.create_task(ask())
+        await setup.audit.entered.wait()
+        tls.key.write_bytes(other.key.read_bytes())
+        held, setup.audit.hold = setup.audit.hold, None
+        # The key is there, its certificate not yet: as in the middle of a renewal.
+        assert await ask() == "spiffe://test.local/hospital/h-1"
+        tls.certificate.write_bytes(other.certificate.read_bytes())
+        assert await ask() == "spiffe://test.local/hospital/h-2"
+        held.set()
+        assert await under_way == "spiffe://test.local/hospital/h-1"
 
 
 async def test_a_taken_port_is_a_clear_error(setup: Setup) -> None:

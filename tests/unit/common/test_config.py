@@ -55,6 +55,26 @@ def test_a_secret_open_to_others_is_refused(tmp_path: Path) -> None:
     assert read_secret(secret) == "hunter2"
 
 
+def test_a_group_may_read_a_secret_that_root_put_there_for_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So Kubernetes mounts a Secret: root's, readable by the group of the pod."""
+    secret = write(tmp_path / "s", "hunter2\n")
+    owner = secret.stat().st_uid
+    secret.chmod(0o440)
+    monkeypatch.setattr("services.common.config.os.geteuid", lambda: owner + 65532)
+    if owner == 0:
+        assert read_secret(secret) == "hunter2"
+    for mode in (0o444, 0o460, 0o441):
+        secret.chmod(mode)
+        with pytest.raises(FedmeshError, match="open to other users"):
+            read_secret(secret)
+    monkeypatch.undo()
+    secret.chmod(0o440)
+    with pytest.raises(FedmeshError, match="open to other users"):
+        read_secret(secret)
+
+
 async def _never(_config: Example) -> None:
     raise AssertionError("must not run")
 

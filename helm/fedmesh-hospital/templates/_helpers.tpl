@@ -1,0 +1,106 @@
+{{- define "hospital.fullname" -}}
+{{ .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- end -}}
+
+{{- define "hospital.selectorLabels" -}}
+app.kubernetes.io/name: fedmesh-hospital
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{- define "hospital.labels" -}}
+{{ include "hospital.selectorLabels" . }}
+app.kubernetes.io/part-of: fedmesh
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end -}}
+
+{{/* Labels of pods: what never changes, and what the consortium's NetworkPolicies look for in the same cluster. */}}
+{{- define "hospital.podLabels" -}}
+{{ include "hospital.selectorLabels" . }}
+app.kubernetes.io/part-of: fedmesh
+fedmesh.io/caller: hospital
+{{- end -}}
+
+{{- define "hospital.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{- define "hospital.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- define "hospital.podCommon" -}}
+serviceAccountName: {{ include "hospital.fullname" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext: {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "hospital.tlsVolume" -}}
+- name: tls
+  secret:
+    secretName: {{ .Values.tls.existingSecret }}
+    defaultMode: 0440
+    items:
+      - {key: ca.crt, path: ca.crt}
+      - {key: tls.crt, path: tls.crt}
+      - {key: tls.key, path: tls.key}
+{{- end -}}
+
+{{- define "hospital.tlsFiles" -}}
+ca: /etc/fedmesh/tls/ca.crt
+certificate: /etc/fedmesh/tls/tls.crt
+key: /etc/fedmesh/tls/tls.key
+{{- end -}}
+
+{{/* The node's configuration file. */}}
+{{- define "hospital.config" -}}
+{{- $data := dict "file" (printf "/var/lib/fedmesh-data/%s" .Values.data.file) -}}
+{{- if .Values.data.mappingConfigMap -}}{{- $_ := set $data "mapping" "/etc/fedmesh/mapping/mapping.yaml" -}}{{- end -}}
+{{- $config := dict
+      "hospital_id" .Values.hospitalId
+      "population" .Values.population
+      "tls" (fromYaml (include "hospital.tlsFiles" .))
+      "data" $data
+      "data_dir" "/var/lib/fedmesh/node"
+      "member_keys" (printf "/etc/fedmesh/member/%s" .Values.memberKeys.key)
+      "roster" (printf "/etc/fedmesh/roster/%s" .Values.roster.key)
+      "privacy" (dict "epsilon_limit" .Values.privacy.epsilonLimit "delta_limit" .Values.privacy.deltaLimit "allow_without_privacy" .Values.privacy.allowWithoutPrivacy)
+      "telemetry" (dict "log_level" .Values.telemetry.logLevel)
+      "health_listen" (printf "0.0.0.0:%v" .Values.ports.health)
+      "metrics_listen" (printf "0.0.0.0:%v" .Values.ports.metrics) -}}
+{{- range $name, $target := .Values.centre -}}{{- $_ := set $config $name (dict "target" $target) -}}{{- end -}}
+{{- toYaml (mergeOverwrite $config (deepCopy .Values.settings)) -}}
+{{- end -}}
+
+{{/* Configuration of the check by `helm test`. */}}
+{{- define "hospital.checkConfig" -}}
+tls: {{- include "hospital.tlsFiles" . | nindent 2 }}
+services:
+  {{- range $name, $target := .Values.centre }}
+  {{ $name }}: {target: {{ $target | quote }}, service: fedmesh.{{ $name }}.v1.{{ title $name }}Service}
+  {{- end }}
+telemetry: {log_level: warning}
+{{- end -}}

@@ -1,0 +1,147 @@
+"""What the charts configure is what the programs accept: `--check-config` says so, on the mounts of the pods."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.common.config import load_config
+from services.deployment.config import SecretsConfig
+from services.deployment.secrets import make_secrets
+from services.embedded.ca import create_ca
+from services.secure_sum.roster import MemberKeys, found, save_roster_file, sign_roster
+from tests.support.charts import CENTRE, HOSPITAL, MemorySecrets, Object, PodFolder, named, pods, render, values_of
+
+EXTERNAL_VALKEY = {
+    "mode": "external",
+    "external": {
+        "url": "rediss://valkey.example:6379/0?ssl_ca_certs=/etc/fedmesh/valkey-ca/ca.crt",
+        "sentinels": ["valkey-0.example:26379", "valkey-1.example:26379"],
+        "caSecret": {"name": "my-valkey-ca"},
+        "ports": [6379, 26379],
+        "peers": [{"ipBlock": {"cidr": "192.0.2.10/32"}}],
+    },
+}
+VARIANTS = {
+    "defaults": {},
+    "kind": values_of(CENTRE / "values-kind.yaml"),
+    "production": values_of(CENTRE / "values-production.yaml"),
+    "external": values_of(CENTRE / "values-production.yaml", valkey=EXTERNAL_VALKEY),
+}
+
+
+def check(command: list[str], folder: PodFolder) -> str:
+    """Run a container's command with `--check-config` in the pod's folder; what it said."""
+    argv = [sys.executable, *(folder.rewrite(part) for part in command[1:]), "--check-config"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def made_secrets(tmp_path: Path) -> dict[str, dict[str, bytes]]:
+    """All Secrets that the chart's Job makes for the default values."""
+    text = named(render(CENTRE), "ConfigMap", "fedmesh-secrets")["data"]["secrets.yaml"]
+    file = tmp_path / "secrets.yaml"
+    file.write_text(text)
+    store = MemorySecrets()
+    list(make_secrets(store, load_config(SecretsConfig, file)))
+    return store.content
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_program_of_the_centre_accepts_its_configuration(variant: str, tmp_path: Path) -> None:
+    objects = render(CENTRE, VARIANTS[variant])
+    secrets = made_secrets(tmp_path)
+    # Of the operators, whose content is opaque to us: a certificate authority and an account.
+    authority = {"ca.crt": secrets["fedmesh-authority"]["ca.crt"]}
+    secrets |= {
+        "fedmesh-postgres-ca": authority,
+        "fedmesh-valkey-tls": authority,
+        "my-valkey-ca": authority,
+        "fedmesh-postgres-superuser": secrets["fedmesh-postgres-admin"],
+    }
+    checked = set()
+    for owner, _metadata, spec in pods(objects):
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            if container["command"][0] != "python":
+                continue
+            folder = PodFolder(tmp_path / owner / container["name"], objects, secrets)
+            folder.mount(spec, container)
+            said = check(container["command"], folder)
+            assert said.endswith("is OK\n")
+            checked.add(container["name"])
+    expected = {"registry", "coordinator", "aggregator", "audit", "wait-schema", "database", "check"}
+    assert checked == expected | ({"secrets"} if variant in ("defaults", "kind") else set())
+
+
+def test_the_hospital_accepts_its_configuration(tmp_path: Path) -> None:
+    objects = render(HOSPITAL, values_of(HOSPITAL / "values-example.yaml"))
+    secrets = hospital_secrets(tmp_path)
+    roster = (tmp_path / "roster.json").read_text()
+    objects.append({"kind": "ConfigMap", "metadata": {"name": "fedmesh-roster"}, "data": {"roster.json": roster}})
+    spec = named(objects, "StatefulSet", "fedmesh")["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    folder = PodFolder(tmp_path / "pod", objects, secrets, {"/var/lib": f"{tmp_path}/pod/var/lib"})
+    folder.mount(spec, container)
+    (tmp_path / "pod/var/lib/fedmesh-data/encounters.parquet").touch()
+    assert check(container["command"], folder).endswith("is OK\n")
+
+
+def hospital_secrets(tmp_path: Path) -> dict[str, dict[str, bytes]]:
+    """What a hospital brings: its certificate and keys; the founding roster in roster.json."""
+    issued = create_ca(tmp_path / "ca", "consortium.local").issue_hospital("hospital-01")
+    keys = [MemberKeys.generate(f"hospital-0{number}") for number in range(1, 5)]
+    keys[0].save(tmp_path / "member.keys")
+    statement = found("consortium.local", [item.public() for item in keys])
+    save_roster_file(
+        tmp_path / "roster.json", statement, {item.hospital_id: sign_roster(statement, item) for item in keys}
+    )
+    certificate = {"ca.crt": issued.ca, "tls.crt": issued.certificate, "tls.key": issued.key}
+    return {
+        "hospital-01-tls": {name: path.read_bytes() for name, path in certificate.items()},
+        "hospital-01-member": {"member.keys": (tmp_path / "member.keys").read_bytes()},
+    }
+
+
+def test_settings_reach_the_configuration_over_what_the_chart_sets() -> None:
+    settings = {"services": {"registry": {"settings": {"epochs": {"max_age_h": 6}, "postgres": {"pool_max": 3}}}}}
+    config = registry_config(render(CENTRE, settings))
+    assert config["epochs"] == {"max_age_h": 6}
+    assert config["postgres"]["pool_max"] == 3
+    assert config["postgres"]["password_file"] == "/etc/fedmesh/store/password"
+
+
+def test_a_changed_configuration_restarts_its_service_and_no_other() -> None:
+    settings = {"services": {"registry": {"settings": {"epochs": {"max_age_h": 6}}}}}
+    before, after = render(CENTRE), render(CENTRE, settings)
+    changed = {owner for owner, metadata, _ in pods(after) if metadata not in [item for _, item, _ in pods(before)]}
+    assert changed == {"Deployment/fedmesh-registry"}
+
+
+def test_no_configuration_holds_a_secret() -> None:
+    for values in VARIANTS.values():
+        for item in render(CENTRE, values):
+            assert item["kind"] != "Secret"
+            if item["kind"] == "ConfigMap":
+                for name, text in item["data"].items():
+                    if name.endswith(".yaml"):
+                        assert list(inline_passwords(yaml.safe_load(text))) == []
+
+
+def inline_passwords(node: Any, path: str = "") -> Any:
+    """Paths of settings that hold a password itself, in a key of its own or in a connection string."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "password" or (key in ("dsn", "url") and ("password=" in value or "@" in value)):
+                yield f"{path}.{key}"
+            yield from inline_passwords(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for item in node:
+            yield from inline_passwords(item, path)
+
+
+def registry_config(objects: list[Object]) -> Any:
+    return yaml.safe_load(named(objects, "ConfigMap", "fedmesh-registry")["data"]["registry.yaml"])

@@ -1,0 +1,141 @@
+"""Two real Redis servers, three real Sentinels, and a client that finds the master before and after a failover."""
+
+import asyncio
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from services.common.config import RedisConfig, SentinelConfig
+from services.common.errors import Code, FedmeshError
+from services.common.redis import connect_redis, redis_errors, redis_ready
+from services.embedded.processes import free_port, wait_until
+from services.embedded.redis import _find_program
+
+USERS = """user default off
+user coordinator on >secret ~* &* +@all
+"""
+
+
+class Watched:
+    """A master, its replica, and who watches them; all sign in as `coordinator`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports: dict[str, int] = {}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        (folder / "users.acl").write_text(USERS)
+        for name in ("first", "second"):
+            self.start(name, ["masteruser coordinator", "masterauth secret", "save ''", "repl-diskless-sync-delay 0"])
+        with self.client("second") as second:
+            second.replicaof("127.0.0.1", self.ports["first"])
+        assert wait_until(lambda: self.info("second").get("master_link_status") == "up", 30)
+        for name in ("s1", "s2", "s3"):
+            self.start(
+                name,
+                [
+                    f"sentinel monitor fedmesh 127.0.0.1 {self.ports['first']} 2",
+                    "sentinel auth-user fedmesh coordinator",
+                    "sentinel auth-pass fedmesh secret",
+                    "sentinel sentinel-user coordinator",
+                    "sentinel sentinel-pass secret",
+                    "sentinel down-after-milliseconds fedmesh 500",
+                    "sentinel failover-timeout fedmesh 3000",
+                ],
+                ["--sentinel"],
+            )
+        # They find each other and the replica through the master.
+        assert wait_until(lambda: all(self.knows(name) for name in ("s1", "s2", "s3")), 60)
+
+    def start(self, name: str, lines: list[str], arguments: list[str] | None = None) -> None:
+        """Start a server on a port of its own; on another one when somebody else was quicker to take it."""
+        log = self.folder / f"{name}.log"
+        for _ in range(5):
+            self.ports[name] = free_port()
+            common = ["bind 127.0.0.1", f"port {self.ports[name]}", f"dir {self.folder}"]
+            file = self.folder / f"{name}.conf"
+            file.write_text("\n".join([*common, f"aclfile {self.folder}/users.acl", *lines]) + "\n")
+            with log.open("wb") as output:
+                command = [str(_find_program()), str(file), *(arguments or [])]
+                child = self.running[name] = subprocess.Popen(command, stdout=output, stderr=output)
+            if wait_until(lambda: self.info(name) != {} or child.poll() is not None, 30) and child.poll() is None:  # noqa: B023
+                return
+            assert "Address already in use" in log.read_text(), log.read_text()
+        raise AssertionError("no port stayed free")
+
+    def client(self, name: str) -> redis.Redis:
+        return redis.Redis(port=self.ports[name], username="coordinator", password="secret", socket_timeout=5)
+
+    def info(self, name: str) -> dict[str, object]:
+        with self.client(name) as client:
+            try:
+                return dict(client.info())
+            except redis.RedisError:
+                return {}
+
+    def knows(self, name: str) -> bool:
+        master = self.info(name).get("master0")
+        return isinstance(master, dict) and (master["slaves"], master["sentinels"], master["status"]) == (1, 3, "ok")
+
+    def config(self) -> RedisConfig:
+        password = self.folder / "password"
+        password.write_text("secret")
+        password.chmod(0o600)
+        gone = f"127.0.0.1:{free_port()}"
+        addresses = (gone, *(f"127.0.0.1:{self.ports[name]}" for name in ("s1", "s2", "s3")))
+        sentinel = SentinelConfig(addresses=addresses)
+        return RedisConfig(url="redis://nowhere:1/0", username="coordinator", password_file=password, sentinel=sentinel)
+
+    def stop(self) -> None:
+        for child in self.running.values():
+            child.kill()
+            child.wait()
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    made = Watched.__new__(Watched)
+    made.running = {}
+    try:
+        made.__init__(tmp_path)  # type: ignore[misc]  # what was started is stopped whatever happens
+        yield made
+    finally:
+        made.stop()
+
+
+async def test_a_client_follows_the_master(watched: Watched) -> None:
+    client = connect_redis(watched.config())
+    try:
+        assert await redis_ready(client)
+        await client.set("coordinator:x", 1)
+        assert watched.info("first")["role"] == "master"
+        with watched.client("second") as second:
+            assert wait_until(lambda: second.get("coordinator:x") == b"1", 10)
+        watched.running["first"].send_signal(signal.SIGKILL)
+        watched.running["first"].wait()
+        assert await asyncio.to_thread(wait_until, lambda: watched.info("second")["role"] == "master", 60)
+        async with asyncio.timeout(30):
+            while not await redis_ready(client):  # noqa: ASYNC110 - the server tells, no event does
+                await asyncio.sleep(0.1)
+        await client.set("coordinator:x", 2)
+        assert await client.get("coordinator:x") == b"2"
+        with watched.client("second") as second:
+            assert second.get("coordinator:x") == b"2"
+    finally:
+        await client.aclose()
+
+
+async def test_no_sentinel_and_no_master_are_a_store_that_is_away(tmp_path: Path) -> None:
+    nobody = SentinelConfig(addresses=(f"127.0.0.1:{free_port()}",))
+    client = connect_redis(RedisConfig(url="redis://nowhere:1/0", username="coordinator", sentinel=nobody))
+    try:
+        assert not await redis_ready(client)
+        with pytest.raises(FedmeshError) as caught:
+            async with redis_errors():
+                await client.get("coordinator:x")
+        assert caught.value.code is Code.STORE_UNAVAILABLE
+    finally:
+        await client.aclose()

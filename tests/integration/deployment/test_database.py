@@ -1,0 +1,82 @@
+"""Preparing a real PostgreSQL for a release, and waiting for it."""
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from services.common.config import PostgresConfig
+from services.common.errors import Code, FedmeshError
+from services.common.postgres import conninfo
+from services.deployment.config import DatabaseConfig, SchemaConfig
+from services.deployment.database import prepare, wait_for_schema
+from services.embedded.postgres_roles import LOGIN_ROLES
+from tests.support.stores import PostgresDatabase
+
+DATABASE = "prepared"
+
+
+@pytest.fixture
+def settings(postgres: PostgresDatabase, tmp_path: Path) -> DatabaseConfig:
+    # Roles belong to the whole server: the passwords stay what other tests know.
+    server = postgres.server
+    passwords = {}
+    for role in LOGIN_ROLES:
+        passwords[role] = tmp_path / role
+        passwords[role].write_text(server.password(role))
+        passwords[role].chmod(0o600)
+    admin = server.config("postgres", database="postgres")
+    return DatabaseConfig(admin=admin, database=DATABASE, passwords=passwords, patience_s=10)
+
+
+@pytest.fixture(autouse=True)
+def _dropped(postgres: PostgresDatabase) -> None:
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        connection.execute(f"drop database if exists {DATABASE} with (force)")
+
+
+def service(settings: DatabaseConfig, schema: str, **more: float) -> SchemaConfig:
+    role = f"{schema}_service"
+    dsn = psycopg.conninfo.make_conninfo(settings.admin.dsn, user=role, dbname=DATABASE)
+    store = PostgresConfig(dsn=dsn, password_file=settings.passwords[role])
+    return SchemaConfig(schema_name=schema, postgres=store, **more)
+
+
+async def test_an_empty_server_becomes_what_services_start_on(settings: DatabaseConfig) -> None:
+    with pytest.raises(FedmeshError, match=r"not prepared|cannot be reached"):
+        await wait_for_schema(service(settings, "registry", patience_s=0))
+    first = list(prepare(settings))
+    assert "registry: applied 0001_registry" in first[1]
+    assert list(prepare(settings))[1:] == ["registry: up to date", "audit: up to date"]
+    for schema in ("registry", "audit"):
+        await wait_for_schema(service(settings, schema))
+    with psycopg.connect(conninfo(settings.admin), dbname=DATABASE) as connection:
+        owners = connection.execute("select distinct tableowner from pg_tables where schemaname = 'registry'")
+        assert ("registry_service",) not in owners.fetchall()
+
+
+async def test_a_schema_of_a_newer_release_is_refused_at_once(settings: DatabaseConfig) -> None:
+    list(prepare(settings))
+    with psycopg.connect(conninfo(settings.admin), dbname=DATABASE) as connection:
+        connection.execute(
+            "insert into registry._yoyo_migration (migration_hash, migration_id, applied_at_utc)"
+            " values ('x', '9999_later', now())"
+        )
+    with pytest.raises(FedmeshError, match="unknown to this release"):
+        await wait_for_schema(service(settings, "registry", patience_s=600))
+    # The Job of an older release leaves it alone: that is a rollback.
+    assert list(prepare(settings))[1:] == ["registry: up to date", "audit: up to date"]
+
+
+def test_every_role_needs_its_password(settings: DatabaseConfig) -> None:
+    fewer = {role: path for role, path in settings.passwords.items() if role != "audit_service"}
+    with pytest.raises(FedmeshError, match="exactly these roles") as caught:
+        list(prepare(settings.model_copy(update={"passwords": fewer})))
+    assert caught.value.code is Code.CONFIG_INVALID
+
+
+def test_a_server_that_never_comes_up_is_named(settings: DatabaseConfig) -> None:
+    away = PostgresConfig(dsn="host=127.0.0.1 port=1 user=postgres dbname=postgres")
+    with pytest.raises(FedmeshError, match="did not come up in 0 s") as caught:
+        list(prepare(settings.model_copy(update={"admin": away, "patience_s": 0.0})))
+    assert caught.value.code is Code.STORE_UNAVAILABLE
