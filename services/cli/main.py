@@ -39,6 +39,16 @@ def demo(
     privacy: Annotated[str, typer.Option(help="Epsilon for each patient, such as 0.5, or `none`")] = "0.5",
     hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospitals of the synthetic cohort")] = 15,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; the plan's own number by default")] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=100,
+            help="Runs, each on a fresh stack with fresh ledgers: one release imagined so many times. The report then "
+            "has means and standard deviations. Cohort, partition, split and initial values are the same in every "
+            "run; the noise is always fresh",
+        ),
+    ] = 1,
     report: Annotated[Path | None, typer.Option(help="Write the report to this JSON file")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write test predictions to this CSV file")] = None,
     folder: Annotated[
@@ -50,7 +60,7 @@ def demo(
 
     if dataset not in ("synthetic", "diabetes130"):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"--dataset {dataset}: use synthetic or diabetes130")
-    options = DemoOptions(folder, data, dataset, hospitals, _epsilon(privacy), rounds, report, predictions)
+    options = DemoOptions(folder, data, dataset, hospitals, _epsilon(privacy), rounds, report, predictions, seeds)
     run_demo(options, Console())
 
 

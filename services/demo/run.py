@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
 from fedmesh.registry.v1 import registry_pb2
+from numpy.typing import NDArray
 from rich.console import Console
 
 from services.cli.mesh import stub
@@ -24,12 +26,13 @@ from services.demo import datasets
 from services.demo.datasets import DemoData
 from services.demo.evaluation import local_only, pooled_test, score
 from services.demo.progress import Progress, watch_job
-from services.demo.report import PrivacyFacts, Report, print_summary, write_predictions, write_report
+from services.demo.report import PrivacyFacts, Report, Results, write_predictions, write_report
+from services.demo.summary import print_summary
 from services.demo.view import View
 from services.embedded.guard import Guard
 from services.embedded.memory import PeakMemory
 from services.embedded.stack import COMPILER, Stack
-from services.hospital_node.sources.dataset import Dataset
+from services.hospital_node.sources.dataset import Dataset, Rows
 from services.hospital_node.sources.mapping import PartitionFile
 from services.hospital_node.sources.reader import read_dataset
 from services.plans.document import validate
@@ -50,7 +53,7 @@ MEMORY_LOOK_S: Final = 2.0
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the command line chose. privacy: the epsilon, or None for a run without."""
+    """What the command line chose. privacy: the epsilon, or None for a run without. seeds: how many runs."""
 
     folder: Path
     data: Path | None = None
@@ -60,6 +63,17 @@ class DemoOptions:
     rounds: int | None = None
     report: Path | None = None
     predictions: Path | None = None
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One finished run: its report, and the final model's scores (float64 [n]) of the common test rows."""
+
+    data: DemoData
+    report: Report
+    test: Rows
+    probability: NDArray[np.float64]
 
 
 def choose_plan(options: DemoOptions) -> PlanManifest:
@@ -89,15 +103,33 @@ def prepare_data(options: DemoOptions, plan: PlanManifest, say: Callable[[str], 
     return datasets.synthetic(folder, options.hospitals)
 
 
-def run_demo(options: DemoOptions, console: Console) -> Report:
-    """Run the whole demonstration and return its report. Whatever happens, nothing is left running.
+def run_demo(options: DemoOptions, console: Console) -> Results:
+    """Run the whole demonstration, once for each seed, and return what it found. Nothing is left running.
 
     Raises: FedmeshError: bad options or data, a part that did not start, or a failed job (INTERNAL).
     """
-    started = time.monotonic()
     for path in (options.report, options.predictions):
         _require_writable(path)
     plan = choose_plan(options)
+    reports = []
+    for seed in range(options.seeds):
+        if options.seeds > 1:
+            console.rule(f"run {seed + 1} of {options.seeds}")
+        run = _run_once(options, console, plan)
+        reports.append(run.report)
+    results = Results(tuple(reports))
+    if options.report is not None:
+        write_report(results, options.report)
+    if options.predictions is not None:
+        write_predictions(options.predictions, run.test, run.probability)
+    write_report(results, options.folder / "report.json")
+    print_summary(console, results, options.folder, run.data)
+    return results
+
+
+def _run_once(options: DemoOptions, console: Console, plan: PlanManifest) -> _Run:
+    """One run on a stack made anew, with ledgers of its own. Whatever happens, nothing is left running."""
+    started = time.monotonic()
     # What is wrong with the data, or with the way to it, is said before the last demonstration is thrown away.
     with console.status("Preparing the data ..."):
         data = prepare_data(options, plan, lambda text: console.print(text))
@@ -135,7 +167,7 @@ def _train_and_compare(
     plan: PlanManifest,
     started: float,
     memory: PeakMemory,
-) -> Report:
+) -> _Run:
     ids = _hospital_ids(data)
     stack.found(ids)
     stack.start_hospitals((name, _hospital_settings(data, value, plan)) for name, value in ids.items())
@@ -172,13 +204,7 @@ def _train_and_compare(
                 processes=sum(part.running for part in stack.status() if part.name != COMPILER),
                 audit_entries=trained.audit_entries,
             )
-    if options.report is not None:
-        write_report(report, options.report)
-    if options.predictions is not None:
-        write_predictions(options.predictions, test, probability)
-    write_report(report, options.folder / "report.json")
-    print_summary(console, report, options.folder, data.description)
-    return report
+    return _Run(data, report, test, probability)
 
 
 def _hospital_ids(data: DemoData) -> dict[str, str]:

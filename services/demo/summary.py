@@ -1,0 +1,99 @@
+"""The summary that a person sees when the demonstration is over."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from services.demo.datasets import DemoData
+from services.demo.report import Results
+
+# Header of the column, name of the figure, decimals.
+_COLUMNS: Final = (
+    ("AUROC", "auroc", 4),
+    ("AUPRC", "auprc", 4),
+    ("Brier", "brier", 4),
+    ("recall@10%", "recall_at_10pct", 3),
+)
+
+
+def print_summary(console: Console, results: Results, folder: Path, data: DemoData) -> None:
+    """Figures, what they are of, the privacy that was spent, durations, and where to look next."""
+    console.print()
+    console.print(_figures(results))
+    if len(results.runs) > 1:
+        console.print(_repetition(results))
+    console.print(
+        f"[dim]Data: {data.description}. The test comparison is made by this harness from the local files; it never "
+        "went through the services and lies outside the privacy guarantee.[/dim]"
+    )
+    _print_privacy(console, results)
+    _print_run(console, results)
+    console.print(f"\nLook next (the data stays in {folder} until the next demo):")
+    for command, what in (
+        ("fedmesh models", "the model versions and how each came to be"),
+        ("fedmesh rounds", "every committed round"),
+        ("fedmesh audit export --out DIR", "the audit log as files"),
+        ("fedmesh audit verify DIR", "check them offline"),
+        ("fedmesh privacy ledger", "what each hospital spent on its patients"),
+    ):
+        console.print(f"  [bold]uv run {command}[/bold]  {what}")
+
+
+def _figures(results: Results) -> Table:
+    test, alone = results.test, results.local_only
+    table = Table(title=f"Common test set: {test['n_encounters']:,} encounters of {test['n_patients']:,} patients")
+    table.add_column("model")
+    for header, _name, _decimals in _COLUMNS:
+        table.add_column(header, justify="right")
+    table.add_row(f"federated, {results.last.hospitals} hospitals", *_cells(test))
+    if results.test_sd is not None:
+        table.add_row(f"  standard deviation, {len(results.runs)} runs", *_cells(results.test_sd))
+    for label, kind in (("each hospital alone, mean", "mean"), ("each alone, weighted by rows", "weighted")):
+        figures = {name: alone[f"{name}_{kind}"] for name in ("auroc", "auprc")}
+        table.add_row(label, *_cells(figures))
+    return table
+
+
+def _cells(figures: Mapping[str, float]) -> list[str]:
+    return [f"{figures[name]:.{decimals}f}" if name in figures else "" for _header, name, decimals in _COLUMNS]
+
+
+def _repetition(results: Results) -> str:
+    """What the deviation is of, so that nobody takes it for more."""
+    runs = len(results.runs)
+    if results.last.privacy is None:
+        differs = "nothing by intention, for there is no noise"
+    else:
+        differs = "the noise, drawn afresh"
+    return (
+        f"Means over {runs} runs, each on a stack of its own with fresh ledgers: [bold]one release, imagined {runs} "
+        f"times[/bold]. What differs between the runs: {differs}; cohort, partition, split and initial values are the "
+        "same."
+    )
+
+
+def _print_privacy(console: Console, results: Results) -> None:
+    facts = results.last.privacy
+    if facts is None:
+        console.print("Privacy: [yellow]none[/yellow]. This version is marked and can never be promoted.")
+        return
+    of = " in the last run" if len(results.runs) > 1 else ""
+    console.print(
+        f"Privacy: each patient (epsilon {facts.epsilon:g}, delta {facts.delta:g}) against {facts.colluders} "
+        f"colluding hospitals; spent {facts.spent:.3f} in {facts.attempts} charged attempts{of}."
+    )
+
+
+def _print_run(console: Console, results: Results) -> None:
+    report, numbers = results.last, results.as_dict()
+    if len(results.runs) > 1:
+        console.print(f"{len(results.runs)} runs took {results.wall_s:.0f} s. The last one:")
+    console.print(
+        f"Ran {report.rounds} rounds in {report.wall_s:.0f} s ({report.startup_s:.0f} s start-up) with "
+        f"{report.processes} processes, {numbers['peak_memory_mb'] / 1024:.1f} GiB at the peak; sealed to committed "
+        f"{numbers['round_overhead_s']['p50']:.2f} s (p50), {numbers['round_overhead_s']['p99']:.2f} s (p99); "
+        f"{report.audit_entries} audit entries."
+    )

@@ -1,0 +1,80 @@
+"""Several runs in one report: means, deviations, and what is not averaged."""
+
+import io
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from services.demo.datasets import DemoData
+from services.demo.evaluation import LocalOnly, TestScores
+from services.demo.report import PrivacyFacts, Report, Results, write_report
+from services.demo.summary import print_summary
+
+AUROCS = (0.61, 0.64, 0.70)
+DATA = DemoData("synthetic", Path("rows"), Path("partition"), ("0", "1", "2", "3"), synthetic=True)
+
+
+def report(auroc: float, wall_s: float, memory: float) -> Report:
+    return Report(
+        dataset="synthetic",
+        hospitals=4,
+        plan="readmission-logistic-private",
+        job_id=f"job-{auroc}",
+        rounds=3,
+        burnt_rounds=0,
+        model_version=3,
+        test=TestScores(auroc, 0.2, 0.1, 0.15, 1200, 800),
+        local_only=LocalOnly(auroc - 0.1, 0.5, 0.1, 0.1),
+        privacy=PrivacyFacts(0.5, 1e-6, 1, 0.4, 3),
+        wall_s=wall_s,
+        startup_s=10.0,
+        round_overhead_s=(1.0, 2.0),
+        peak_memory_mb=memory,
+        upload_bytes=100,
+        parameters=10,
+        processes=10,
+        audit_entries=99,
+    )
+
+
+RUNS = tuple(
+    report(auroc, wall_s, memory) for auroc, wall_s, memory in zip(AUROCS, (50, 60, 40), (9, 8, 7), strict=True)
+)
+
+
+def test_several_runs_give_means_and_sample_deviations(tmp_path: Path) -> None:
+    write_report(Results(RUNS), tmp_path / "r.json")
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["seeds"] == 3
+    assert written["test"]["auroc"] == pytest.approx(statistics.mean(AUROCS))
+    assert written["test_sd"]["auroc"] == pytest.approx(statistics.stdev(AUROCS))
+    assert set(written["test_sd"]) == set(written["test"])
+    assert (written["test"]["brier"], written["test_sd"]["brier"]) == (0.1, 0.0), "the same everywhere"
+    assert written["local_only"]["auroc_mean"] == pytest.approx(statistics.mean(AUROCS) - 0.1)
+    assert (written["wall_s"], written["peak_memory_mb"], written["job_id"]) == (150.0, 9.0, "job-0.7")
+    assert json.dumps(written["test"]["n_encounters"]) == "1200", "a count stays a whole number"
+
+
+def test_one_run_is_reported_as_it_is(tmp_path: Path) -> None:
+    write_report(Results(RUNS[:1]), tmp_path / "r.json")
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["test"] == RUNS[0].test.as_dict()
+    assert not {"seeds", "test_sd"} & set(written)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_the_summary_says_what_the_deviation_is_of(private: bool) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    runs = RUNS if private else tuple(replace(run, privacy=None) for run in RUNS)
+    print_summary(console, Results(runs), Path("demo"), DATA)
+    text = console.export_text()
+    assert f"{statistics.mean(AUROCS):.4f}" in text
+    assert f"{statistics.stdev(AUROCS):.4f}" in text
+    assert "one release, imagined 3 times" in text
+    assert ("the noise, drawn afresh" in text) == private
+    print_summary(console, Results(runs[:1]), Path("demo"), DATA)
+    assert "imagined" not in console.export_text()
