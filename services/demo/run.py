@@ -22,9 +22,9 @@ from services.cli.mesh import stub
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call, stream
 from services.common.ids import new_id
-from services.demo import datasets
+from services.demo import datasets, heart
 from services.demo.datasets import DemoData
-from services.demo.evaluation import local_only, pooled_test, score
+from services.demo.evaluation import local_only, owners_of_test, pooled_test, score
 from services.demo.progress import Progress, watch_job
 from services.demo.report import PrivacyFacts, Report, Results, write_predictions, write_report
 from services.demo.summary import print_summary
@@ -77,11 +77,12 @@ class _Run:
 
 
 def choose_plan(options: DemoOptions) -> PlanManifest:
-    """The shipped readmission plan, with or without privacy, at the asked epsilon and number of rounds.
+    """The shipped plan for the data, with or without privacy, at the asked epsilon and number of rounds.
 
-    Raises: FedmeshError(PLAN_INVALID) for an epsilon or a number of rounds that no plan may have.
+    Raises: FedmeshError: PLAN_INVALID for an epsilon or a number of rounds that no plan may have; PRIVACY_REFUSED for
+        heart data with privacy.
     """
-    plan = shipped_plan("readmission-logistic" if options.privacy is None else "readmission-logistic-private")
+    plan = shipped_plan(_plan_name(options))
     changed = json.loads(canonical_bytes(plan))
     if options.privacy is not None:
         changed["privacy"]["epsilon"] = options.privacy
@@ -92,8 +93,26 @@ def choose_plan(options: DemoOptions) -> PlanManifest:
     return validate(PlanManifest, changed, f"plan {plan.name}", Code.PLAN_INVALID)
 
 
-def prepare_data(options: DemoOptions, plan: PlanManifest, say: Callable[[str], None]) -> DemoData:
+def default_privacy(data: Path | None) -> float | None:
+    """The epsilon of a run that does not state one: 0.5, but none on the public heart data, whose plan has none."""
+    return None if data is not None and heart.is_heart(data) else 0.5
+
+
+def _plan_name(options: DemoOptions) -> str:
+    if options.data is not None and heart.is_heart(options.data):
+        if options.privacy is not None:
+            raise FedmeshError(
+                Code.PRIVACY_REFUSED,
+                "the heart plan scales by each hospital's own data, which no noise covers: use --privacy none",
+            )
+        return "heart-logistic"
+    return "readmission-logistic" if options.privacy is None else "readmission-logistic-private"
+
+
+def prepare_data(options: DemoOptions, plan: PlanManifest, say: Callable[[str], None], seed: int = 0) -> DemoData:
     """The data to train on: given, made, or fetched. Raises: as the functions of `datasets`."""
+    if options.data is not None and heart.is_heart(options.data):
+        return datasets.heart_hospitals(options.data, options.folder / "data" / datasets.HEART, plan, seed)
     if options.data is not None:
         return datasets.from_folder(options.data, plan)
     # A folder each: one kind must not be taken for the other.
@@ -115,7 +134,7 @@ def run_demo(options: DemoOptions, console: Console) -> Results:
     for seed in range(options.seeds):
         if options.seeds > 1:
             console.rule(f"run {seed + 1} of {options.seeds}")
-        run = _run_once(options, console, plan)
+        run = _run_once(options, console, plan, seed)
         reports.append(run.report)
     results = Results(tuple(reports))
     if options.report is not None:
@@ -127,12 +146,12 @@ def run_demo(options: DemoOptions, console: Console) -> Results:
     return results
 
 
-def _run_once(options: DemoOptions, console: Console, plan: PlanManifest) -> _Run:
+def _run_once(options: DemoOptions, console: Console, plan: PlanManifest, seed: int) -> _Run:
     """One run on a stack made anew, with ledgers of its own. Whatever happens, nothing is left running."""
     started = time.monotonic()
     # What is wrong with the data, or with the way to it, is said before the last demonstration is thrown away.
     with console.status("Preparing the data ..."):
-        data = prepare_data(options, plan, lambda text: console.print(text))
+        data = prepare_data(options, plan, lambda text: console.print(text), seed)
     folder = options.folder.absolute()
     Stack(folder / "stack").destroy()
     guard = Guard()
@@ -174,7 +193,7 @@ def _train_and_compare(
     progress = Progress(tuple(ids), plan.rounds.count)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
         # The harness reads the hospitals' files for the comparison while they train.
-        reading = reader.submit(_read_all, data, plan)
+        reading = reader.submit(read_all, data, plan)
         title = f"fedmesh demo: {plan.name} at {len(ids)} hospitals, {data.name}"
         with View(console, title, _epsilon_after(plan, len(ids))) as view:
             job_id, startup_s = asyncio.run(_drive(stack, plan, progress, view, started))
@@ -182,6 +201,7 @@ def _train_and_compare(
             trained = asyncio.run(_collect(stack, job_id, progress.hospitals[0]))
             sets = reading.result()
             test = pooled_test(sets)
+            owner = owners_of_test(sets) if data.judged_by_accuracy else None
             probability = _predict(plan, trained.state, test.x)
             memory.sample()
             report = Report(
@@ -192,8 +212,8 @@ def _train_and_compare(
                 rounds=len(progress.rounds),
                 burnt_rounds=sum(done.burnt for done in progress.rounds),
                 model_version=trained.version,
-                test=score(test.y, probability, test.patients),
-                local_only=local_only(sets, test),
+                test=score(test.y, probability, test.patients, owner),
+                local_only=local_only(sets, test, owner),
                 privacy=_privacy_facts(plan, len(ids), progress),
                 wall_s=time.monotonic() - started,
                 startup_s=startup_s,
@@ -349,7 +369,8 @@ async def _settled_size(audit: Any, verifier: VerifierKey) -> int:
     return sizes[-1]
 
 
-def _read_all(data: DemoData, plan: PlanManifest) -> list[Dataset]:
+def read_all(data: DemoData, plan: PlanManifest) -> list[Dataset]:
+    """The data sets of all hospitals, as these read them."""
     return [
         read_dataset(data.encounters, plan, partition=PartitionFile(path=data.partition, hospital=value))
         for value in data.hospitals

@@ -17,6 +17,8 @@ _COLUMNS: Final = (
     ("Brier", "brier", 4),
     ("recall@10%", "recall_at_10pct", 3),
 )
+# Where accuracy says anything; one column less, so that the table fits 80 columns.
+_WITH_ACCURACY: Final = (*_COLUMNS[:3], ("accuracy", "accuracy_client_mean", 4), ("pooled", "accuracy_pooled", 4))
 
 
 def print_summary(console: Console, results: Results, folder: Path, data: DemoData) -> None:
@@ -24,7 +26,7 @@ def print_summary(console: Console, results: Results, folder: Path, data: DemoDa
     console.print()
     console.print(_figures(results))
     if len(results.runs) > 1:
-        console.print(_repetition(results))
+        console.print(_repetition(results, data))
     console.print(
         f"[dim]Data: {data.description}. The test comparison is made by this harness from the local files; it never "
         "went through the services and lies outside the privacy guarantee.[/dim]"
@@ -46,32 +48,41 @@ def _figures(results: Results) -> Table:
     test, alone = results.test, results.local_only
     table = Table(title=f"Common test set: {test['n_encounters']:,} encounters of {test['n_patients']:,} patients")
     table.add_column("model")
-    for header, _name, _decimals in _COLUMNS:
+    judged = "accuracy_pooled" in test
+    columns = _WITH_ACCURACY if judged else _COLUMNS
+    if judged:
+        table.caption = (
+            "accuracy: at a probability of 0.5, mean of the hospitals, each on its own rows; pooled: all rows"
+        )
+    for header, _name, _decimals in columns:
         table.add_column(header, justify="right")
-    table.add_row(f"federated, {results.last.hospitals} hospitals", *_cells(test))
+
+    def add(label: str, figures: Mapping[str, float]) -> None:
+        cells = [f"{figures[name]:.{places}f}" if name in figures else "" for _header, name, places in columns]
+        table.add_row(label, *cells)
+
+    add(f"federated, {results.last.hospitals} hospitals", test)
     if results.test_sd is not None:
-        table.add_row(f"  standard deviation, {len(results.runs)} runs", *_cells(results.test_sd))
+        add(f"  standard deviation, {len(results.runs)} runs", results.test_sd)
     for label, kind in (("each hospital alone, mean", "mean"), ("each alone, weighted by rows", "weighted")):
         figures = {name: alone[f"{name}_{kind}"] for name in ("auroc", "auprc")}
-        table.add_row(label, *_cells(figures))
+        if kind == "mean" and "accuracy_client_mean" in alone:
+            figures["accuracy_client_mean"] = alone["accuracy_client_mean"]
+        add(label, figures)
     return table
 
 
-def _cells(figures: Mapping[str, float]) -> list[str]:
-    return [f"{figures[name]:.{decimals}f}" if name in figures else "" for _header, name, decimals in _COLUMNS]
-
-
-def _repetition(results: Results) -> str:
+def _repetition(results: Results, data: DemoData) -> str:
     """What the deviation is of, so that nobody takes it for more."""
     runs = len(results.runs)
-    if results.last.privacy is None:
-        differs = "nothing by intention, for there is no noise"
-    else:
-        differs = "the noise, drawn afresh"
+    noise = "" if results.last.privacy is None else "the noise, drawn afresh"
+    differs = " and ".join(part for part in (noise, data.seeded) if part) or (
+        "nothing by intention, for there is no noise"
+    )
+    same = "cohort, partition and initial values" if data.seeded else "cohort, partition, split and initial values"
     return (
         f"Means over {runs} runs, each on a stack of its own with fresh ledgers: [bold]one release, imagined {runs} "
-        f"times[/bold]. What differs between the runs: {differs}; cohort, partition, split and initial values are the "
-        "same."
+        f"times[/bold]. What differs between the runs: {differs}; {same} are the same."
     )
 
 

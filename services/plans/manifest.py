@@ -185,6 +185,9 @@ class PlanManifest(Strict):
     encoding: Encoding
     metrics: Metrics | None
     feature_schema: FeatureSchema
+    # `local`: each hospital centres and scales every coordinate by mean and standard deviation of its own training rows
+    # besides, and keeps these constants to itself. They depend on patients: refused with privacy.
+    standardisation: Literal["schema", "local"] = "schema"
     # Names of the schema's columns that the model uses, in the order of its coordinates.
     features: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=2000)]
 
@@ -222,6 +225,11 @@ class PlanManifest(Strict):
             self.algorithm.kind == "gradient_descent",
             f"algorithm.kind = {self.algorithm.kind!r} is refused with privacy: it has no per-patient bound; "
             "use 'gradient_descent' or set privacy to null",
+        )
+        self.require(
+            self.standardisation == "schema",
+            "standardisation = 'local' is refused with privacy: a patient moves the constants, which no noise covers; "
+            "use 'schema', whose centres and scales are public",
         )
         complete = self.metrics is None or (self.metrics.epsilon is not None and self.metrics.delta is not None)
         self.require(complete, "metrics.epsilon and metrics.delta are required with privacy: metrics are a release too")

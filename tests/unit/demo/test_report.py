@@ -6,11 +6,12 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from services.demo.datasets import DemoData
-from services.demo.evaluation import LocalOnly, TestScores
+from services.demo.evaluation import Accuracy, LocalOnly, TestScores, accuracy
 from services.demo.report import PrivacyFacts, Report, Results, write_report
 from services.demo.summary import print_summary
 
@@ -78,3 +79,18 @@ def test_the_summary_says_what_the_deviation_is_of(private: bool) -> None:
     assert ("the noise, drawn afresh" in text) == private
     print_summary(console, Results(runs[:1]), Path("demo"), DATA)
     assert "imagined" not in console.export_text()
+
+
+def test_accuracy_is_reported_where_it_says_something() -> None:
+    y = np.array([1, 0, 1, 1, 0, 1], dtype=np.float32)
+    probability = np.array([0.9, 0.2, 0.4, 0.7, 0.8, 0.51])
+    figures = accuracy(y, probability, np.array([0, 0, 0, 0, 1, 1]))
+    # Three of four right at the first hospital, one of two at the second.
+    assert figures.client_mean == pytest.approx(0.625)
+    assert figures.pooled == pytest.approx(4 / 6)
+    judged = replace(RUNS[0], test=replace(RUNS[0].test, accuracy=Accuracy(0.625, 0.75)))
+    assert judged.as_dict()["test"]["accuracy_client_mean"] == 0.625
+    assert "accuracy_pooled" not in RUNS[0].as_dict()["test"]
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_summary(console, Results((judged,)), Path("demo"), DATA)
+    assert "0.6250" in console.export_text()
