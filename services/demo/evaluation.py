@@ -1,7 +1,7 @@
 """Compares models on the common test set, from the local files: outside every privacy guarantee, never sent."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -18,10 +18,14 @@ _REGULARISATIONS: Final = (0.001, 0.01, 0.1, 1.0)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of rows on the right side of a probability of 0.5: the mean of the hospitals' shares, and of all rows."""
+    """Share of rows on the right side of a probability of 0.5: the mean of the hospitals' shares, and of all rows.
+
+    personalised: as client_mean, each hospital with its own model; None where there is none.
+    """
 
     client_mean: float
     pooled: float
+    personalised: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class TestScores:
         figures = {name: value for name, value in asdict(self).items() if name != "accuracy"}
         if self.accuracy is not None:
             figures |= {"accuracy_client_mean": self.accuracy.client_mean, "accuracy_pooled": self.accuracy.pooled}
+            if self.accuracy.personalised is not None:
+                figures["accuracy_client_mean_personalised"] = self.accuracy.personalised
         return figures
 
 
@@ -92,6 +98,20 @@ def score(
         n_patients=patients,
         accuracy=None if owner is None else accuracy(y, probability, owner),
     )
+
+
+def with_personal(
+    scores: TestScores, test: Rows, owner: NDArray[np.int64], probabilities: Sequence[NDArray[np.float64]]
+) -> TestScores:
+    """The scores with the accuracy of personal models, each on its own hospital's rows.
+
+    probabilities: those of each hospital's own model for all test rows, in the order of `owner`'s numbers.
+    """
+    if scores.accuracy is None:
+        return scores
+    own = np.choose(owner, probabilities)
+    personalised = accuracy(test.y, own, owner).client_mean
+    return replace(scores, accuracy=replace(scores.accuracy, personalised=personalised))
 
 
 def pooled_test(datasets: Sequence[Dataset]) -> Rows:

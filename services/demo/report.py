@@ -60,6 +60,8 @@ class Report:
     parameters: int
     processes: int
     audit_entries: int
+    # Hospitals whose own model differs from the shared one; None where the plan makes none.
+    personal_models: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         overhead = np.array(self.round_overhead_s or [float("nan")])
@@ -84,6 +86,7 @@ class Report:
             "upload_bytes_per_parameter": round(self.upload_bytes / self.parameters, 2),
             "processes": self.processes,
             "audit_entries": self.audit_entries,
+            **({} if self.personal_models is None else {"personal_models": self.personal_models}),
         }
 
 

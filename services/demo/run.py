@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
 from fedmesh.registry.v1 import registry_pb2
-from numpy.typing import NDArray
 from rich.console import Console
 
 from services.cli.mesh import stub
@@ -23,8 +21,9 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call, stream
 from services.common.ids import new_id
 from services.demo import datasets, heart
+from services.demo.comparison import Comparison, compare
 from services.demo.datasets import DemoData
-from services.demo.evaluation import local_only, owners_of_test, pooled_test, score
+from services.demo.personal import personal_models
 from services.demo.progress import Progress, watch_job
 from services.demo.report import PrivacyFacts, Report, Results, write_predictions, write_report
 from services.demo.summary import print_summary
@@ -32,7 +31,7 @@ from services.demo.view import View
 from services.embedded.guard import Guard
 from services.embedded.memory import PeakMemory
 from services.embedded.stack import COMPILER, Stack
-from services.hospital_node.sources.dataset import Dataset, Rows
+from services.hospital_node.sources.dataset import Dataset
 from services.hospital_node.sources.mapping import PartitionFile
 from services.hospital_node.sources.reader import read_dataset
 from services.plans.document import validate
@@ -68,12 +67,11 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class _Run:
-    """One finished run: its report, and the final model's scores (float64 [n]) of the common test rows."""
+    """One finished run."""
 
     data: DemoData
     report: Report
-    test: Rows
-    probability: NDArray[np.float64]
+    found: Comparison
 
 
 def choose_plan(options: DemoOptions) -> PlanManifest:
@@ -140,7 +138,7 @@ def run_demo(options: DemoOptions, console: Console) -> Results:
     if options.report is not None:
         write_report(results, options.report)
     if options.predictions is not None:
-        write_predictions(options.predictions, run.test, run.probability)
+        write_predictions(options.predictions, run.found.test, run.found.probability)
     write_report(results, options.folder / "report.json")
     print_summary(console, results, options.folder, run.data)
     return results
@@ -199,10 +197,9 @@ def _train_and_compare(
             job_id, startup_s = asyncio.run(_drive(stack, plan, progress, view, started))
         with console.status("Comparing with each hospital alone ..."):
             trained = asyncio.run(_collect(stack, job_id, progress.hospitals[0]))
-            sets = reading.result()
-            test = pooled_test(sets)
-            owner = owners_of_test(sets) if data.judged_by_accuracy else None
-            probability = _predict(plan, trained.state, test.x)
+            own = None if plan.personalisation is None else personal_models(stack, ids, job_id, trained.version)
+            accurate = data.judged_by_accuracy
+            found = compare(plan, reading.result(), trained.state, own, judged_by_accuracy=accurate)
             memory.sample()
             report = Report(
                 dataset=data.name,
@@ -212,8 +209,8 @@ def _train_and_compare(
                 rounds=len(progress.rounds),
                 burnt_rounds=sum(done.burnt for done in progress.rounds),
                 model_version=trained.version,
-                test=score(test.y, probability, test.patients, owner),
-                local_only=local_only(sets, test, owner),
+                test=found.scores,
+                local_only=found.local_only,
                 privacy=_privacy_facts(plan, len(ids), progress),
                 wall_s=time.monotonic() - started,
                 startup_s=startup_s,
@@ -223,8 +220,9 @@ def _train_and_compare(
                 parameters=plan.vector_length,
                 processes=sum(part.running for part in stack.status() if part.name != COMPILER),
                 audit_entries=trained.audit_entries,
+                personal_models=found.personal_models,
             )
-    return _Run(data, report, test, probability)
+    return _Run(data, report, found)
 
 
 def _hospital_ids(data: DemoData) -> dict[str, str]:
@@ -375,12 +373,6 @@ def read_all(data: DemoData, plan: PlanManifest) -> list[Dataset]:
         read_dataset(data.encounters, plan, partition=PartitionFile(path=data.partition, hospital=value))
         for value in data.hospitals
     ]
-
-
-def _predict(plan: PlanManifest, state: bytes, x: Any) -> Any:
-    from services.hospital_node.training.trainer import predict
-
-    return predict(plan, state, x)
 
 
 def _noise_epsilon(plan: PlanManifest, hospitals: int) -> Callable[[int], float]:

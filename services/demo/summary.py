@@ -31,6 +31,12 @@ def print_summary(console: Console, results: Results, folder: Path, data: DemoDa
         f"[dim]Data: {data.description}. The test comparison is made by this harness from the local files; it never "
         "went through the services and lies outside the privacy guarantee.[/dim]"
     )
+    if results.last.personal_models is not None:
+        console.print(
+            f"Personal models: {results.last.personal_models} of {results.last.hospitals} hospitals have one that is "
+            f"better on their own validation records{_of_last(results)}; any other uses the shared one. None left its "
+            "hospital."
+        )
     _print_privacy(console, results)
     _print_run(console, results)
     console.print(f"\nLook next (the data stays in {folder} until the next demo):")
@@ -64,6 +70,11 @@ def _figures(results: Results) -> Table:
     add(f"federated, {results.last.hospitals} hospitals", test)
     if results.test_sd is not None:
         add(f"  standard deviation, {len(results.runs)} runs", results.test_sd)
+    personal = "accuracy_client_mean_personalised"
+    if personal in test:
+        add("each with its own version", {"accuracy_client_mean": test[personal]})
+        if results.test_sd is not None:
+            add(f"  standard deviation, {len(results.runs)} runs", {"accuracy_client_mean": results.test_sd[personal]})
     for label, kind in (("each hospital alone, mean", "mean"), ("each alone, weighted by rows", "weighted")):
         figures = {name: alone[f"{name}_{kind}"] for name in ("auroc", "auprc")}
         if kind == "mean" and "accuracy_client_mean" in alone:
@@ -86,15 +97,18 @@ def _repetition(results: Results, data: DemoData) -> str:
     )
 
 
+def _of_last(results: Results) -> str:
+    return " in the last run" if len(results.runs) > 1 else ""
+
+
 def _print_privacy(console: Console, results: Results) -> None:
     facts = results.last.privacy
     if facts is None:
         console.print("Privacy: [yellow]none[/yellow]. This version is marked and can never be promoted.")
         return
-    of = " in the last run" if len(results.runs) > 1 else ""
     console.print(
         f"Privacy: each patient (epsilon {facts.epsilon:g}, delta {facts.delta:g}) against {facts.colluders} "
-        f"colluding hospitals; spent {facts.spent:.3f} in {facts.attempts} charged attempts{of}."
+        f"colluding hospitals; spent {facts.spent:.3f} in {facts.attempts} charged attempts{_of_last(results)}."
     )
 
 

@@ -172,6 +172,25 @@ class Metrics(Strict):
         return self.require(low < high, f"logit_range [{low}, {high}] must be [low, high]")
 
 
+class Personalisation(Strict):
+    """A model of each hospital's own, made by the hospital from the job's last version; it never leaves the hospital.
+
+    `proximal_weights` are the strengths with which it is held to the shared model (Li et al. 2021, Ditto); the hospital
+    chooses among them, and the shared model itself, on its validation rows. It is no release: with privacy too it costs
+    nothing, and is not covered by the guarantee.
+    """
+
+    proximal_weights: Annotated[
+        tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...], Field(min_length=1, max_length=16)
+    ]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return self.require(
+            len(set(self.proximal_weights)) == len(self.proximal_weights), "proximal_weights: a weight appears twice"
+        )
+
+
 class PlanManifest(Strict):
     """One plan, self-contained. Build it with `load_manifest` or `parse_manifest`."""
 
@@ -188,6 +207,7 @@ class PlanManifest(Strict):
     # `local`: each hospital centres and scales every coordinate by mean and standard deviation of its own training rows
     # besides, and keeps these constants to itself. They depend on patients: refused with privacy.
     standardisation: Literal["schema", "local"] = "schema"
+    personalisation: Personalisation | None = None
     # Names of the schema's columns that the model uses, in the order of its coordinates.
     features: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=2000)]
 
@@ -197,6 +217,10 @@ class PlanManifest(Strict):
         self.require(
             isinstance(self.model, IntegerVector) == isinstance(self.algorithm, SumOnly),
             "model.family = 'integer_vector' and algorithm.kind = 'sum_only' go together",
+        )
+        self.require(
+            self.personalisation is None or isinstance(self.model, LogisticModel),
+            f"personalisation must be null for model.family = {self.model.family!r}",
         )
         self._check_privacy()
         return self._check_range()

@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from services.demo.datasets import DemoData
-from services.demo.evaluation import Accuracy, LocalOnly, TestScores, accuracy
+from services.demo.evaluation import Accuracy, LocalOnly, TestScores, accuracy, score, with_personal
 from services.demo.report import PrivacyFacts, Report, Results, write_report
 from services.demo.summary import print_summary
+from services.hospital_node.sources.dataset import Rows
 
 AUROCS = (0.61, 0.64, 0.70)
 DATA = DemoData("synthetic", Path("rows"), Path("partition"), ("0", "1", "2", "3"), synthetic=True)
@@ -93,4 +94,32 @@ def test_accuracy_is_reported_where_it_says_something() -> None:
     assert "accuracy_pooled" not in RUNS[0].as_dict()["test"]
     console = Console(width=200, record=True, file=io.StringIO())
     print_summary(console, Results((judged,)), Path("demo"), DATA)
-    assert "0.6250" in console.export_text()
+    text = console.export_text()
+    assert "0.6250" in text
+    assert "own version" not in text
+
+
+def test_personal_models_count_on_their_own_hospitals_rows() -> None:
+    test = Rows(
+        x=np.zeros((4, 1), dtype=np.float32),
+        y=np.array([1, 1, 0, 0], dtype=np.float32),
+        patient=np.arange(4),
+        patients=4,
+        encounter_ids=np.array(list("abcd"), dtype=np.object_),
+        patient_ids=np.array(list("abcd"), dtype=np.object_),
+    )
+    owner = np.array([0, 0, 1, 1])
+    shared = score(test.y, np.array([0.4, 0.6, 0.4, 0.6]), 4, owner)
+    always, never = np.full(4, 0.9), np.array([0.1, 0.1, 0.1, 0.8])
+    scores = with_personal(shared, test, owner, [always, never])
+    # The first hospital says always 1, and is right twice; the second is right once in two.
+    assert scores.as_dict()["accuracy_client_mean_personalised"] == pytest.approx(0.75)
+    assert scores.as_dict()["accuracy_client_mean"] == pytest.approx(0.5)
+    judged = replace(RUNS[0], test=scores, personal_models=1)
+    assert judged.as_dict()["personal_models"] == 1
+    assert "personal_models" not in RUNS[0].as_dict()
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_summary(console, Results((judged, judged)), Path("demo"), DATA)
+    text = console.export_text()
+    assert "0.7500" in text
+    assert "1 of 4 hospitals" in text
