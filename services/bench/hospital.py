@@ -73,6 +73,9 @@ class VectorTrainer:
     def states_close(self, a: bytes, b: bytes) -> bool:
         return a == b
 
+    def personalise(self, state: bytes) -> bytes:
+        raise FedmeshError(Code.WRONG_STATE, "a plan of integer vectors makes no personal models")
+
 
 def _round(state: bytes) -> int:
     magic, round_number = _HEADER.unpack_from(state)

@@ -31,14 +31,32 @@ stack.register(app)
 @app.command()
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="Folder with diabetes-130 files: diabetic_data.parquet, partition15.csv")
+        Path | None,
+        typer.Option(
+            help="Folder with diabetes-130 files (diabetic_data.parquet, partition15.csv) or with UCI Heart Disease "
+            "(processed.cleveland.data and the three others)"
+        ),
     ] = None,
     dataset: Annotated[
         str, typer.Option(help="`synthetic` (made here) or `diabetes130` (fetched from OpenML)")
     ] = "synthetic",
-    privacy: Annotated[str, typer.Option(help="Epsilon for each patient, such as 0.5, or `none`")] = "0.5",
+    privacy: Annotated[
+        str | None,
+        typer.Option(help="Epsilon for each patient, or `none`; by default 0.5, and `none` for heart data"),
+    ] = None,
     hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospitals of the synthetic cohort")] = 15,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; the plan's own number by default")] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=100,
+            help="Runs, each on a fresh stack with fresh ledgers: one release imagined so many times. The report then "
+            "has means and standard deviations. The noise is always fresh. With heart data a seed (0, 1, ...) decides "
+            "which training records are held out for validation. Cohort, partition into hospitals, test set and the "
+            "plan's initial values are the same in every run",
+        ),
+    ] = 1,
     report: Annotated[Path | None, typer.Option(help="Write the report to this JSON file")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write test predictions to this CSV file")] = None,
     folder: Annotated[
@@ -46,11 +64,12 @@ def demo(
     ] = stack.DEMO_DIR,
 ) -> None:
     """Train one model across hospital processes on this machine, and compare it with each hospital alone."""
-    from services.demo.run import DemoOptions, run_demo
+    from services.demo.run import DemoOptions, default_privacy, run_demo
 
     if dataset not in ("synthetic", "diabetes130"):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"--dataset {dataset}: use synthetic or diabetes130")
-    options = DemoOptions(folder, data, dataset, hospitals, _epsilon(privacy), rounds, report, predictions)
+    epsilon = default_privacy(data) if privacy is None else _epsilon(privacy)
+    options = DemoOptions(folder, data, dataset, hospitals, epsilon, rounds, report, predictions, seeds)
     run_demo(options, Console())
 
 

@@ -1,4 +1,7 @@
-"""Where the demonstration's data comes from: made here, read from a folder, or fetched from OpenML."""
+"""Where the demonstration's data comes from: made here, read from a folder, or fetched from OpenML.
+
+`heart` prepares what is read from a folder with UCI Heart Disease.
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,15 +13,16 @@ import duckdb
 import numpy as np
 
 from services.common.errors import Code, FedmeshError
-from services.demo import openml
+from services.demo import heart, openml
 from services.demo.storage import storing, write_table, write_text
 from services.demo.synthetic import SIZES, CohortFiles, generate
 from services.hospital_node.sources.mapping import PartitionFile
-from services.hospital_node.sources.reader import check_columns
+from services.hospital_node.sources.reader import check_columns, read_dataset
 from services.plans.manifest import PlanManifest
 
 SYNTHETIC: Final = "synthetic"
 DIABETES130: Final = "diabetes130"
+HEART: Final = "heart"
 _OPENML_ID: Final = 4541
 # Beside the files of a cohort that a demonstration wrote: which one it is.
 _MARK: Final = "source.txt"
@@ -38,7 +42,19 @@ class DemoData:
     def description(self) -> str:
         if self.synthetic:
             return "SYNTHETIC cohort (nobody in it exists)"
+        if self.name == HEART:
+            return "UCI Heart Disease: real patients of real hospitals, which referred them for angiography"
         return f"{self.name}: real encounters, hospitals assigned by a synthetic partition"
+
+    @property
+    def judged_by_accuracy(self) -> bool:
+        """Whether the share of right answers says anything: not where one outcome is rare."""
+        return self.name == HEART
+
+    @property
+    def seeded(self) -> str:
+        """What the seed of a run decides in the data; empty when it decides nothing."""
+        return "which training records are held out for validation" if self.name == HEART else ""
 
 
 def synthetic(folder: Path, hospitals: int) -> DemoData:
@@ -58,12 +74,30 @@ def from_folder(folder: Path, plan: PlanManifest) -> DemoData:
 
     Raises: FedmeshError(DATA_INVALID) naming the file or the columns that the plan misses.
     """
-    encounters = _first(folder, ("diabetic_data.parquet", "diabetic_data.csv"), "the encounters")
+    encounters = _first(
+        folder,
+        ("diabetic_data.parquet", "diabetic_data.csv"),
+        "the encounters",
+        f" (or {heart.file_name(heart.HOSPITALS[0])} and the others of UCI Heart Disease)",
+    )
     partition = _first(folder, ("partition15.csv", "partition.csv"), "the partition (patient_nbr,hospital,split)")
     name = _marked(folder) or DIABETES130
     # Here, where the person waits, and not at the hospitals: those would only decline the job.
     check_columns(encounters, plan, PartitionFile(partition, hospital=""))
     return _described(name, CohortFiles(encounters, partition))
+
+
+def heart_hospitals(source: Path, folder: Path, plan: PlanManifest, seed: int) -> DemoData:
+    """Prepare UCI Heart Disease from its four files in a folder of the demonstration's own.
+
+    seed: decides which training records are held out for validation, and nothing else.
+
+    Raises: FedmeshError: as `heart.prepare`, and as `read_dataset` for cells that the schema does not allow.
+    """
+    described = _described(HEART, heart.prepare(source, folder, seed))
+    for hospital in described.hospitals:
+        read_dataset(described.encounters, plan, partition=PartitionFile(described.partition, hospital))
+    return described
 
 
 def fetch_openml(
@@ -128,13 +162,13 @@ def _marked(folder: Path) -> str | None:
     return name
 
 
-def _first(folder: Path, names: tuple[str, ...], what: str) -> Path:
+def _first(folder: Path, names: tuple[str, ...], what: str, otherwise: str = "") -> Path:
     if not folder.is_dir():
         raise FedmeshError(Code.DATA_INVALID, f"there is no folder {folder}")
     for name in names:
         if (folder / name).is_file():
             return (folder / name).absolute()
-    raise FedmeshError(Code.DATA_INVALID, f"{folder} lacks {what}: expected {' or '.join(names)}")
+    raise FedmeshError(Code.DATA_INVALID, f"{folder} lacks {what}: expected {' or '.join(names)}{otherwise}")
 
 
 def _described(name: str, files: CohortFiles) -> DemoData:

@@ -1,15 +1,15 @@
-"""The demonstration's report: the same facts for people (a summary) and for machines (JSON, CSV)."""
+"""What the demonstration found out, for machines: JSON and CSV. For people: `summary`."""
 
 import csv
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from services.common.errors import Code, FedmeshError
 from services.demo.evaluation import LocalOnly, TestScores
@@ -59,6 +59,8 @@ class Report:
     parameters: int
     processes: int
     audit_entries: int
+    # Hospitals whose own model differs from the shared one; None where the plan makes none.
+    personal_models: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         overhead = np.array(self.round_overhead_s or [float("nan")])
@@ -83,12 +85,73 @@ class Report:
             "upload_bytes_per_parameter": round(self.upload_bytes / self.parameters, 2),
             "processes": self.processes,
             "audit_entries": self.audit_entries,
+            **({} if self.personal_models is None else {"personal_models": self.personal_models}),
         }
 
 
-def write_report(report: Report, path: Path) -> None:
+@dataclass(frozen=True)
+class Results:
+    """The reports of one run or more, in the order of their seeds. With several, figures are means over them."""
+
+    runs: tuple[Report, ...]
+
+    @property
+    def last(self) -> Report:
+        return self.runs[-1]
+
+    @property
+    def test(self) -> dict[str, float]:
+        """Mean of every test figure."""
+        return mean([run.test.as_dict() for run in self.runs])
+
+    @property
+    def test_sd(self) -> dict[str, float] | None:
+        """Sample standard deviation (ddof 1) of every test figure; None after one run."""
+        if len(self.runs) == 1:
+            return None
+        # From the mean that is reported: what is the same everywhere then deviates by exactly nothing.
+        centre, figures = self.test, [run.test.as_dict() for run in self.runs]
+        return {
+            name: math.sqrt(sum((figure[name] - centre[name]) ** 2 for figure in figures) / (len(figures) - 1))
+            for name in centre
+        }
+
+    @property
+    def local_only(self) -> dict[str, float]:
+        """Mean of every figure of the hospitals alone."""
+        return mean([run.local_only.as_dict() for run in self.runs])
+
+    @property
+    def wall_s(self) -> float:
+        return sum(run.wall_s for run in self.runs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """After several runs: means, the whole duration, the highest memory; everything else is the last run's."""
+        if len(self.runs) == 1:
+            return self.last.as_dict()
+        return {
+            **self.last.as_dict(),
+            "seeds": len(self.runs),
+            "test": self.test,
+            "test_sd": self.test_sd,
+            "local_only": self.local_only,
+            "wall_s": round(self.wall_s, 2),
+            "peak_memory_mb": round(max(run.peak_memory_mb for run in self.runs), 1),
+        }
+
+
+def mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every figure; what is the same everywhere stays as it is (counts stay whole numbers)."""
+    means = {}
+    for name, first in figures[0].items():
+        values = [figure[name] for figure in figures]
+        means[name] = first if values.count(first) == len(values) else float(np.mean(values))
+    return means
+
+
+def write_report(results: Results, path: Path) -> None:
     """Write the report as JSON. Raises: FedmeshError(STORE_FULL) when the file cannot be written."""
-    _write(path, json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n")
+    _write(path, json.dumps(results.as_dict(), indent=2, allow_nan=False) + "\n")
 
 
 def write_predictions(path: Path, test: Rows, probability: NDArray[np.float64]) -> None:
@@ -108,51 +171,3 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FedmeshError(Code.STORE_FULL, f"cannot write {path}: {error.strerror}") from error
-
-
-def print_summary(console: Console, report: Report, folder: Path, description: str) -> None:
-    """The summary that a person sees when the run is over."""
-    test, alone = report.test, report.local_only
-    table = Table(title=f"Common test set: {test.n_encounters:,} encounters of {test.n_patients:,} patients")
-    for column in ("model", "AUROC", "AUPRC", "Brier", "recall@10%"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    table.add_row(
-        f"federated, {report.hospitals} hospitals",
-        f"{test.auroc:.4f}",
-        f"{test.auprc:.4f}",
-        f"{test.brier:.4f}",
-        f"{test.recall_at_10pct:.3f}",
-    )
-    table.add_row("each hospital alone, mean", f"{alone.auroc_mean:.4f}", f"{alone.auprc_mean:.4f}", "", "")
-    table.add_row("each alone, weighted by rows", f"{alone.auroc_weighted:.4f}", f"{alone.auprc_weighted:.4f}", "", "")
-    console.print()
-    console.print(table)
-    console.print(
-        f"[dim]Data: {description}. The test comparison is made by this harness from the local files; it never went "
-        "through the services and lies outside the privacy guarantee.[/dim]"
-    )
-    if report.privacy is not None:
-        facts = report.privacy
-        console.print(
-            f"Privacy of each patient: {facts.guarantee}, against the centre and {facts.guarantee.colluders} colluding "
-            f"hospitals; {facts.attempts} charged attempts have spent {facts.spent}."
-        )
-    else:
-        console.print("Privacy: [yellow]none[/yellow]. This version is marked and can never be promoted.")
-    numbers = report.as_dict()
-    console.print(
-        f"Ran {report.rounds} rounds in {report.wall_s:.0f} s ({report.startup_s:.0f} s start-up) with "
-        f"{report.processes} processes, {report.peak_memory_mb / 1024:.1f} GiB at the peak; sealed to committed "
-        f"{numbers['round_overhead_s']['p50']:.2f} s (p50), {numbers['round_overhead_s']['p99']:.2f} s (p99); "
-        f"{report.audit_entries} audit entries."
-    )
-    console.print(f"\nLook next (the data stays in {folder} until the next demo):")
-    for command, what in (
-        ("fedmesh models", "the model versions and how each came to be"),
-        ("fedmesh rounds", "every committed round"),
-        ("fedmesh audit status", "how far the hospitals have witnessed the audit log"),
-        ("fedmesh audit export --out DIR", "the audit log as files"),
-        ("fedmesh audit verify DIR", "check them offline"),
-        ("fedmesh privacy ledger", "what each hospital spent on its patients"),
-    ):
-        console.print(f"  [bold]uv run {command}[/bold]  {what}")

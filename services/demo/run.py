@@ -21,11 +21,13 @@ from services.cli.mesh import stub
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call, stream
 from services.common.ids import new_id
-from services.demo import datasets
+from services.demo import datasets, heart
+from services.demo.comparison import Comparison, compare
 from services.demo.datasets import DemoData
-from services.demo.evaluation import local_only, pooled_test, score
+from services.demo.personal import personal_models
 from services.demo.progress import Progress, watch_job
-from services.demo.report import PrivacyFacts, Report, print_summary, write_predictions, write_report
+from services.demo.report import PrivacyFacts, Report, Results, write_predictions, write_report
+from services.demo.summary import print_summary
 from services.demo.view import View
 from services.embedded.guard import Guard
 from services.embedded.memory import PeakMemory
@@ -55,7 +57,7 @@ MEMORY_LOOK_S: Final = 2.0
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the command line chose. privacy: the epsilon, or None for a run without."""
+    """What the command line chose. privacy: the epsilon, or None for a run without. seeds: how many runs."""
 
     folder: Path
     data: Path | None = None
@@ -65,14 +67,25 @@ class DemoOptions:
     rounds: int | None = None
     report: Path | None = None
     predictions: Path | None = None
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One finished run."""
+
+    data: DemoData
+    report: Report
+    found: Comparison
 
 
 def choose_plan(options: DemoOptions) -> PlanManifest:
-    """The shipped readmission plan, with or without privacy, at the asked epsilon and number of rounds.
+    """The shipped plan for the data, with or without privacy, at the asked epsilon and number of rounds.
 
-    Raises: FedmeshError(PLAN_INVALID) for an epsilon or a number of rounds that no plan may have.
+    Raises: FedmeshError: PLAN_INVALID for an epsilon or a number of rounds that no plan may have; PRIVACY_REFUSED for
+        heart data with privacy.
     """
-    plan = shipped_plan("readmission-logistic" if options.privacy is None else "readmission-logistic-private")
+    plan = shipped_plan(_plan_name(options))
     changed = json.loads(canonical_bytes(plan))
     if options.privacy is not None:
         changed["privacy"]["epsilon"] = options.privacy
@@ -83,8 +96,26 @@ def choose_plan(options: DemoOptions) -> PlanManifest:
     return validate(PlanManifest, changed, f"plan {plan.name}", Code.PLAN_INVALID)
 
 
-def prepare_data(options: DemoOptions, plan: PlanManifest, say: Callable[[str], None]) -> DemoData:
+def default_privacy(data: Path | None) -> float | None:
+    """The epsilon of a run that does not state one: 0.5, but none on the public heart data, whose plan has none."""
+    return None if data is not None and heart.is_heart(data) else 0.5
+
+
+def _plan_name(options: DemoOptions) -> str:
+    if options.data is not None and heart.is_heart(options.data):
+        if options.privacy is not None:
+            raise FedmeshError(
+                Code.PRIVACY_REFUSED,
+                "the heart plan scales by each hospital's own data, which no noise covers: use --privacy none",
+            )
+        return "heart-logistic"
+    return "readmission-logistic" if options.privacy is None else "readmission-logistic-private"
+
+
+def prepare_data(options: DemoOptions, plan: PlanManifest, say: Callable[[str], None], seed: int = 0) -> DemoData:
     """The data to train on: given, made, or fetched. Raises: as the functions of `datasets`."""
+    if options.data is not None and heart.is_heart(options.data):
+        return datasets.heart_hospitals(options.data, options.folder / "data" / datasets.HEART, plan, seed)
     if options.data is not None:
         return datasets.from_folder(options.data, plan)
     # A folder each: one kind must not be taken for the other.
@@ -94,18 +125,36 @@ def prepare_data(options: DemoOptions, plan: PlanManifest, say: Callable[[str], 
     return datasets.synthetic(folder, options.hospitals)
 
 
-def run_demo(options: DemoOptions, console: Console) -> Report:
-    """Run the whole demonstration and return its report. Whatever happens, nothing is left running.
+def run_demo(options: DemoOptions, console: Console) -> Results:
+    """Run the whole demonstration, once for each seed, and return what it found. Nothing is left running.
 
     Raises: FedmeshError: bad options or data, a part that did not start, or a failed job (INTERNAL).
     """
-    started = time.monotonic()
     for path in (options.report, options.predictions):
         _require_writable(path)
     plan = choose_plan(options)
+    reports = []
+    for seed in range(options.seeds):
+        if options.seeds > 1:
+            console.rule(f"run {seed + 1} of {options.seeds}")
+        run = _run_once(options, console, plan, seed)
+        reports.append(run.report)
+    results = Results(tuple(reports))
+    if options.report is not None:
+        write_report(results, options.report)
+    if options.predictions is not None:
+        write_predictions(options.predictions, run.found.test, run.found.probability)
+    write_report(results, options.folder / "report.json")
+    print_summary(console, results, options.folder, run.data)
+    return results
+
+
+def _run_once(options: DemoOptions, console: Console, plan: PlanManifest, seed: int) -> _Run:
+    """One run on a stack made anew, with ledgers of its own. Whatever happens, nothing is left running."""
+    started = time.monotonic()
     # What is wrong with the data, or with the way to it, is said before the last demonstration is thrown away.
     with console.status("Preparing the data ..."):
-        data = prepare_data(options, plan, lambda text: console.print(text))
+        data = prepare_data(options, plan, lambda text: console.print(text), seed)
     folder = options.folder.absolute()
     Stack(folder / "stack").destroy()
     guard = Guard()
@@ -140,7 +189,7 @@ def _train_and_compare(
     plan: PlanManifest,
     started: float,
     memory: PeakMemory,
-) -> Report:
+) -> _Run:
     ids = _hospital_ids(data)
     stack.found(ids)
     stack.start_hospitals(
@@ -149,15 +198,15 @@ def _train_and_compare(
     progress = Progress(tuple(ids), plan.rounds.count)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as reader:
         # The harness reads the hospitals' files for the comparison while they train.
-        reading = reader.submit(_read_all, data, plan)
+        reading = reader.submit(read_all, data, plan)
         title = f"fedmesh demo: {plan.name} at {len(ids)} hospitals, {data.name}"
         with View(console, title, _spent_after(plan, len(ids))) as view:
             job_id, startup_s = asyncio.run(_drive(stack, plan, progress, view, started))
         with console.status("Comparing with each hospital alone ..."):
             trained = asyncio.run(_collect(stack, job_id, progress.hospitals[0]))
-            sets = reading.result()
-            test = pooled_test(sets)
-            probability = _predict(plan, trained.state, test.x)
+            own = None if plan.personalisation is None else personal_models(stack, ids, job_id, trained.version)
+            accurate = data.judged_by_accuracy
+            found = compare(plan, reading.result(), trained.state, own, judged_by_accuracy=accurate)
             memory.sample()
             report = Report(
                 dataset=data.name,
@@ -167,8 +216,8 @@ def _train_and_compare(
                 rounds=len(progress.rounds),
                 burnt_rounds=sum(done.burnt for done in progress.rounds),
                 model_version=trained.version,
-                test=score(test.y, probability, test.patients),
-                local_only=local_only(sets, test),
+                test=found.scores,
+                local_only=found.local_only,
                 privacy=_privacy_facts(plan, len(ids), progress),
                 wall_s=time.monotonic() - started,
                 startup_s=startup_s,
@@ -178,14 +227,9 @@ def _train_and_compare(
                 parameters=plan.vector_length,
                 processes=sum(part.running for part in stack.status() if part.name != COMPILER),
                 audit_entries=trained.audit_entries,
+                personal_models=found.personal_models,
             )
-    if options.report is not None:
-        write_report(report, options.report)
-    if options.predictions is not None:
-        write_predictions(options.predictions, test, probability)
-    write_report(report, options.folder / "report.json")
-    print_summary(console, report, options.folder, data.description)
-    return report
+    return _Run(data, report, found)
 
 
 def _hospital_ids(data: DemoData) -> dict[str, str]:
@@ -348,17 +392,12 @@ async def _settled_size(audit: Any, verifier: VerifierKey) -> int:
     return sizes[-1]
 
 
-def _read_all(data: DemoData, plan: PlanManifest) -> list[Dataset]:
+def read_all(data: DemoData, plan: PlanManifest) -> list[Dataset]:
+    """The data sets of all hospitals, as these read them."""
     return [
         read_dataset(data.encounters, plan, partition=PartitionFile(path=data.partition, hospital=value))
         for value in data.hospitals
     ]
-
-
-def _predict(plan: PlanManifest, state: bytes, x: Any) -> Any:
-    from services.hospital_node.training.trainer import predict
-
-    return predict(plan, state, x)
 
 
 def _spent_after(plan: PlanManifest, hospitals: int) -> Callable[[int], Guarantee] | None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -222,11 +223,22 @@ def deferred_interrupts() -> Iterator[None]:
             signal.raise_signal(held[0])
 
 
+# Until somebody listens on a port that was given out, the system would give it out again.
+_GIVEN: Final[deque[int]] = deque(maxlen=4096)
+
+
 def free_port() -> int:
-    """A loopback TCP port that was free a moment ago; whoever uses it must still cope with losing it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """A loopback TCP port that was free a moment ago, and none of those that this process was given shortly before.
+
+    Whoever uses it must still cope with losing it to another process.
+    """
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((LOOPBACK, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _GIVEN:
+            _GIVEN.append(port)
+            return port
 
 
 def require_free_port(port: int, user: str) -> None:

@@ -172,6 +172,25 @@ class Metrics(Strict):
         return self.require(low < high, f"logit_range [{low}, {high}] must be [low, high]")
 
 
+class Personalisation(Strict):
+    """A model of each hospital's own, made by the hospital from the job's last version; it never leaves the hospital.
+
+    `proximal_weights` are the strengths with which it is held to the shared model (Li et al. 2021, Ditto); the hospital
+    chooses among them, and the shared model itself, on its validation rows. It is no release: with privacy too it costs
+    nothing, and is not covered by the guarantee.
+    """
+
+    proximal_weights: Annotated[
+        tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...], Field(min_length=1, max_length=16)
+    ]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return self.require(
+            len(set(self.proximal_weights)) == len(self.proximal_weights), "proximal_weights: a weight appears twice"
+        )
+
+
 class PlanManifest(Strict):
     """One plan, self-contained. Build it with `load_manifest` or `parse_manifest`."""
 
@@ -185,6 +204,10 @@ class PlanManifest(Strict):
     encoding: Encoding
     metrics: Metrics | None
     feature_schema: FeatureSchema
+    # `local`: each hospital centres and scales every coordinate by mean and standard deviation of its own training rows
+    # besides, and keeps these constants to itself. They depend on patients: refused with privacy.
+    standardisation: Literal["schema", "local"] = "schema"
+    personalisation: Personalisation | None = None
     # Names of the schema's columns that the model uses, in the order of its coordinates.
     features: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=2000)]
 
@@ -194,6 +217,10 @@ class PlanManifest(Strict):
         self.require(
             isinstance(self.model, IntegerVector) == isinstance(self.algorithm, SumOnly),
             "model.family = 'integer_vector' and algorithm.kind = 'sum_only' go together",
+        )
+        self.require(
+            self.personalisation is None or isinstance(self.model, LogisticModel),
+            f"personalisation must be null for model.family = {self.model.family!r}",
         )
         self._check_privacy()
         return self._check_range()
@@ -222,6 +249,11 @@ class PlanManifest(Strict):
             self.algorithm.kind == "gradient_descent",
             f"algorithm.kind = {self.algorithm.kind!r} is refused with privacy: it has no per-patient bound; "
             "use 'gradient_descent' or set privacy to null",
+        )
+        self.require(
+            self.standardisation == "schema",
+            "standardisation = 'local' is refused with privacy: a patient moves the constants, which no noise covers; "
+            "use 'schema', whose centres and scales are public",
         )
         complete = self.metrics is None or (self.metrics.epsilon is not None and self.metrics.delta is not None)
         self.require(complete, "metrics.epsilon and metrics.delta are required with privacy: metrics are a release too")

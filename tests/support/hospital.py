@@ -52,6 +52,9 @@ class NumpyTrainer:
     def metrics(self, total: Int64Vector) -> dict[str, float | None]:
         return {"counted": float(total[self._manifest.train_length :].sum()), "auroc": None}
 
+    def personalise(self, state: bytes) -> bytes:
+        return (np.frombuffer(state) + self._seed).tobytes()
+
     def states_close(self, a: bytes, b: bytes) -> bool:
         if len(a) % 8 or len(b) % 8:
             raise FedmeshError(Code.INVALID_ARGUMENT, "not a state")
@@ -86,7 +89,7 @@ def changed_plan(name: str = "readmission-logistic-private", **changes: Any) -> 
     """A shipped plan with other rounds or privacy."""
     document = json.loads(_shipped(name))
     for section, values in changes.items():
-        document[section] = {**document[section], **values} if isinstance(values, dict) else values
+        document[section] = {**(document[section] or {}), **values} if isinstance(values, dict) else values
     return PlanManifest.model_validate_json(json.dumps(document))
 
 

@@ -75,6 +75,7 @@ FEDAVG: dict[str, Any] = {
     "privacy": None,
     "encoding": {"scale": 1 << 24},
     "metrics": {"every_rounds": 1, "score_bins": 32},
+    "personalisation": {"proximal_weights": [1, 0.1]},
 }
 
 

@@ -47,6 +47,10 @@ class Trainer(Protocol):
         """Whether two states agree within float tolerance."""
         ...
 
+    def personalise(self, state: bytes) -> bytes:
+        """This hospital's own model from the last state, by the plan's `personalisation`; it must not leave."""
+        ...
+
 
 @dataclass(frozen=True)
 class LocalJob:
@@ -451,6 +455,18 @@ class KeptEpoch:
     roster_sha256: str
     epoch: int
     since: datetime
+
+
+class PersonalStore(Protocol):
+    """This hospital's own models, sealed under a key of its own. Every method is durable on return."""
+
+    def save(self, job_id: str, version: int, model: bytes) -> None:
+        """Keep the personal model of a job, made from its version `version`. Raises: FedmeshError(STORE_FULL)."""
+        ...
+
+    def load(self, job_id: str, version: int) -> bytes | None:
+        """What was kept; None also when it is damaged or of another version, for it can be made again."""
+        ...
 
 
 class EpochStore(Protocol):

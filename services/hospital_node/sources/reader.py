@@ -12,6 +12,7 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, SplitName
 from services.hospital_node.sources.encoder import Cells, encode, encode_label, require_present
 from services.hospital_node.sources.mapping import MappedColumn, PartitionFile, SourceMapping
+from services.hospital_node.sources.standardise import standardised
 from services.hospital_node.sources.table import (
     ROW_NUMBER,
     as_text,
@@ -39,7 +40,7 @@ def read_dataset(
     mapping: SourceMapping | None = None,
     partition: PartitionFile | None = None,
 ) -> Dataset:
-    """Read `path` (Parquet or CSV, told apart by content) as the plan's features.
+    """Read `path` (Parquet or CSV, told apart by content) as the plan's features, standardised as the plan says.
 
     Only the columns that the plan uses, the ids, the label and the exclusions' columns are read. Cells of rows outside
     the cohort are not checked.
@@ -61,7 +62,7 @@ def read_dataset(
         raise FedmeshError(
             Code.DATA_INVALID, f"{path.name} changed while it was read; read it again once it is complete"
         )
-    return dataset
+    return standardised(dataset) if manifest.standardisation == "local" else dataset
 
 
 def check_columns(path: Path, manifest: PlanManifest, partition: PartitionFile) -> None:

@@ -11,6 +11,7 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
 from services.hospital_node.training.cache import compiled_plan
 from services.hospital_node.training.metrics import read_metrics
+from services.hospital_node.training.personal import personalise
 from services.hospital_node.training.runtime import GraphRunner, Tensor
 from services.hospital_node.training.state import State, initial_state, read_state
 from services.plans.manifest import MAX_HOSPITALS, PlanManifest
@@ -64,6 +65,10 @@ class Trainer:
         self._manifest = manifest
         self._metrics_rounds = frozenset(manifest.metrics_rounds)
         self._data = None if dataset is None else _load(manifest, dataset)
+        self._rows = None
+        if dataset is not None and manifest.personalisation is not None:
+            # All rows, also with privacy: what is made of them stays here.
+            self._rows = dataset.rows(SplitName.TRAIN), dataset.rows(SplitName.VALIDATION)
         artifact = compiled_plan(manifest, cache)
         self._work, self._update = GraphRunner(artifact.work), GraphRunner(artifact.update)
         self._modulus = Tensor(np.array(1 << manifest.encoding.bits, dtype=np.int64))
@@ -125,6 +130,16 @@ class Trainer:
         They judge the state that the round started from.
         """
         return read_metrics(self._manifest, total)
+
+    def personalise(self, state: bytes) -> bytes:
+        """This hospital's own version of a state; see `personal.personalise`. It must not leave the hospital.
+
+        Raises: FedmeshError(WRONG_STATE): no data set, or the plan has no personalisation; FedmeshError(
+            INVALID_ARGUMENT): not a state of this plan.
+        """
+        if self._rows is None:
+            raise FedmeshError(Code.WRONG_STATE, "this trainer has no data set, or its plan makes no personal models")
+        return personalise(self._manifest, state, *self._rows)
 
     def predict(self, state: bytes, x: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probability of the outcome for each row of x, float32 [n, features]: float64 [n]."""

@@ -3,12 +3,17 @@
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.tasks import Task
 from services.hospital_node.usecases.disk import on_disk
-from services.hospital_node.usecases.steps import Steps
+from services.hospital_node.usecases.personal import PersonalSteps
+from services.hospital_node.usecases.steps import Steps, Tools
 
 log = get_logger(__name__)
 
 
 class EndSteps(Steps):
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools)
+        self._personal = PersonalSteps(tools)
+
     async def committed(self, task: Task) -> None:
         """Adopt the committed state, byte for byte, and let go of what led to it."""
         await self._adopt(task, task.next_state_sha256)
@@ -25,16 +30,19 @@ class EndSteps(Steps):
         log.warning("version_burnt", attempt=str(task.attempt), reason=task.reason)
 
     async def job_ended(self, task: Task) -> None:
-        """Forget the job; its budget is free again only if nothing was ever sent."""
+        """Make the job's personal model and forget the job; its budget is free again only if nothing was ever sent."""
         job_id = task.attempt.job_id
-        self._t.jobs.close(job_id)
-        await self.sum(self._t.secure_sum.finish_job, job_id)
-        released = await on_disk(self._t.ledger.release, job_id)
-        self._t.spending.changed()
-        log.info("job_ended", job_id=job_id, reason=task.reason, budget_released=released)
-        if task.base_state_sha256:
-            # The end may overtake the last version's own task.
-            await self._adopt(task, task.base_state_sha256)
+        try:
+            await self.sum(self._t.secure_sum.finish_job, job_id)
+            released = await on_disk(self._t.ledger.release, job_id)
+            self._t.spending.changed()
+            log.info("job_ended", job_id=job_id, reason=task.reason, budget_released=released)
+            if task.base_state_sha256:
+                # The end may overtake the last version's own task.
+                await self._adopt(task, task.base_state_sha256)
+                await self._personal.personalise(task)
+        finally:
+            self._t.jobs.close(job_id)
 
     async def _finish(self, task: Task) -> None:
         await self.sum(self._t.secure_sum.finish, task.attempt)

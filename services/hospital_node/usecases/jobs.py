@@ -113,14 +113,18 @@ class Jobs:
 
         Raises: Verdict; FedmeshError from the registry.
         """
-        terms = (task.plan_id, task.cohort, task.roster_sha256)
-        session = self.session(task.attempt.job_id)
-        accepted = await session.accepted.get(terms, lambda: self._accept(task, patience_s))
+        accepted = await self.agreed(task, patience_s)
         if not 1 <= task.attempt.round <= accepted.manifest.rounds.count or task.base_version != task.attempt.round - 1:
             raise FedmeshError(
                 Code.WRONG_STATE, f"the plan has no round {task.attempt.round} on version {task.base_version}"
             )
         return accepted
+
+    async def agreed(self, task: Task, patience_s: float) -> Accepted:
+        """As `accept`, whatever round the task is of. Raises: Verdict; FedmeshError from the registry."""
+        terms = (task.plan_id, task.cohort, task.roster_sha256)
+        session = self.session(task.attempt.job_id)
+        return await session.accepted.get(terms, lambda: self._accept(task, patience_s))
 
     async def trainer(self, task: Task, patience_s: float) -> Trainer:
         """The job's trainer; the budget is reserved and the data is the same as when the job was taken.
@@ -131,6 +135,15 @@ class Jobs:
         session = self.session(task.attempt.job_id)
         key = (task.plan_id, task.cohort, task.roster_sha256)
         return await session.local.get(key, lambda: self._open(task, accepted))
+
+    async def local(self, task: Task, accepted: Accepted) -> Trainer:
+        """The trainer of a job that has ended, for what stays in this hospital: no budget is reserved for it.
+
+        Raises: Verdict.
+        """
+        session = self.session(task.attempt.job_id)
+        key = (task.plan_id, task.cohort, task.roster_sha256)
+        return await session.local.get(key, lambda: self._opened(accepted))
 
     async def _accept(self, task: Task, patience_s: float) -> Accepted:
         content = await self._mesh.get_plan(task.plan_id, patience_s)
@@ -150,13 +163,19 @@ class Jobs:
         return Accepted(manifest, roster)
 
     async def _open(self, task: Task, accepted: Accepted) -> Trainer:
-        try:
-            local: LocalJob = await self._worker.run(self._trainers, accepted.manifest)
-        except Exception as error:
-            raise verdict_of(error) from error
+        local = await self._read(accepted)
         reservation = rules.reservation(self._policy, task, accepted.manifest, local.data_sha256, accepted.roster)
         try:
             await asyncio.to_thread(self._ledger.reserve, reservation)
         except FedmeshError as error:
             raise error if error.retryable else Verdict(error) from error
         return local.trainer
+
+    async def _opened(self, accepted: Accepted) -> Trainer:
+        return (await self._read(accepted)).trainer
+
+    async def _read(self, accepted: Accepted) -> LocalJob:
+        try:
+            return await self._worker.run(self._trainers, accepted.manifest)
+        except Exception as error:
+            raise verdict_of(error) from error

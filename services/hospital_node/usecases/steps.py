@@ -8,7 +8,16 @@ from services.common.clock import Clock
 from services.common.errors import FedmeshError
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.policy import Policy
-from services.hospital_node.domain.ports import Ledger, Mesh, NodeState, NoiseAdder, SecureSum, Trainer, Worker
+from services.hospital_node.domain.ports import (
+    Ledger,
+    Mesh,
+    NodeState,
+    NoiseAdder,
+    PersonalStore,
+    SecureSum,
+    Trainer,
+    Worker,
+)
 from services.hospital_node.domain.sums import SumTerms
 from services.hospital_node.domain.tasks import Task
 from services.hospital_node.usecases.epochs import Epochs
@@ -47,6 +56,7 @@ class Tools:
     rosters: Rosters
     epochs: Epochs
     states: ModelStates
+    personal: PersonalStore
     policy: Policy
     clock: Clock
     segments: int

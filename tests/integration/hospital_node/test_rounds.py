@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.secret_sum import MaskedSums
 from services.hospital_node.store.epochs import EpochFiles
 from services.hospital_node.store.ledger import SqliteLedger, read_ledger
+from services.hospital_node.store.personal import PERSONAL_FOLDER, load_personal
+from services.hospital_node.store.state import SqliteNodeState
 from services.hospital_node.usecases.states import seal
 from tests.integration.hospital_node.conftest import HOSPITALS, Consortium
 from tests.support.hospital import NumpyTrainer, changed_plan
@@ -43,6 +46,61 @@ async def test_rounds_of_a_private_plan(consortium: Consortium) -> None:
         assert (row.charged, row.epsilon, row.released, row.colluders) == (2, 0.5, False, 1)
         assert row.compositions == 2 + plan.privacy.extra_attempts  # type: ignore[union-attr]
     assert len(set(consortium.centre.fingerprints.values())) == 1
+
+
+async def test_personal_models_are_made_after_the_last_round_and_stay(consortium: Consortium) -> None:
+    plan = changed_plan(rounds={"count": 1}, metrics=None, personalisation={"proximal_weights": [1.0]})
+    consortium.create_job(plan)
+    await consortium.start()
+    shared = await consortium.round()
+    ended = consortium.task(pb.TASK_KIND_JOB_ENDED, base_version=1, base_state_sha256=shared)
+    # This hospital was away when the job ended, and has forgotten everything that is not on its disk.
+    await consortium.nodes["h4"].kill()
+    consortium.tell(HOSPITALS, ended)
+    await consortium.restart("h4")
+    consortium.tell(["h4"], ended)
+    spent_before = {name: spent(consortium, name) for name in HOSPITALS}
+    models, sealed = set[bytes](), list[bytes]()
+    for name, node in consortium.nodes.items():
+        home = node.config.data_dir / PERSONAL_FOLDER
+
+        def model(home: Path = home, name: str = name) -> bytes | None:
+            return load_personal(home, consortium.keys[name], consortium.job_id, 1)
+
+        await _eventually(lambda model=model: model() is not None)
+        kept = model()
+        assert kept is not None
+        assert kept == NumpyTrainer(plan, node.config.data.file.read_bytes()).personalise(
+            consortium.open_state(shared, 1)
+        )
+        models.add(kept)
+        sealed.append(next(home.iterdir()).read_bytes())
+    assert len(models) == len(HOSPITALS)
+    reports = [content for _hospital, _kind, content in consortium.centre.reports]
+    sent = [*consortium.centre.blobs.values()]
+    sent += [content if isinstance(content, bytes) else content.SerializeToString() for content in reports]
+    assert not any(model in content for model in (*models, *sealed) for content in sent)
+    assert {name: spent(consortium, name) for name in HOSPITALS} == spent_before, "it is no release"
+
+
+@pytest.mark.parametrize(
+    ("declared", "version"), [(None, 2), ({"proximal_weights": [1.0]}, 1)], ids=["not declared", "job cut short"]
+)
+async def test_no_personal_model_unless_the_plan_says_so_and_was_carried_out(
+    consortium: Consortium, declared: dict[str, Any] | None, version: int
+) -> None:
+    consortium.create_job(changed_plan(rounds={"count": 2}, metrics=None, personalisation=declared))
+    await consortium.start()
+    state = await consortium.round()
+    if version == 2:
+        state = await consortium.round(round_number=2, base=state)
+    ended = consortium.task(pb.TASK_KIND_JOB_ENDED, round_number=version, base_version=version, base_state_sha256=state)
+    for name, node in consortium.nodes.items():
+        consortium.tell([name], ended)
+        told = f"{consortium.centre._sent}-0"
+        # A cursor is saved once everything up to it is done.
+        await _eventually(lambda node=node, told=told: SqliteNodeState(node.config.data_dir).cursor() == told)
+        assert list((node.config.data_dir / PERSONAL_FOLDER).iterdir()) == []
 
 
 async def test_sum_is_exact_without_privacy_and_noised_with_it(consortium: Consortium) -> None:

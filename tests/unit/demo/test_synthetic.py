@@ -47,10 +47,11 @@ def test_hospitals_differ_in_size_and_case_mix(cohort: CohortFiles) -> None:
     assert max(shares) - min(shares) > 0.05
 
 
-def test_every_shipped_plan_reads_it_and_it_can_be_learnt(tmp_path: Path) -> None:
+def test_every_plan_of_its_schema_reads_it_and_it_can_be_learnt(tmp_path: Path) -> None:
     files = generate(tmp_path, (3000, 2000))
-    for name in plan_names():
-        plan = shipped_plan(name)
+    plans = [plan for plan in map(shipped_plan, plan_names()) if plan.feature_schema.name == "readmission"]
+    assert len(plans) > 1
+    for plan in plans:
         sets = [
             read_dataset(files.encounters, plan, partition=PartitionFile(path=files.partition, hospital=str(number)))
             for number in range(2)

@@ -113,6 +113,11 @@ def test_several_local_steps_are_refused_with_privacy() -> None:
     assert "fedavg" in refused(changed(PRIVATE, "algorithm", FEDAVG["algorithm"]))
 
 
+def test_scaling_by_the_data_is_refused_with_privacy() -> None:
+    assert "which no noise covers" in refused(changed(PRIVATE, "standardisation", "local"))
+    assert manifest(changed(FEDAVG, "standardisation", "local")).standardisation == "local"
+
+
 def test_metrics_budget_without_privacy_is_refused() -> None:
     assert "must be null when privacy is null" in refused(changed(FEDAVG, "metrics.epsilon", 0.5))
 
