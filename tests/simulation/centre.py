@@ -140,10 +140,13 @@ class Coordinator:
             Step.UNMASK: set(run.listed) - set(run.reveals),
             Step.AGREE: set(run.listed) - set(run.digests),
         }[run.step]
+        missing = self._missing() if run.step >= Step.UNMASK else []
+        if missing and run.step is Step.AGREE:
+            # Nobody can check the sum before the uploads are back.
+            waiting = set()
         asked = {hospital: self._task(hospital, run.step) for hospital in sorted(waiting)}
-        if run.step >= Step.UNMASK:
-            for hospital in self._missing():
-                asked[hospital] = self._task(hospital, Step.UPLOAD)
+        for hospital in missing:
+            asked[hospital] = self._task(hospital, Step.UPLOAD)
         return asked
 
     def _missing(self) -> list[str]:
