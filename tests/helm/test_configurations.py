@@ -13,6 +13,7 @@ from services.deployment.config import SecretsConfig
 from services.deployment.secrets import make_secrets
 from services.embedded.ca import create_ca
 from services.secure_sum.roster import MemberKeys, found, save_roster_file, sign_roster
+from services.transparency.checkpoint import generate_key
 from tests.support.charts import CENTRE, HOSPITAL, MemorySecrets, Object, PodFolder, named, pods, render, values_of
 
 EXTERNAL_VALKEY = {
@@ -81,7 +82,9 @@ def test_the_hospital_accepts_its_configuration(tmp_path: Path) -> None:
     objects = render(HOSPITAL, values_of(HOSPITAL / "values-example.yaml"))
     secrets = hospital_secrets(tmp_path)
     roster = (tmp_path / "roster.json").read_text()
-    objects.append({"kind": "ConfigMap", "metadata": {"name": "fedmesh-roster"}, "data": {"roster.json": roster}})
+    log_key = generate_key(tmp_path / "audit.key", "consortium.local/audit")
+    brought = {"fedmesh-roster": {"roster.json": roster}, "fedmesh-audit-log": {"audit.vkey": f"{log_key}\n"}}
+    objects += [{"kind": "ConfigMap", "metadata": {"name": name}, "data": data} for name, data in brought.items()]
     spec = named(objects, "StatefulSet", "fedmesh")["spec"]["template"]["spec"]
     container = spec["containers"][0]
     folder = PodFolder(tmp_path / "pod", objects, secrets, {"/var/lib": f"{tmp_path}/pod/var/lib"})

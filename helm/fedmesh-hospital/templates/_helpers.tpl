@@ -92,6 +92,10 @@ key: /etc/fedmesh/tls/tls.key
       "health_listen" (printf "0.0.0.0:%v" .Values.ports.health)
       "metrics_listen" (printf "0.0.0.0:%v" .Values.ports.metrics) -}}
 {{- range $name, $target := .Values.centre -}}{{- $_ := set $config $name (dict "target" $target) -}}{{- end -}}
+{{- if .Values.witness.audit -}}
+{{- $_ := required "witness.logKeyConfigMap: name the ConfigMap with the audit log's public key (audit.vkey)" .Values.witness.logKeyConfigMap -}}
+{{- $_ := set $config "witness" (dict "audit" (dict "target" .Values.witness.audit) "log_key" (printf "/etc/fedmesh/log/%s" .Values.witness.key) "interval_s" .Values.witness.intervalS) -}}
+{{- end -}}
 {{- toYaml (mergeOverwrite $config (deepCopy .Values.settings)) -}}
 {{- end -}}
 
