@@ -43,7 +43,7 @@ def print_summary(console: Console, results: Results, folder: Path, data: DemoDa
     for command, what in (
         ("fedmesh models", "the model versions and how each came to be"),
         ("fedmesh rounds", "every committed round"),
-        ("fedmesh audit status", "how far the hospitals have witnessed the audit log"),
+        ("fedmesh audit status", "how far hospitals have witnessed the log"),
         ("fedmesh audit export --out DIR", "the audit log as files"),
         ("fedmesh audit verify DIR", "check them offline"),
         ("fedmesh privacy ledger", "what each hospital spent on its patients"),

@@ -70,7 +70,9 @@ class View:
         self._printed_note = progress.note
 
     def _say(self, text: str) -> None:
-        self._console.print(f"[{time.monotonic() - self._started:6.1f} s] {text}", markup=False, highlight=False)
+        # A line of a log stays a line, however wide.
+        line = f"[{time.monotonic() - self._started:6.1f} s] {text}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @staticmethod
     def _measured(progress: Progress, version: int) -> list[tuple[str, str]]:
