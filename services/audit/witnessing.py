@@ -102,7 +102,8 @@ class WitnessUseCases:
         require_uuid(request_id, "request_id")
         if max(len(held), len(seen)) > MAX_NOTE_CHARACTERS:
             raise FedmeshError(Code.TOO_LARGE, f"a checkpoint has at most {MAX_NOTE_CHARACTERS} characters")
-        if held:
+        # A log under another key is alarm enough: then this key has signed neither.
+        if held and kind is not AlarmKind.BAD_CHECKPOINT:
             open_checkpoint(held, self._key.verifier)
         # PostgreSQL's text takes no NUL.
         seen, reason = seen.replace("\0", ""), reason.replace("\0", "")[:MAX_REASON]

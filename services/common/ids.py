@@ -16,18 +16,22 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
+def is_uuid(value: str) -> bool:
+    """Whether text is a canonical UUID."""
+    try:
+        return str(uuid.UUID(value)) == value
+    except ValueError:
+        return False
+
+
 def require_uuid(value: str, field: str) -> uuid.UUID:
     """Parse a canonical UUID.
 
     Raises: FedmeshError(INVALID_ARGUMENT) naming the field.
     """
-    try:
-        parsed = uuid.UUID(value)
-    except ValueError:
-        parsed = None
-    if parsed is None or str(parsed) != value:
+    if not is_uuid(value):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"{field} must be a lower-case UUID like {new_id()}", field=field)
-    return parsed
+    return uuid.UUID(value)
 
 
 def require_name(value: str, field: str) -> str:

@@ -182,6 +182,8 @@ async def _until(stop: asyncio.Event, agent: Agent) -> None:
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
+    if running.cancelled():
+        raise RuntimeError("the agent ended, though nobody told it to")
     if not running.done():
         running.cancel()
         await asyncio.wait([running])

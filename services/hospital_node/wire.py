@@ -1,5 +1,6 @@
 """Conversion of the centre's messages to the node's own types, and back."""
 
+import re
 from collections.abc import Iterable
 from datetime import UTC
 from typing import Final
@@ -8,6 +9,8 @@ from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2 as registry_pb
 
+from services.common.errors import Code, FedmeshError
+from services.common.ids import is_uuid
 from services.hospital_node.domain.ports import LedgerStanding
 from services.hospital_node.domain.tasks import AttemptId, Contribution, Task, TaskKind
 from services.privacy.chain import Head
@@ -15,6 +18,8 @@ from services.secure_sum.opening import Opening
 from services.secure_sum.statements import Signed
 from services.secure_sum.wire import Layout
 
+_MOST: Final = 2**31 - 1
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _KINDS: Final[dict[int, TaskKind]] = {
     pb.TASK_KIND_TRAIN: TaskKind.TRAIN,
     pb.TASK_KIND_SHARE: TaskKind.SHARE,
@@ -48,9 +53,11 @@ def parse_signed(message: round_pb2.Signed) -> Signed:
 
 
 def parse_task(message: pb.Task) -> Task | None:
-    """A task; None for a kind that this build does not know, which it leaves to newer ones."""
+    """A task; None for a kind that this build does not know, which it leaves to newer ones, and for no job's."""
     kind = _KINDS.get(message.kind)
-    if kind is None:
+    named = message.attempt
+    # What is numbered or named otherwise could be written into the ledger, and never be read again.
+    if kind is None or not is_uuid(named.job_id) or max(named.round, named.attempt) > _MOST:
         return None
     return Task(
         kind=kind,
@@ -87,5 +94,7 @@ def _seeds(messages: Iterable[round_pb2.OpenedSeed]) -> dict[str, bytes]:
 
 
 def parse_standing(head: registry_pb.LedgerHead, *, differs: bool = False) -> LedgerStanding:
-    """What the registry says that it has of this hospital's ledger."""
+    """What the registry says that it has of this hospital's ledger. Raises: FedmeshError(DATA_INVALID) for no head."""
+    if head.seq > _MOST or (head.seq == 0) != (head.sha256 == "") or not _SHA256.fullmatch(head.sha256 or 64 * "0"):
+        raise FedmeshError(Code.DATA_INVALID, "the registry tells of a privacy ledger that cannot be")
     return LedgerStanding(Head(head.seq, head.sha256), head.signature, differs)

@@ -30,6 +30,7 @@ VARIANTS = {
     "gateway": (CENTRE, values_of(CENTRE / "values-production.yaml", **GATEWAY)),
     "sentinel": (CENTRE, values_of(CENTRE / "values-kind.yaml", valkey={"mode": "sentinel"})),
     "hospital": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml")),
+    "hospital in kind": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", HOSPITAL / "values-kind.yaml")),
 }
 
 

@@ -45,7 +45,7 @@ class Trio:
             "ME": "localhost",
             "FIRST": f"localhost:{self.ports[0]}",
             "SENTINELS": " ".join(f"localhost:{port}" for port in self.watchers),
-            "DOWN_AFTER_MS": "500",
+            "DOWN_AFTER_MS": "5000",
             "FAILOVER_MS": "3000",
         }
         return self.cluster.store_command("valkey", f"pod-{number}", settings | self.settings)

@@ -43,6 +43,8 @@ capabilities:
 serviceAccountName: {{ include "hospital.fullname" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
+# Names here are whole. Tried first with the search domains of the node, they would hang where no name server answers for those.
+dnsConfig: {options: [{name: ndots, value: "1"}]}
 securityContext: {{- toYaml .Values.podSecurityContext | nindent 2 }}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}

@@ -69,6 +69,8 @@ capabilities:
 serviceAccountName: {{ include "fedmesh.fullname" .root }}-{{ .account }}
 automountServiceAccountToken: false
 enableServiceLinks: false
+# Names here are whole. Tried first with the search domains of the node, they would hang where no name server answers for those.
+dnsConfig: {options: [{name: ndots, value: "1"}]}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}

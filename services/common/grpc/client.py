@@ -12,12 +12,12 @@ from opentelemetry.propagate import inject
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from services.common.config import TlsConfig
-from services.common.errors import FedmeshError
+from services.common.errors import Code, FedmeshError
 from services.common.grpc.keepalive import client_keepalive
 from services.common.grpc.server import MAX_MESSAGE_BYTES
 from services.common.grpc.wire import from_rpc_error
 from services.common.telemetry import get_logger
-from services.common.tls import channel_credentials, file_stamps
+from services.common.tls import channel_credentials, file_stamps, load_tls
 
 log = get_logger(__name__)
 
@@ -64,6 +64,7 @@ class MeshChannel:
         self.target = target
         self._tls = tls
         self._options = _channel_options(max_message_bytes)
+        load_tls(tls)
         self._looked_at = time.monotonic()
         self._stamps = file_stamps(tls)
         self._channel = self._connect()
@@ -177,6 +178,9 @@ async def call(
                 return await under_way
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(first.instead_of(error) if first else error) from None
+            except asyncio.CancelledError:
+                _require_cancelled()
+                raise _connection_left() from None
     raise AssertionError("tenacity reraises")
 
 
@@ -190,6 +194,23 @@ async def stream(method: Callable[..., Any], request: Any, *, timeout_s: float |
             yield response
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from None
+    except asyncio.CancelledError:
+        _require_cancelled()
+        raise _connection_left() from None
+
+
+def _require_cancelled() -> None:
+    """Go on with a cancellation that is meant for the caller's task: a channel that closes cancels its calls likewise.
+
+    Raises: CancelledError.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _connection_left() -> FedmeshError:
+    return FedmeshError(Code.SERVICE_UNAVAILABLE, "the connection was left for one with the renewed certificate")
 
 
 class _FirstStatus:

@@ -292,11 +292,23 @@ def _adopt(connection: sqlite3.Connection, chain: Chain) -> None:
     """Entries for the rows of a ledger from before there was a chain, in the order in which they were written."""
     columns = ", ".join((*TERMS, "reserved_at", "released_at"))
     written: list[tuple[str, str, dict[str, object]]] = []
-    for row in connection.execute(f"SELECT {columns} FROM reservations"):  # noqa: S608
+    reserved_at: dict[str, str] = {}
+    for row in connection.execute(f"SELECT {columns} FROM reservations").fetchall():  # noqa: S608
         *terms, reserved, released = row
+        reserved_at[row[0]] = reserved
+        if released is not None and released < reserved:
+            released = reserved
+            connection.execute("UPDATE reservations SET released_at = ? WHERE job_id = ?", (released, row[0]))
         written.append((reserved, RESERVED, dict(zip(TERMS, terms, strict=True))))
         written += [(released, RELEASED, {"job_id": row[0]})] if released is not None else []
-    for job_id, number, attempt, measured, at in connection.execute("SELECT * FROM charges"):
+    for job_id, number, attempt, measured, at in connection.execute("SELECT * FROM charges").fetchall():
+        # A clock that was set back dated it before its reservation.
+        if at < reserved_at[job_id]:
+            at = reserved_at[job_id]
+            connection.execute(
+                "UPDATE charges SET charged_at = ? WHERE job_id = ? AND round = ? AND attempt = ?",
+                (at, job_id, number, attempt),
+            )
         facts = {"job_id": job_id, "round": number, "attempt": attempt, "measured": measured}
         written.append((at, CHARGED, facts))
     # A reservation comes before what follows from it, also within one moment.

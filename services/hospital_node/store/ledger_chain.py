@@ -51,6 +51,7 @@ class Chain:
 
     def append(self, kind: str, at: str, **facts: object) -> Head:
         entry = next_entry(self.head(), kind, at, **facts)
+        entry.read()  # or it would be found damaged at the next start
         self._connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (entry.seq, entry.body, entry.sha256))
         return entry.head
 

@@ -33,9 +33,9 @@ class EndSteps(Steps):
         """Make the job's personal model and forget the job; its budget is free again only if nothing was ever sent."""
         job_id = task.attempt.job_id
         try:
-            await self.sum(self._t.secure_sum.finish_job, job_id)
             released = await on_disk(self._t.ledger.release, job_id)
             self._t.spending.changed()
+            await self.sum(self._t.secure_sum.finish_job, job_id)
             log.info("job_ended", job_id=job_id, reason=task.reason, budget_released=released)
             if task.base_state_sha256:
                 # The end may overtake the last version's own task.

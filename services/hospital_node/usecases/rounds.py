@@ -53,6 +53,8 @@ class RoundSteps(Steps):
         """
         accepted = await self.accepted(task)
         terms = await self.terms(task)
+        # Before the job is entered into the ledger: an old copy of it must not grow.
+        await self._same_ledger(task)
         await self._contribution(task)
         await self._room(task, accepted.manifest)
         advert = await self._advert(task, accepted, terms)
@@ -117,10 +119,15 @@ class RoundSteps(Steps):
 
         return await self.session(task).contribution.get(key, make)
 
+    async def _same_ledger(self, task: Task) -> None:
+        try:
+            await self._t.spending.require_same(self.patience(task))
+        except FedmeshError as error:
+            raise error if error.retryable else Verdict(error) from error
+
     async def _room(self, task: Task, manifest: PlanManifest) -> None:
         measured = task.attempt.round in manifest.metrics_rounds
         try:
-            await self._t.spending.require_same(self.patience(task))
             await on_disk(self._t.ledger.require_room, task.attempt, measured=measured)
         except FedmeshError as error:
             raise error if error.retryable else Verdict(error) from error

@@ -67,6 +67,10 @@ class Spending:
             try:
                 await self.report(_PATIENCE_S)
             except FedmeshError as error:
+                if error.code is Code.STATEMENT_INVALID:
+                    # The registry has less than it had, as after a restore of an old backup.
+                    log.warning("ledger_not_taken", reason=error.message)
+                    self._reported = None
                 log.debug("ledger_not_reported", reason=error.message)
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -84,6 +88,12 @@ class Spending:
                     return
                 head = entries[-1].head
                 standing = await self._mesh.report_ledger(head, self._sign(head), entries, patience_s)
+                if standing.differs and await on_disk(self._ledger.has, standing.head):
+                    # It shows what was reported to it and says that it is something else.
+                    log.error("registry_contradicts_itself", seq=standing.head.seq)
+                    DIFFERS.set(1)
+                    self._reported = head
+                    return
                 if standing.differs:
                     self._judge(standing, await on_disk(self._ledger.head))
                     return

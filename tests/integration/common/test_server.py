@@ -49,6 +49,8 @@ class Audit(audit_pb2_grpc.AuditServiceServicer):
     async def ListEntries(self, request: Any, _context: Any) -> AsyncIterator[Any]:
         for index in range(request.limit):
             yield audit_pb2.ListEntriesResponse(index=index)
+        if self.hold is not None:
+            await self.hold.wait()
         raise FedmeshError(Code.NOT_FOUND, "no more")
 
 
@@ -90,7 +92,7 @@ async def test_the_caller_is_who_the_certificate_says(setup: Setup) -> None:
 async def test_a_long_line_is_no_hindrance(setup: Setup) -> None:
     """Setting up a connection takes several round trips; it is not given up before they can be over."""
     async with slow_network(setup.config.listen, 0.25) as target:
-        answer = await setup.ask(setup.ca.issue_hospital("h-1"), target=target)
+        answer = await setup.ask(setup.ca.issue_hospital("h-1"), target=target, timeout_s=60)
     assert answer.checkpoint == "spiffe://test.local/hospital/h-1"
 
 
@@ -249,6 +251,39 @@ async def test_a_renewed_certificate_serves_the_next_connection(setup: Setup) ->
     served = ssl.DER_cert_to_PEM_cert(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
     writer.close()
     assert served.split() == setup.config.tls.certificate.read_text().split()
+
+
+async def test_a_stream_on_a_connection_that_is_left_ends_as_an_outage(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader connects anew; it must not take it for its own cancellation."""
+    monkeypatch.setattr("services.common.grpc.client._LOOK_S", 0.0)
+    monkeypatch.setattr("services.common.grpc.client._LEAVE_S", 0.1)
+    setup.audit.hold = asyncio.Event()
+    tls = setup.ca.issue_operator("olga")
+    async with MeshChannel(setup.config.listen, tls) as channel:
+        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
+        unary: asyncio.Task[Any] = asyncio.create_task(
+            call(stub.GetCheckpoint, audit_pb2.GetCheckpointRequest(), timeout_s=60)
+        )
+
+        async def read() -> list[Any]:
+            return [item async for item in stream(stub.ListEntries, audit_pb2.ListEntriesRequest(limit=0))]
+
+        streamed: asyncio.Task[Any] = asyncio.create_task(read())
+        await setup.audit.entered.wait()
+        setup.ca.issue_operator("olga")
+        setup.audit.entered.clear()
+        third = asyncio.create_task(call(stub.GetCheckpoint, audit_pb2.GetCheckpointRequest(), timeout_s=60))
+        await setup.audit.entered.wait()
+        for task in (unary, streamed):
+            with pytest.raises(FedmeshError) as caught:
+                await asyncio.wait_for(task, 30)
+            assert caught.value.code is Code.SERVICE_UNAVAILABLE
+        # One's own cancellation stays one.
+        third.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await third
 
 
 async def test_a_client_follows_its_renewed_certificate(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
