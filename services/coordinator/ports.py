@@ -29,7 +29,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Report:
-    """A hospital's report; `value` as by `codec.report_value`. `guard` is what it must name, or empty.
+    """A hospital's report; `value` as by `domain.stored.report_value`. `guard` is what it must name, or empty.
 
     statements: what comes with it, by field. marks: what no other hospital may use in the attempt.
     """

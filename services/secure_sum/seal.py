@@ -173,7 +173,7 @@ def multiplier(params: ParameterSet, factor: Coefficients) -> Iterator[Callable[
 
 
 def load_plaintext(params: ParameterSet, file: MemoryFile, coefficients: Coefficients, into: Any, ntt: bool) -> Any:
-    """Load uint64[n] into a Plaintext, or with `ntt` into a SecretKey, which is a Plaintext in NTT form.
+    """Load uint64[n] into a Plaintext, with `ntt` one in NTT form; a SecretKey is such a Plaintext too.
 
     Raises:
         RuntimeError, ValueError: if SEAL refuses it.

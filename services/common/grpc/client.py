@@ -64,6 +64,7 @@ class MeshChannel:
         self.target = target
         self._tls = tls
         self._options = _channel_options(max_message_bytes)
+        # Names what is wrong with the files; the stamps are older than what the connection is made with.
         load_tls(tls)
         self._looked_at = time.monotonic()
         self._stamps = file_stamps(tls)
