@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
-from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
+from fedmesh.registry.v1 import promotion_pb2, promotion_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 from services.common.clock import Clock, SystemClock
 from services.common.config import read_secret
@@ -14,27 +14,33 @@ from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.registry.config import RegistryConfig
 from services.registry.domain.entities import StrikeRule
+from services.registry.promotion_servicer import PromotionServicer
 from services.registry.relay import Relay
 from services.registry.servicer import RegistryServicer, UseCases
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
+from services.registry.usecases.attestations import Attestor
 from services.registry.usecases.blobs import BlobUseCases
 from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.plans import PlanUseCases
+from services.registry.usecases.promotions import PromotionUseCases
 from services.registry.usecases.rosters import RosterUseCases
 from services.registry.usecases.rounds import RoundUseCases
 from services.registry.usecases.survivors import SurvivorUseCases
+from services.transparency.checkpoint import load_signing_key
 
 
 def check(config: RegistryConfig) -> None:
     """Check what the configuration points at.
 
-    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates or an unreadable password file.
+    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates or keys, or an unreadable password file.
     """
     load_tls(config.server.tls)
+    if config.signing_key is not None:
+        load_signing_key(config.signing_key)
     if config.postgres.password_file is not None:
         read_secret(config.postgres.password_file)
 
@@ -54,16 +60,9 @@ async def main(config: RegistryConfig) -> None:
         async with MeshChannel(config.audit.target, config.server.tls) as audit:
             store = PostgresStore(database)
             relay = build_relay(config, store, audit)
-            servicer = RegistryServicer(build_usecases(config, store, clock, relay))
             await run_server(
                 config.server,
-                [
-                    Endpoint(
-                        registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
-                        registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-                        servicer,
-                    )
-                ],
+                build_endpoints(build_usecases(config, store, clock, relay)),
                 background=[relay.run],
                 dependencies=database.ready,
                 max_message_bytes=MAX_RECORD_BYTES,
@@ -71,6 +70,22 @@ async def main(config: RegistryConfig) -> None:
     finally:
         await database.close()
         shutdown_telemetry()
+
+
+def build_endpoints(usecases: UseCases) -> list[Endpoint]:
+    """The services of the registry's server."""
+    return [
+        Endpoint(
+            registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
+            registry_pb2_grpc.add_RegistryServiceServicer_to_server,
+            RegistryServicer(usecases),
+        ),
+        Endpoint(
+            promotion_pb2.DESCRIPTOR.services_by_name["PromotionService"],
+            promotion_pb2_grpc.add_PromotionServiceServicer_to_server,
+            PromotionServicer(usecases.promotions),
+        ),
+    ]
 
 
 def build_relay(config: RegistryConfig, store: PostgresStore, audit: MeshChannel) -> Relay:
@@ -96,6 +111,7 @@ def build_relay(config: RegistryConfig, store: PostgresStore, audit: MeshChannel
 def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, relay: Relay) -> UseCases:
     """All use cases over one store."""
     mutations = Mutations(store, clock, relay.wake)
+    attestor = Attestor(None if config.signing_key is None else load_signing_key(config.signing_key))
     blobs = BlobUseCases(
         store,
         clock,
@@ -113,6 +129,7 @@ def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, r
         jobs=JobUseCases(store, mutations, clock),
         survivors=SurvivorUseCases(store, mutations, clock),
         ledgers=LedgerUseCases(store, mutations, clock),
-        rounds=RoundUseCases(store, mutations, clock),
+        rounds=RoundUseCases(store, mutations, clock, attestor),
+        promotions=PromotionUseCases(store, mutations, clock, attestor),
         blobs=blobs,
     )

@@ -22,6 +22,7 @@ from services.registry.domain.rules import (
     require_running,
     require_survivors,
 )
+from services.registry.usecases.attestations import Attestor
 from services.registry.usecases.jobs import end_job, find_job
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
@@ -30,10 +31,11 @@ from services.transparency.canonical import canonical_json
 
 
 class RoundUseCases:
-    def __init__(self, store: Store, mutations: Mutations, clock: Clock) -> None:
+    def __init__(self, store: Store, mutations: Mutations, clock: Clock, attestor: Attestor) -> None:
         self._store = store
         self._mutations = mutations
         self._clock = clock
+        self._attestor = attestor
 
     async def commit(self, command: Command[Job], told: Round) -> bytes:
         """Make the next version of a job, exactly once; the last round completes the job.
@@ -79,12 +81,15 @@ class RoundUseCases:
     ) -> Job:
         now = self._clock.now()
         committed = CommittedRound(told, contributions_root(told), now)
-        job = replace(job, version=told.version, state_sha256=told.state_sha256)
+        before, job = job, replace(job, version=told.version, state_sha256=told.state_sha256)
         kind = "round.burnt" if told.burnt else "round.committed"
         telling = event(kind, now, caller, f"job/{job.job_id}", **committed_facts(job, committed))
-        await tx.rounds.add(replace(committed, event_id=telling.event_id), metrics)
+        committed = replace(committed, event_id=telling.event_id)
+        await tx.rounds.add(committed, metrics)
         await tx.survivors.drop_details(job.job_id)
         await tx.outbox.add([telling])
+        if not told.burnt:
+            await self._attestor.attest(tx, caller, before, committed)
         if told.version < job.rounds:
             return job
         if not job.state_sha256:
