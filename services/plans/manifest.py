@@ -473,3 +473,8 @@ def canonical_bytes(manifest: PlanManifest) -> bytes:
 def plan_id(manifest: PlanManifest) -> str:
     """SHA-256 of the canonical bytes, in 64 lower-case hex digits."""
     return hashlib.sha256(canonical_bytes(manifest)).hexdigest()
+
+
+def schema_sha256(manifest: PlanManifest) -> str:
+    """SHA-256 of the canonical JSON of the feature schema, in hex: what the data of every hospital had to fit."""
+    return hashlib.sha256(canonical_json(manifest.feature_schema)).hexdigest()

@@ -6,13 +6,12 @@ from typing import Any
 
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity
-from services.plans.manifest import PlanManifest, read_manifest
+from services.plans.manifest import PlanManifest, read_manifest, schema_sha256
 from services.registry.domain.entities import CommittedRound, Job, Plan
 from services.registry.domain.events import event
 from services.registry.domain.promotion import Attestation, Check, Evidence, verdict
 from services.registry.usecases.ports import Transaction
 from services.transparency.attestation import VERDICT_PREDICATE, VERSION_PREDICATE, Statement, sign_statement
-from services.transparency.canonical import canonical_json
 from services.transparency.checkpoint import SigningKey
 
 
@@ -86,11 +85,6 @@ def _of_version(plan: Plan, job: Job, committed: CommittedRound) -> Statement:
         "version": told.version,
     }
     return Statement(version_subject(plan.name, job, told.version), told.state_sha256, VERSION_PREDICATE, predicate)
-
-
-def schema_sha256(manifest: PlanManifest) -> str:
-    """SHA-256 of the canonical JSON of a plan's feature schema, in hex: what the data of all hospitals had to fit."""
-    return hashlib.sha256(canonical_json(manifest.feature_schema.model_dump(mode="json"))).hexdigest()
 
 
 def _privacy(manifest: PlanManifest) -> dict[str, Any] | None:

@@ -1,6 +1,8 @@
 """Aliases, tags, checks and promotion over real PostgreSQL, as operators and hospitals see them."""
 
+import io
 import json
+from collections import Counter
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -9,7 +11,12 @@ import psycopg
 import pytest
 from fedmesh.registry.v1 import promotion_pb2 as pm
 from fedmesh.registry.v1 import registry_pb2 as pb
+from rich.console import Console
 
+from services.cli.card import card
+from services.cli.lineage import as_dot, as_json, as_tree, build
+from services.cli.versions import Registry as Asked
+from services.cli.versions import find_version, read_recorded
 from services.common.errors import Code
 from services.common.grpc.client import call
 from services.common.ids import new_id
@@ -36,7 +43,8 @@ async def a_job(registry: Registry, *hospitals: str, checks: Checks | None = BOU
     approving = pb.ApprovePlanRequest(request_id=new_id(), plan_id=plan.plan.plan_id)
     await call(registry.operator("bob").ApprovePlan, approving)
     request = pb.CreateJobRequest(request_id=new_id(), plan_id=plan.plan.plan_id, hospital_ids=hospitals or HOSPITALS)
-    return (await call(registry.operator().CreateJob, request)).job
+    created: pb.CreateJobResponse = await call(registry.operator().CreateJob, request)
+    return created.job
 
 
 async def run(registry: Registry, job: pb.Job, *aurocs: float) -> pb.Job:
@@ -61,13 +69,13 @@ def _charged(job_id: str, before: Entry, number: int) -> Entry:
     return charged(before.head, job_id, number)
 
 
-def findings(job: pb.Job, name: str, *, version: int = ROUNDS, state: str = "", **failed: str) -> Findings:
+def findings(job: pb.Job, name: str, state: str = "", **failed: str) -> Findings:
     """What a hospital found: everything passed, besides `failed` (underscores for dashes) with its reason."""
     found = []
     for check in HOSPITAL_CHECKS:
         reason = failed.get(check.replace("-", "_"), "")
         found.append(Finding(check, not reason, reason or "as it should be", {"auc": 0.51}))
-    return Findings(name, job.job_id, version, state or digest(f"state {version}".encode()), tuple(found))
+    return Findings(name, job.job_id, ROUNDS, state or digest(f"state {ROUNDS}".encode()), tuple(found))
 
 
 def checking(said: Findings, by: str = "") -> pm.ReportChecksRequest:
@@ -78,7 +86,7 @@ def checking(said: Findings, by: str = "") -> pm.ReportChecksRequest:
 
 async def report(registry: Registry, job: pb.Job, *hospitals: str, **failed: str) -> None:
     for name in hospitals or job.hospital_ids:
-        await call(registry.promotion(name, "hospital").ReportChecks, checking(findings(job, name, **failed)))
+        await call(registry.promotion(name, "hospital").ReportChecks, checking(findings(job, name, "", **failed)))
 
 
 def proposing(job: pb.Job, version: int = ROUNDS, alias: str = "production") -> pm.ProposePromotionRequest:
@@ -139,6 +147,8 @@ async def test_two_people_promote_a_version_whose_checks_passed(registry: Regist
     assert [item.sha256 for item in verdicts] == [digest(b"state 3")] * 2
     assert json.loads(by_type["promotion.approved"].body_json)["verdict_sha256"] == digest(approved.verdicts[1])
 
+    await look(registry, job)
+
     # Every version has a statement whose digest is in the log.
     seen = await provenance(registry, job, 2)
     said = open_statement(seen.attestation.envelope, verifier, VERSION_PREDICATE)
@@ -149,6 +159,30 @@ async def test_two_people_promote_a_version_whose_checks_passed(registry: Regist
     told = registry.audit.events[seen.attestation.index]
     assert (told.type, told.event_id) == ("model.attested", seen.attestation.event_id)
     assert json.loads(told.body_json)["statement_sha256"] == digest(seen.attestation.envelope)
+
+
+async def look(registry: Registry, job: pb.Job) -> None:
+    """What a person sees of a promoted version."""
+    asked = Asked(registry.operator(), registry.promotion())
+    seen = await read_recorded(asked, f"{MODEL}@production")
+    assert seen.reference == f"{job.job_id}/{ROUNDS}"
+    assert seen == await read_recorded(asked, f"{job.job_id[:8]}/{ROUNDS}")
+    graph = build(seen)
+    kinds = Counter(node.kind for node in graph.nodes)
+    assert (kinds["ciphertext"], kinds["round"], kinds["check"], kinds["version"]) == (15, 3, 9, 2)
+    assert {edge.target for edge in graph.edges} == {node.id for node in graph.nodes[1:]}
+    assert len(json.loads(as_json(graph))["edges"]) == len(graph.edges)
+    assert as_dot(graph).count(" -> ") == len(graph.edges)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(as_tree(graph))
+    tree = console.export_text()
+    for part in ("promised epsilon 0.5", "to production, proposed by alice, approved by bob", "known as", HOSPITALS[4]):
+        assert part in tree
+    written = card(seen)
+    for part in ("Known as `production`", "| membership-inference | passed | 5 hospitals |", digest(b"state 3")):
+        assert part in written
+    for wrong, expected in (("x/1", Code.INVALID_ARGUMENT), ("staging", Code.NOT_FOUND), ("abcdef/1", Code.NOT_FOUND)):
+        assert await code(find_version(asked, wrong)) is expected
 
 
 async def test_a_check_that_failed_or_is_missing_blocks_and_says_why(registry: Registry) -> None:
