@@ -10,6 +10,7 @@ import json
 import signal
 import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from services.hospital_node.domain.ports import Int64Vector, LocalJob
 from services.hospital_node.main import run_node
 from services.hospital_node.worker import WorkerThread
 from services.plans.manifest import PlanManifest
+from services.transparency.findings import Finding
 
 _HEADER: Final = struct.Struct("<4sI")
 _MAGIC: Final = b"FMBV"
@@ -75,6 +77,9 @@ class VectorTrainer:
 
     def personalise(self, state: bytes) -> bytes:
         raise FedmeshError(Code.WRONG_STATE, "a plan of integer vectors makes no personal models")
+
+    def findings(self, peaks: Mapping[int, float], measured: Int64Vector) -> tuple[Finding, ...]:
+        raise FedmeshError(Code.WRONG_STATE, "a plan of integer vectors has no checks")
 
 
 def _round(state: bytes) -> int:

@@ -224,6 +224,8 @@ class PlanManifest(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # First: the vector's length follows from the subgroups.
+        self._check_checks()
         self._check_features()
         self.require(
             isinstance(self.model, IntegerVector) == isinstance(self.algorithm, SumOnly),
@@ -233,7 +235,6 @@ class PlanManifest(Strict):
             self.personalisation is None or isinstance(self.model, LogisticModel),
             f"personalisation must be null for model.family = {self.model.family!r}",
         )
-        self._check_checks()
         self._check_privacy()
         return self._check_range()
 
@@ -317,6 +318,12 @@ class PlanManifest(Strict):
         return tuple(by_name[name] for name in self.features)
 
     @property
+    def subgroup_columns(self) -> tuple[Column, ...]:
+        """The schema's columns that tell the subgroups of `checks` apart, in their order."""
+        by_name = {column.name: column for column in self.feature_schema.columns}
+        return () if self.checks is None else tuple(by_name[one.column] for one in self.checks.subgroups)
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the model's input coordinates (the intercept is not among them)."""
         return tuple(name for column in self.columns for name in column.features)
@@ -373,9 +380,12 @@ class PlanManifest(Strict):
         return None if self.checks is None else self.rounds.count
 
     @property
-    def training_rounds(self) -> int:
-        """Rounds that train."""
-        return self.rounds.count - (self.checks is not None)
+    def without_checks(self) -> Self:
+        """The plan that trains as this one does, and measures nothing for checks: its last round is left out."""
+        if self.checks is None:
+            return self
+        rounds = self.rounds.model_copy(update={"count": self.rounds.count - 1})
+        return self.model_copy(update={"checks": None, "rounds": rounds})
 
     @property
     def metrics_rounds(self) -> tuple[int, ...]:

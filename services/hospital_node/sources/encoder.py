@@ -5,7 +5,7 @@ many rows are wrong and the number of one such row; they never repeat a cell, wh
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,25 @@ def encode(column: Column, cells: Cells) -> NDArray[np.float32]:
     else:
         encoders[Categorical] = lambda text: _categorical(column, text)
     return _encode_distinct(cells, encoders[type(column)], len(column.features))
+
+
+def encode_group(column: Column, bands: Sequence[float], cells: Cells) -> NDArray[np.int64]:
+    """The group of each row, numbered as in `services.plans.checks.Subgroup.groups`: int64 [n].
+
+    Raises: FedmeshError(DATA_INVALID).
+    """
+
+    def encoder(text: str | None) -> tuple[float, ...]:
+        if isinstance(column, Numeric):
+            return (float(np.searchsorted(bands, _value(column, text), side="right")),)
+        if isinstance(column, Flag):
+            (value,) = _flag(column.model_copy(update={"centre": 0.0, "scale": 1.0}), text)
+            return (float(value >= 0.5),)
+        names = [level.name for level in column.levels if text is not None and _matches(level, text)]
+        known = [level.name for level in column.levels]
+        return (float(known.index(names[0]) if names else len(known)),)
+
+    return _encode_distinct(cells, encoder, 1)[:, 0].astype(np.int64)
 
 
 def encode_label(label: Label, cells: Cells) -> NDArray[np.float32]:
@@ -102,23 +121,26 @@ def _encode_distinct(
 
 
 def _numeric(column: Numeric, text: str | None) -> tuple[float, ...]:
-    if text is None:
-        if column.missing is None:
-            raise CellProblem("is missing, and the schema has no value for a missing cell")
-        value = column.missing
-    elif column.values:
-        if text not in column.values:
-            raise CellProblem(f"is none of the values {_listed(column.values)}")
-        value = column.values[text]
-    else:
-        number = _number(text)
-        if number is None:
-            raise CellProblem("is not a number")
-        value = number
-    value = min(max(value, column.minimum), column.maximum)
+    value = min(max(_value(column, text), column.minimum), column.maximum)
     if column.transform == "log1p":
         value = math.log1p(value)
     return ((value - column.centre) / column.scale,)
+
+
+def _value(column: Numeric, text: str | None) -> float:
+    """The number of a cell, in the column's own units. Raises: CellProblem."""
+    if text is None:
+        if column.missing is None:
+            raise CellProblem("is missing, and the schema has no value for a missing cell")
+        return column.missing
+    if column.values:
+        if text not in column.values:
+            raise CellProblem(f"is none of the values {_listed(column.values)}")
+        return column.values[text]
+    number = _number(text)
+    if number is None:
+        raise CellProblem("is not a number")
+    return number
 
 
 def _flag(column: Flag, text: str | None) -> tuple[float, ...]:

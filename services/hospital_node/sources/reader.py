@@ -1,6 +1,7 @@
 """Reads a local Parquet or CSV file through DuckDB into a validated Dataset."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, SplitName
-from services.hospital_node.sources.encoder import Cells, encode, encode_label, require_present
+from services.hospital_node.sources.encoder import Cells, encode, encode_group, encode_label, require_present
 from services.hospital_node.sources.mapping import MappedColumn, PartitionFile, SourceMapping
 from services.hospital_node.sources.standardise import standardised
 from services.hospital_node.sources.table import (
@@ -95,7 +96,7 @@ def _local_columns(manifest: PlanManifest, mapping: SourceMapping | None) -> dic
                 f"the mapping names columns that schema {schema.name!r} does not have: {', '.join(unknown)}",
             )
     needed = [schema.patient_id, schema.encounter_id, schema.label.name]
-    needed += [source_column(column) for column in manifest.columns]
+    needed += [source_column(column) for column in (*manifest.columns, *manifest.subgroup_columns)]
     needed += [rule.name for rule in schema.exclude]
     return {name: mapped.get(name, MappedColumn(column=name)) for name in dict.fromkeys(needed)}
 
@@ -220,7 +221,18 @@ def _encode_cohort(
         rows_read=rows_read,
         rows_excluded=rows_read - in_cohort,
         rows_elsewhere=in_cohort - len(split),
+        groups=_groups(manifest, cells),
     )
+
+
+def _groups(manifest: PlanManifest, cells: Callable[[str], Cells]) -> NDArray[np.int64] | None:
+    """The group of each row in each subgroup column, int64 [n, k]; None without subgroups."""
+    subgroups = () if manifest.checks is None else manifest.checks.subgroups
+    found = [
+        encode_group(column, subgroup.bands, cells(source_column(column)))
+        for subgroup, column in zip(subgroups, manifest.subgroup_columns, strict=True)
+    ]
+    return np.stack(found, axis=1) if found else None
 
 
 def _column(database: duckdb.DuckDBPyConnection, name: str) -> list[Any]:

@@ -1,6 +1,7 @@
 """A hospital's side of one plan: contribution, update, metrics, predictions."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
 from services.hospital_node.training.cache import compiled_plan
+from services.hospital_node.training.checking import find, measure
 from services.hospital_node.training.metrics import read_metrics
 from services.hospital_node.training.personal import personalise
 from services.hospital_node.training.runtime import GraphRunner, Tensor
 from services.hospital_node.training.state import State, initial_state, read_state
 from services.plans.manifest import MAX_HOSPITALS, PlanManifest
+from services.transparency.findings import Finding
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,22 @@ class Segment:
 
 
 def segments(manifest: PlanManifest, round_number: int) -> tuple[Segment, ...]:
-    """The parts that a round releases: `train` always, `metrics` in metrics rounds.
+    """The parts that a round releases: `train`, and `metrics` in metrics rounds; the measuring round releases
+    `measured` (metrics and subgroups) and `members` (the training patients' histograms) instead.
 
-    In the other rounds the metrics part is all zero, whatever the data: it needs no noise and is not charged.
+    What a round does not release is all zero, whatever the data: it needs no noise and is not charged.
     """
     train = Segment("train", 0, manifest.train_length, manifest.train_sensitivity)
+    start = manifest.train_length
+    if round_number == manifest.measuring_round:
+        members = manifest.vector_length - manifest.members_length
+        return (
+            Segment("measured", start, members, manifest.measured_sensitivity),
+            Segment("members", members, manifest.vector_length, manifest.members_sensitivity),
+        )
     if round_number not in manifest.metrics_rounds:
         return (train,)
-    return train, Segment("metrics", manifest.train_length, manifest.vector_length, manifest.metrics_sensitivity)
+    return train, Segment("metrics", start, start + manifest.metrics_length, manifest.metrics_sensitivity)
 
 
 def sensitivity(manifest: PlanManifest) -> tuple[int, int]:
@@ -63,13 +74,16 @@ class Trainer:
             FedmeshError(INTERNAL): compiling failed.
         """
         self._manifest = manifest
+        self._compiled_length = manifest.train_length + manifest.metrics_length
         self._metrics_rounds = frozenset(manifest.metrics_rounds)
-        self._data = None if dataset is None else _load(manifest, dataset)
+        self._parts = None if dataset is None else _capped_rows(manifest, dataset)
+        self._data = None if self._parts is None else _tensors(*self._parts)
         self._rows = None
         if dataset is not None and manifest.personalisation is not None:
             # All rows, also with privacy: what is made of them stays here.
             self._rows = dataset.rows(SplitName.TRAIN), dataset.rows(SplitName.VALIDATION)
-        artifact = compiled_plan(manifest, cache)
+        # Checks change what a round releases, not how it trains.
+        artifact = compiled_plan(manifest.without_checks, cache)
         self._work, self._update = GraphRunner(artifact.work), GraphRunner(artifact.update)
         self._modulus = Tensor(np.array(1 << manifest.encoding.bits, dtype=np.int64))
 
@@ -87,12 +101,16 @@ class Trainer:
         """
         if self._data is None:
             raise FedmeshError(Code.WRONG_STATE, "this trainer has no data set: it cannot contribute")
-        measure = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
-        inputs = [*self._data, measure, *_state_tensors(read_state(state, self._manifest)), self._modulus]
+        measuring = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
+        present = read_state(state, self._manifest)
+        inputs = [*self._data, measuring, *_state_tensors(present), self._modulus]
         (vector,) = self._work(inputs)
         # MapReduceForm's modular sum works on residues; back to signed integers.
         half = 1 << (self._manifest.encoding.bits - 1)
         vector = (vector + half) % (2 * half) - half
+        vector = np.concatenate([vector, self._checked(present, round_number)])
+        if round_number == self._manifest.measuring_round:
+            vector[: self._manifest.train_length] = 0
         limit = half // MAX_HOSPITALS
         if self._manifest.privacy is not None:
             # Clipping a coordinate only brings two neighbouring data sets closer: the sensitivity stands.
@@ -103,6 +121,12 @@ class Trainer:
                 "training diverged, or encoding.scale is too large: the contribution does not fit its lane",
             )
         return vector
+
+    def _checked(self, present: State, round_number: int) -> NDArray[np.int64]:
+        """The coordinates behind the compiled plan's: zero but in the measuring round."""
+        if self._parts is not None and round_number == self._manifest.measuring_round:
+            return measure(self._manifest, present.average, *self._parts)
+        return np.zeros(self._manifest.groups_length + self._manifest.members_length, dtype=np.int64)
 
     def update(self, state: bytes, total: NDArray[np.int64], contributors: int) -> bytes:
         """The next state from the summed integers of `contributors` hospitals.
@@ -118,7 +142,9 @@ class Trainer:
                 f"the sum must be int64 [{self._manifest.vector_length}] of at least one contributor, "
                 f"not {total.dtype} {list(total.shape)} of {contributors}",
             )
-        outputs = self._update([*_state_tensors(read_state(state, self._manifest)), Tensor(total)])
+        outputs = self._update(
+            [*_state_tensors(read_state(state, self._manifest)), Tensor(total[: self._compiled_length])]
+        )
         updates, weights, velocity, average = outputs
         if not all(np.isfinite(values).all() for values in (weights, velocity, average)):
             raise FedmeshError(Code.WRONG_STATE, "the update is not finite: training diverged")
@@ -130,6 +156,10 @@ class Trainer:
         They judge the state that the round started from.
         """
         return read_metrics(self._manifest, total)
+
+    def findings(self, peaks: Mapping[int, float], measured: NDArray[np.int64]) -> tuple[Finding, ...]:
+        """The results of the hospitals' checks; see `checking.find`."""
+        return find(self._manifest, peaks, measured)
 
     def personalise(self, state: bytes) -> bytes:
         """This hospital's own version of a state; see `personal.personalise`. It must not leave the hospital.
@@ -160,8 +190,11 @@ def predict(manifest: PlanManifest, state: bytes, x: NDArray[np.float32]) -> NDA
     return probabilities
 
 
-def _load(manifest: PlanManifest, dataset: Dataset) -> list[Tensor]:
-    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`."""
+def _capped_rows(manifest: PlanManifest, dataset: Dataset) -> tuple[Rows, Rows]:
+    """Training and validation rows, at most as many of a patient as the plan's sensitivities say.
+
+    Raises: FedmeshError(DATA_INVALID).
+    """
     if dataset.feature_names != manifest.feature_names:
         raise FedmeshError(Code.DATA_INVALID, "the data set was read for another plan: its features differ")
     train, validation = dataset.rows(SplitName.TRAIN), dataset.rows(SplitName.VALIDATION)
@@ -171,6 +204,11 @@ def _load(manifest: PlanManifest, dataset: Dataset) -> list[Tensor]:
             validation = _capped(validation, manifest.metrics.max_encounters_per_patient)
     if len(train.y) == 0:
         raise FedmeshError(Code.DATA_INVALID, "the data set has no training rows")
+    return train, validation
+
+
+def _tensors(train: Rows, validation: Rows) -> list[Tensor]:
+    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`."""
     return [
         Tensor(train.x),
         Tensor(train.y),
@@ -203,6 +241,7 @@ def _capped(rows: Rows, cap: int) -> Rows:
         patients=rows.patients,
         encounter_ids=rows.encounter_ids[keep],
         patient_ids=rows.patient_ids[keep],
+        groups=None if rows.groups is None else rows.groups[keep],
     )
 
 

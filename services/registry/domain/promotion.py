@@ -194,20 +194,19 @@ def diverged(checks: Checks, metrics: Mapping[int, Mapping[str, float]]) -> tupl
     """(version that showed it, last good version, why) when a measurement is too far below the best one before.
 
     The metrics of version v judge the state of version v - 1: the good version is the one whose state measured best.
+    The plan's initial state is no version: a fall below it alone is not one to go back from.
     """
     best: tuple[int, float] | None = None
     for version in sorted(metrics):
         auroc = metrics[version].get("auroc")
-        if auroc is None:
+        if auroc is None or version < 2:
             continue
         if best is not None and auroc < best[1] - checks.largest_auroc_drop:
-            # Version 0 has the plan's initial state, which is no version: the first one made is the least bad.
-            good = max(best[0] - 1, 1)
             why = (
                 f"AUROC {auroc:.4f} in round {version}, more than {checks.largest_auroc_drop:g} below the"
                 f" {best[1]:.4f} of version {best[0] - 1}"
             )
-            return (version, good, why) if good < version else None
+            return version, best[0] - 1, why
         if best is None or auroc > best[1]:
             best = version, auroc
     return None

@@ -9,9 +9,11 @@ from uuid import UUID
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity
+from services.plans.manifest import read_manifest
 from services.registry.domain.entities import CommittedRound, Event, Job, JobStatus, Metric, ModelVersion, Page, Round
 from services.registry.domain.events import event
 from services.registry.domain.lineage import committed_facts, contributions_root
+from services.registry.domain.promotion import Rollback, diverged
 from services.registry.domain.rules import (
     parse_metrics,
     require_burnt_form,
@@ -90,12 +92,35 @@ class RoundUseCases:
         await tx.outbox.add([telling])
         if not told.burnt:
             await self._attestor.attest(tx, caller, before, committed)
+        back = await self._rolled_back(tx, caller, job, metrics)
+        if back is not None:
+            reason = f"diverged, version {back.good_version} is the result: {back.reason}"[:500]
+            return await end_job(tx, job, caller, JobStatus.FAILED, reason, now)
         if told.version < job.rounds:
             return job
         if not job.state_sha256:
             reason = "every round was burnt: there is no model; see `fedmesh rounds` for the reasons"
             return await end_job(tx, job, caller, JobStatus.FAILED, reason, now)
         return await end_job(tx, job, caller, JobStatus.COMPLETED, "", now)
+
+    async def _rolled_back(
+        self, tx: Transaction, caller: Identity, job: Job, metrics: Mapping[str, float]
+    ) -> Rollback | None:
+        """The roll-back that this round's measurement calls for by the plan's bound, recorded; mostly None."""
+        if "auroc" not in metrics:
+            return None
+        plan = await tx.plans.get(job.plan_id)
+        assert plan is not None, "a foreign key holds the plan"
+        checks = read_manifest(plan.manifest).checks
+        found = None if checks is None else diverged(checks, await tx.promotions.measurements(job.job_id))
+        if found is None:
+            return None
+        now = self._clock.now()
+        back = Rollback(job.job_id, *found, now)
+        await tx.promotions.add_rollback(back)
+        facts = {"diverged_version": back.diverged_version, "good_version": back.good_version, "reason": back.reason}
+        await tx.outbox.add([event("model.rolled_back", now, caller, f"job/{job.job_id}", **facts)])
+        return back
 
     async def list(self, caller: Identity, job_id: UUID, after: int, size: int) -> tuple[CommittedRound, ...]:
         """Raises: FedmeshError(NOT_FOUND)."""

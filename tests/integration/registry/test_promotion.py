@@ -246,6 +246,24 @@ async def test_candidate_moves_freely_and_what_became_true_since_blocks_an_appro
     assert [item.alias for item in (await call(stub.ListAliases, pm.ListAliasesRequest())).aliases] == ["candidate"]
 
 
+async def test_a_job_whose_model_gets_worse_stops_with_its_last_good_version(registry: Registry) -> None:
+    job = await a_job(registry)
+    ended = await run(registry, job, 0.60, 0.64, 0.58)
+    assert ended.status == pb.JOB_STATUS_FAILED
+    why = "AUROC 0.5800 in round 3, more than 0.05 below the 0.6400 of version 1"
+    assert ended.reason == f"diverged, version 1 is the result: {why}"
+    seen = await provenance(registry, job)
+    assert (seen.rollback.good_version, seen.rollback.diverged_version, seen.rollback.reason) == (1, 3, why)
+    outcomes = {item.check: item.reason for item in seen.checks if item.outcome == pm.CHECK_OUTCOME_FAILED}
+    assert outcomes["divergence"] == f"rolled back to version 1: {why}"
+    await registry.drained()
+    assert registry.audit.types()[-4:] == ["round.committed", "model.attested", "model.rolled_back", "job.ended"]
+    told = json.loads(registry.audit.events[-2].body_json)
+    assert (told["good_version"], told["diverged_version"]) == (1, 3)
+    graph = build(await read_recorded(Asked(registry.operator(), registry.promotion()), f"{job.job_id}/1"))
+    assert [node.text for node in graph.nodes if node.kind == "rollback"] == [f"version 1 is the job's result: {why}"]
+
+
 async def test_hospitals_report_for_themselves_once_and_in_order(registry: Registry) -> None:
     job = await a_job(registry)
     await run(registry, job, 0.60, 0.63, 0.64)
