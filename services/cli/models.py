@@ -15,6 +15,7 @@ from rich.markup import escape
 from services.cli.inspection import Limit, list_versions, make_table, stack_dir
 from services.cli.lineage import OUTCOMES, as_dot, as_json, as_tree, build
 from services.cli.mesh import OPERATOR, awake
+from services.cli.pull import pull
 from services.cli.stack import DEMO_DIR, Folder
 from services.cli.versions import Registry, find_version, read_recorded
 from services.common.errors import Code, FedmeshError
@@ -31,6 +32,9 @@ Version = Annotated[
     str, typer.Argument(help="JOB/NUMBER (the job's first characters will do), an alias, or MODEL@ALIAS")
 ]
 Operator = Annotated[str, typer.Option(help="Operator of the stack whose certificate is used")]
+
+
+app.command()(pull)
 
 
 @app.callback(invoke_without_command=True)

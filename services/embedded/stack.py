@@ -270,6 +270,7 @@ class Stack:
             "roster": str(self.roster_file),
             "compile_cache": str(self._compile_cache),
             "telemetry": self._telemetry(hospital_id),
+            "registry_key": str(self.registry_verifier),
             **{name: {"target": self.target(name)} for name in ("registry", "coordinator", "aggregator")},
             "witness": {
                 "audit": {"target": self.target("audit")},

@@ -30,7 +30,13 @@ class Attestor:
         envelope = sign_statement(_of_version(plan, job, committed), self._key)
         sha256 = hashlib.sha256(envelope).hexdigest()
         told = committed.round
-        facts = {"version": told.version, "state_sha256": told.state_sha256, "statement_sha256": sha256}
+        facts = {
+            "version": told.version,
+            "state_sha256": told.state_sha256,
+            "statement_sha256": sha256,
+            # Who may read this entry of the log by itself.
+            "hospitals": list(job.hospital_ids),
+        }
         telling = event("model.attested", committed.committed_at, caller, f"job/{job.job_id}", **facts)
         await tx.promotions.add_attestation(Attestation(job.job_id, told.version, envelope, sha256, telling.event_id))
         await tx.outbox.add([telling])
