@@ -137,4 +137,5 @@ def test_keras_and_saved_model_give_the_plans_probabilities(tmp_path: Path) -> N
     x = np.random.default_rng(0).normal(size=(20, len(PLAN.feature_names))).astype(np.float32)
     expected = predict(PLAN, a_state(), x)
     np.testing.assert_allclose(tf.keras.models.load_model(keras).predict(x, verbose=0)[:, 0], expected, atol=1e-6)
-    np.testing.assert_allclose(tf.saved_model.load(str(saved)).serve(x).numpy()[:, 0], expected, atol=1e-6)
+    served = tf.saved_model.load(str(saved))
+    np.testing.assert_allclose(served.serve(x).numpy()[:, 0], expected, atol=1e-6)
