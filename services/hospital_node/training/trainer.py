@@ -82,8 +82,7 @@ class Trainer:
         if dataset is not None and manifest.personalisation is not None:
             # All rows, also with privacy: what is made of them stays here.
             self._rows = dataset.rows(SplitName.TRAIN), dataset.rows(SplitName.VALIDATION)
-        # Checks change what a round releases, not how it trains.
-        artifact = compiled_plan(manifest.without_checks, cache)
+        artifact = compiled_plan(manifest, cache)
         self._work, self._update = GraphRunner(artifact.work), GraphRunner(artifact.update)
         self._modulus = Tensor(np.array(1 << manifest.encoding.bits, dtype=np.int64))
 
