@@ -15,7 +15,20 @@ MAX_EVENTS: Final = 500
 RECORDED_FOR: Final = "recorded_for"
 """Key in an event's body: the service whose certificate handed the event to the registry."""
 
-OWN_TYPES: Final = frozenset(
+PROMOTION_TYPES: Final = frozenset(
+    {
+        "model.attested",
+        "model.checked",
+        "model.tagged",
+        "model.rolled_back",
+        "alias.moved",
+        "promotion.proposed",
+        "promotion.approved",
+    }
+)
+"""What becomes of model versions."""
+
+OWN_TYPES: Final = PROMOTION_TYPES | frozenset(
     {
         "hospital.registered",
         "hospital.status_changed",
@@ -34,13 +47,6 @@ OWN_TYPES: Final = frozenset(
         "round.burnt",
         "ledger.reported",
         "ledger.differs",
-        "model.attested",
-        "model.checked",
-        "model.tagged",
-        "model.rolled_back",
-        "alias.moved",
-        "promotion.proposed",
-        "promotion.approved",
     }
 )
 """Facts that only the registry can state; nobody else may report them."""

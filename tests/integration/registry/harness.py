@@ -356,8 +356,8 @@ async def code(awaitable: Awaitable[Any]) -> Code:
 
 
 def signing_key(folder: Path) -> Path:
-    """The registry's signing key in a folder; made when there is none."""
-    path = folder / "registry.key"
+    """The registry's signing key beside its certificates; made when there is none."""
+    path = folder / "ca" / "statements.key"
     if not path.exists():
         generate_key(path, f"{CONSORTIUM}/registry")
     return path

@@ -142,7 +142,7 @@ async def test_two_people_promote_a_version_whose_checks_passed(registry: Regist
     by_type = {event.type: event for event in registry.audit.events}
     assert by_type["promotion.proposed"].actor.endswith("/operator/alice")
     assert by_type["promotion.approved"].actor.endswith("/operator/bob")
-    verifier = load_signing_key(registry.ca.folder.parent / "registry.key").verifier
+    verifier = load_signing_key(registry.ca.folder / "statements.key").verifier
     verdicts = [open_statement(item, verifier, VERDICT_PREDICATE) for item in approved.verdicts]
     assert [item.sha256 for item in verdicts] == [digest(b"state 3")] * 2
     assert json.loads(by_type["promotion.approved"].body_json)["verdict_sha256"] == digest(approved.verdicts[1])

@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedmesh.registry.v1 import promotion_pb2 as pm
 from fedmesh.registry.v1 import registry_pb2 as pb
 
 from services.cli.pull import fetch, write
 from services.cli.receipts import Asker
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
+from services.common.ids import new_id
 from services.hospital_node.store.epochs import EpochFiles
 from services.hospital_node.training.export import NUMPY_FILE, export_keras
 from services.hospital_node.training.state import State
 from services.hospital_node.usecases.states import seal
+from services.registry.domain.events import PROMOTION_TYPES
 from services.secure_sum.epoch import make_epoch
 from services.transparency.checkpoint import generate_key, load_signing_key
 from services.transparency.provenance import Claim, verify_claim
@@ -28,6 +31,7 @@ from tests.integration.registry.test_promotion import (
     checking,
     findings,
     proposing,
+    run,
 )
 from tests.integration.registry.test_receipts import ME, Consortium, consortium
 
@@ -42,7 +46,9 @@ def a_state() -> bytes:
 
 def puller(world: Consortium) -> Asker:
     asker = world.asker(ME)
-    (world.folder / "registry.vkey").write_text(f"{load_signing_key(world.folder / 'registry.key').verifier}\n")
+    (world.folder / "registry.vkey").write_text(
+        f"{load_signing_key(world.folder / 'ca' / 'statements.key').verifier}\n"
+    )
     return replace(asker, config=asker.config.model_copy(update={"registry_key": world.folder / "registry.vkey"}))
 
 
@@ -88,9 +94,21 @@ async def test_a_hospital_pulls_what_holds_and_nothing_else(consortium: Consorti
     await _require_refusals(registry, asker, pulled.claim, consortium.folder)
 
 
+async def test_the_real_audit_log_takes_every_kind_of_event_of_promotion(consortium: Consortium) -> None:
+    registry, job = consortium.registry, await promoted(consortium)
+    tagging = pm.SetTagRequest(request_id=new_id(), job_id=job.job_id, version=1, key="reviewed", value="yes")
+    await call(registry.promotion().SetTag, tagging)
+    worse = await run(registry, await a_job(registry), 0.60, 0.64, 0.58)
+    assert worse.reason.startswith("diverged, version 1 is the result")
+    await registry.drained()
+    kept = registry.sql("select type, refusal from registry.outbox")
+    assert {kind for kind, _ in kept} >= PROMOTION_TYPES
+    assert [refusal for _, refusal in kept if refusal] == []
+
+
 async def _require_refusals(registry: Registry, asker: Asker, claim: Claim, folder: Path) -> None:
     """Every link, broken by itself."""
-    log, key = asker.verifier, load_signing_key(folder / "registry.key").verifier
+    log, key = asker.verifier, load_signing_key(folder / "ca" / "statements.key").verifier
     assert verify_claim(claim, key, log).sha256 == claim.state_sha256
     generate_key(folder / "other.key", f"{CONSORTIUM}/registry")
     with pytest.raises(FedmeshError, match="not signed by consortium"):
