@@ -21,7 +21,7 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
-from services.common.standing import Standing
+from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.secure_sum.disposable import DisposablePool
@@ -69,7 +69,7 @@ async def main(config: AggregatorConfig) -> None:
                 SystemClock(),
             )
             usecases = AggregatorUseCases(parts, load_tls(config.server.tls).identity.consortium)
-            standing = Standing(registry, config.standing)
+            standing = Standing(registry_members(registry), config.standing)
             background.append(standing.run)
             try:
                 await run_server(

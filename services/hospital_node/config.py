@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from services.common.config import Address, ClientConfig, Section, TelemetryConfig, TlsConfig, require_private
+from services.common.credentials import CredentialFolder
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Kind
 from services.common.tls import load_tls
@@ -111,9 +112,18 @@ class WitnessConfig(Section):
     )
 
 
+class RenewalConfig(Section):
+    folder: Path = Field(
+        description="folder of `fedmesh hospital enrol`; `tls` must name the files in it, which the node replaces"
+    )
+
+
 class HospitalConfig(Section):
     hospital_id: Name = Field(description="this hospital's name; must equal the one in its certificate")
     tls: TlsConfig = Field(description="this hospital's certificate, used as a client")
+    renewal: RenewalConfig | None = Field(
+        default=None, description="how the node renews its certificate; absent: somebody else replaces the files"
+    )
     registry: ClientConfig = Field(description="the registry: plans, jobs, model states")
     coordinator: ClientConfig = Field(description="the coordinator: tasks and reports")
     aggregator: ClientConfig = Field(description="the aggregator: ciphertexts and sums")
@@ -162,6 +172,7 @@ def check_config(config: HospitalConfig) -> None:
             f"hospital_id is {config.hospital_id}, but {config.tls.certificate} belongs to {identity}",
         )
     require_private(config.tls.key, "the private key")
+    _require_own_files(config)
     _, roster = read_membership(config)
     if config.witness is not None:
         read_log_key(config.witness, roster.statement.consortium)
@@ -178,6 +189,19 @@ def check_config(config: HospitalConfig) -> None:
     for path in named:
         if path is not None and not path.is_file():
             raise FedmeshError(Code.CONFIG_INVALID, f"there is no file {path}")
+
+
+def _require_own_files(config: HospitalConfig) -> None:
+    if config.renewal is None:
+        return
+    renewed = CredentialFolder(config.renewal.folder).tls
+    named = {name: path.absolute() for name, path in config.tls}
+    if named != dict(renewed):
+        raise FedmeshError(
+            Code.CONFIG_INVALID,
+            f"renewal.folder is {config.renewal.folder}: then tls.ca is {renewed.ca}, tls.certificate is "
+            f"{renewed.certificate} and tls.key is {renewed.key}",
+        )
 
 
 def read_membership(config: HospitalConfig) -> tuple[MemberKeys, Roster]:

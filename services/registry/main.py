@@ -3,22 +3,27 @@
 from datetime import timedelta
 
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
-from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
+from fedmesh.registry.v1 import enrolment_pb2, enrolment_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 from services.common.clock import Clock, SystemClock
 from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel, call
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
+from services.common.grpc.strangers import StrangersServer
 from services.common.postgres import Database, require_migrated
+from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
-from services.registry.config import RegistryConfig
+from services.registry.config import EnrolmentConfig, RegistryConfig
 from services.registry.domain.entities import StrikeRule
+from services.registry.enrolling import CredentialServicer, EnrolmentServicer
+from services.registry.issuing import Issuer
 from services.registry.relay import Relay
 from services.registry.servicer import RegistryServicer, UseCases
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
 from services.registry.usecases.blobs import BlobUseCases
+from services.registry.usecases.enrolment import EnrolmentUseCases, Terms
 from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
@@ -32,11 +37,14 @@ from services.registry.usecases.survivors import SurvivorUseCases
 def check(config: RegistryConfig) -> None:
     """Check what the configuration points at.
 
-    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates or an unreadable password file.
+    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates, an unreadable password file or an issuing authority
+        that is none.
     """
     load_tls(config.server.tls)
     if config.postgres.password_file is not None:
         read_secret(config.postgres.password_file)
+    if config.enrolment is not None:
+        build_issuer(config, config.enrolment, SystemClock())
 
 
 async def main(config: RegistryConfig) -> None:
@@ -54,23 +62,75 @@ async def main(config: RegistryConfig) -> None:
         async with MeshChannel(config.audit.target, config.server.tls) as audit:
             store = PostgresStore(database)
             relay = build_relay(config, store, audit)
-            servicer = RegistryServicer(build_usecases(config, store, clock, relay))
+            usecases = build_usecases(config, store, clock, relay)
+            enrolment = build_enrolment(config, store, clock, relay)
+            standing = Standing(usecases.hospitals.members, config.standing)
+            background = [relay.run, standing.run]
+            if config.enrolment is not None and enrolment is not None:
+                background.append(strangers(config, config.enrolment, enrolment).run)
             await run_server(
                 config.server,
-                [
-                    Endpoint(
-                        registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
-                        registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-                        servicer,
-                    )
-                ],
-                background=[relay.run],
+                [endpoint(usecases), credentials_endpoint(enrolment)],
+                background=background,
                 dependencies=database.ready,
+                admit=standing.admit_certificate,
                 max_message_bytes=MAX_RECORD_BYTES,
             )
     finally:
         await database.close()
         shutdown_telemetry()
+
+
+def endpoint(usecases: UseCases) -> Endpoint:
+    """The registry's own gRPC service."""
+    return Endpoint(
+        registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server,
+        RegistryServicer(usecases),
+    )
+
+
+def credentials_endpoint(enrolment: EnrolmentUseCases | None) -> Endpoint:
+    """Invitations, renewals and revocations, over mutual TLS."""
+    return Endpoint(
+        enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"],
+        enrolment_pb2_grpc.add_CredentialServiceServicer_to_server,
+        CredentialServicer(enrolment),
+    )
+
+
+def strangers(config: RegistryConfig, settings: EnrolmentConfig, enrolment: EnrolmentUseCases) -> StrangersServer:
+    """The listener at which a hospital enrols, with the registry's own server certificate."""
+    service = Endpoint(
+        enrolment_pb2.DESCRIPTOR.services_by_name["EnrolmentService"],
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server,
+        EnrolmentServicer(enrolment),
+    )
+    return StrangersServer(settings, config.server.tls, service, config.server.drain_s)
+
+
+def build_issuer(config: RegistryConfig, settings: EnrolmentConfig, clock: Clock) -> Issuer:
+    """Raises: FedmeshError(CONFIG_INVALID)."""
+    return Issuer(settings.ca_certificate, settings.ca_key, config.server.tls.ca, clock)
+
+
+def build_enrolment(
+    config: RegistryConfig, store: PostgresStore, clock: Clock, relay: Relay
+) -> EnrolmentUseCases | None:
+    """What issues certificates; None when this registry does not.
+
+    Raises: FedmeshError(CONFIG_INVALID).
+    """
+    settings = config.enrolment
+    if settings is None:
+        return None
+    terms = Terms(
+        timedelta(seconds=settings.lifetime_s),
+        timedelta(seconds=settings.backdate_s),
+        load_tls(config.server.tls).identity,
+    )
+    mutations = Mutations(store, clock, relay.wake)
+    return EnrolmentUseCases(store, mutations, clock, build_issuer(config, settings, clock), terms)
 
 
 def build_relay(config: RegistryConfig, store: PostgresStore, audit: MeshChannel) -> Relay:

@@ -236,6 +236,8 @@ def hospital(value: entities.Hospital) -> pb.Hospital:
         status=_HOSPITAL_STATUS_OUT[value.status],
         created_at=timestamp(value.created_at),
         strikes=value.strikes,
+        certificates_from=None if value.certificates_from is None else timestamp(value.certificates_from),
+        certificate_not_after=None if value.certificate_not_after is None else timestamp(value.certificate_not_after),
     )
 
 

@@ -56,15 +56,18 @@ class MaskKey:
 
 
 def check_epoch(signed: Signed, roster: Roster) -> EpochStatement:
-    """A member's publication of an epoch of this roster, with one box for every member.
+    """A member's publication of an epoch of this roster, with a box for at least t members, its maker among them.
 
-    Raises: FedmeshError(STATEMENT_INVALID).
+    Members that are suspended get none. Raises: FedmeshError(STATEMENT_INVALID).
     """
     statement = open_signed(EpochStatement, signed, roster)
     if statement.roster != roster.sha256:
         _refuse("the epoch belongs to another roster", statement.maker)
-    if tuple(box.to for box in statement.boxes) != roster.ids:
-        _refuse("the epoch's keys are not sealed to every member", statement.maker)
+    sealed_to = {box.to for box in statement.boxes}
+    if not sealed_to <= set(roster.ids) or statement.maker not in sealed_to:
+        _refuse("the epoch's keys are sealed to strangers, or not to their maker", statement.maker)
+    if len(sealed_to) < roster.threshold:
+        _refuse("the epoch's keys are sealed to too few members", statement.maker)
     return statement
 
 

@@ -161,7 +161,7 @@ class Box(_Spelled):
 
 
 class EpochStatement(Statement):
-    """The keys of a key epoch, sealed to every member; see `epoch`. `content` is base64."""
+    """The keys of a key epoch, sealed to every member that is not suspended; see `epoch`. `content` is base64."""
 
     MAX_BYTES: ClassVar[int] = 256 * 1024
 

@@ -41,6 +41,17 @@ STANDARD: Final[dict[str, Rule]] = {
 }
 
 
+def load_stranger_methods(service: ServiceDescriptor) -> frozenset[str]:
+    """Full names of the methods of a service that is for callers without a certificate.
+
+    Raises: FedmeshError(CONFIG_INVALID) when a method is for anybody else: it would be open to everybody.
+    """
+    for method in service.methods:
+        if list(method.GetOptions().Extensions[access_pb2.access].allow) != [access_pb2.CALLER_STRANGER]:
+            raise FedmeshError(Code.CONFIG_INVALID, f"{method.full_name} is not for strangers by its proto")
+    return frozenset(f"/{service.full_name}/{method.name}" for method in service.methods)
+
+
 def load_policy(services: Iterable[ServiceDescriptor]) -> dict[str, Rule]:
     """The policy of some services, by full method name (`/package.Service/Method`).
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import grpc
+from cryptography.x509 import load_pem_x509_certificate
 from opentelemetry.propagate import extract
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
@@ -32,7 +36,17 @@ def caller() -> Identity:
     return _caller.get()
 
 
-Admit = Callable[[Identity], None]
+@dataclass(frozen=True)
+class Peer:
+    """Who calls, and from when on its certificate is valid: a revocation names a moment."""
+
+    identity: Identity
+    certified_from: datetime
+
+
+_peer: ContextVar[Peer] = ContextVar("peer")
+
+Admit = Callable[[Peer], None]
 """Raises FedmeshError for a caller that is to be refused, whatever it asks."""
 
 
@@ -78,7 +92,7 @@ class Gate(grpc.aio.ServerInterceptor):
                     return await behaviour(self._guarded(request) if messages else request, context)
                 except Exception as error:
                     call["error"] = error
-                    await _abort(context, method, error)
+                    await abort(context, method, error)
 
         return answer
 
@@ -92,7 +106,7 @@ class Gate(grpc.aio.ServerInterceptor):
                         yield response
                 except Exception as error:
                     call["error"] = error
-                    await _abort(context, method, error)
+                    await abort(context, method, error)
 
         return answer
 
@@ -100,81 +114,104 @@ class Gate(grpc.aio.ServerInterceptor):
         """The messages, as long as their caller is admitted; then what makes them is closed."""
         try:
             async for message in messages:
-                self._require_admitted(caller())
+                self._require_admitted(_peer.get())
                 yield message
         finally:
             close = getattr(messages, "aclose", None)
             if close is not None:
                 await close()
 
-    def _require_admitted(self, identity: Identity) -> None:
+    def _require_admitted(self, peer: Peer) -> None:
         if self._admit_caller is not None:
-            self._admit_caller(identity)
+            self._admit_caller(peer)
 
     def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
         rule = self._policy.get(method)
-        identity = peer_identity(context)
+        peer = read_peer(context)
+        identity = peer.identity
         if identity.consortium != self._consortium:
             raise FedmeshError(Code.UNAUTHENTICATED, "the certificate belongs to another consortium")
         if rule is None or not rule.permits(identity):
             raise FedmeshError(
                 Code.PERMISSION_DENIED, f"{identity.kind.value} {identity.name} may not call {method.rsplit('/', 1)[1]}"
             )
-        self._require_admitted(identity)
-        remaining = context.time_remaining()
-        if needs_deadline and remaining is None:
-            raise FedmeshError(Code.INVALID_ARGUMENT, "the call has no deadline: set one")
-        if remaining is not None and remaining < HOPELESS_S:
-            raise FedmeshError(Code.DEADLINE_EXCEEDED, "too little time is left to answer this call")
+        self._require_admitted(peer)
+        require_time(context, needs_deadline=needs_deadline)
         _caller.set(identity)
+        _peer.set(peer)
 
-    @contextmanager
     def _observed(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         rule = self._policy.get(method)
-        objective = "yes" if rule is not None and rule.objective else "no"
-        carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        started = time.perf_counter()
-        call: dict[str, Exception] = {}
-        code = grpc.StatusCode.OK.name
-        with (
-            IN_FLIGHT.labels(method).track_inprogress(),
-            tracer().start_as_current_span(method, context=extract(carrier), kind=SpanKind.SERVER) as span,
-        ):
-            try:
-                yield call
-            except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED.name
-                raise
-            finally:
-                error = call.get("error")
-                if error is not None:
-                    fedmesh = error if isinstance(error, FedmeshError) else FedmeshError(Code.INTERNAL, INTERNAL_TEXT)
-                    code = to_status(fedmesh)[0].name
-                    span.set_status(Status(StatusCode.ERROR, fedmesh.code.value))
-                CALLS.labels(method, code, objective).inc()
-                LATENCY.labels(method, objective).observe(time.perf_counter() - started)
+        return observed(method, context, objective=rule is not None and rule.objective)
 
 
-def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
-    """The identity in the peer's verified certificate.
+@contextmanager
+def observed(method: str, context: grpc.aio.ServicerContext[Any, Any], *, objective: bool) -> Any:
+    """Metrics and a span around the answer to a call; the error goes into the dictionary, as `error`."""
+    counts = "yes" if objective else "no"
+    carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    started = time.perf_counter()
+    call: dict[str, Exception] = {}
+    code = grpc.StatusCode.OK.name
+    with (
+        IN_FLIGHT.labels(method).track_inprogress(),
+        tracer().start_as_current_span(method, context=extract(carrier), kind=SpanKind.SERVER) as span,
+    ):
+        try:
+            yield call
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED.name
+            raise
+        finally:
+            error = call.get("error")
+            if error is not None:
+                fedmesh = error if isinstance(error, FedmeshError) else FedmeshError(Code.INTERNAL, INTERNAL_TEXT)
+                code = to_status(fedmesh)[0].name
+                span.set_status(Status(StatusCode.ERROR, fedmesh.code.value))
+            CALLS.labels(method, code, counts).inc()
+            LATENCY.labels(method, counts).observe(time.perf_counter() - started)
+
+
+def require_time(context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
+    """Raises: FedmeshError(INVALID_ARGUMENT) without a deadline that is needed, (DEADLINE_EXCEEDED) close to it."""
+    remaining = context.time_remaining()
+    if needs_deadline and remaining is None:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "the call has no deadline: set one")
+    if remaining is not None and remaining < HOPELESS_S:
+        raise FedmeshError(Code.DEADLINE_EXCEEDED, "too little time is left to answer this call")
+
+
+def require_tls13(auth: Mapping[str, Iterable[bytes]]) -> None:
+    """Raises: FedmeshError(UNAUTHENTICATED)."""
+    if b"".join(auth.get("ssl_tls_version", ())) != b"TLSv1.3":
+        # gRPC's Python API cannot set a minimum version; so it is enforced here, before any handler sees the call.
+        raise FedmeshError(Code.UNAUTHENTICATED, "TLS 1.3 is required")
+
+
+def read_peer(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+    """Who the peer's verified certificate says it is.
 
     Raises: FedmeshError(UNAUTHENTICATED) without a certificate, with a name that is not fedmesh's, or below TLS 1.3.
     """
     auth = context.auth_context()
-    version = b"".join(auth.get("ssl_tls_version", ()))
-    if version != b"TLSv1.3":
-        # gRPC's Python API cannot set a minimum version; so it is enforced here, before any handler sees the call.
-        raise FedmeshError(Code.UNAUTHENTICATED, "TLS 1.3 is required")
+    require_tls13(auth)
     uris = auth.get("peer_spiffe_id", ()) or [
         name for name in auth.get("x509_subject_alternative_name", ()) if name.startswith(b"spiffe://")
     ]
     names = list(uris)
     if len(names) != 1:
         raise FedmeshError(Code.UNAUTHENTICATED, "the client certificate has no single fedmesh identity")
-    return parse_identity(names[0].decode("utf-8", "replace"))
+    return Peer(parse_identity(names[0].decode("utf-8", "replace")), _beginning(b"".join(auth["x509_pem_cert"])))
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
+@lru_cache(maxsize=1024)
+def _beginning(pem: bytes) -> datetime:
+    """From when on a certificate is valid; a connection asks it with every call."""
+    return load_pem_x509_certificate(pem).not_valid_before_utc
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
+    """End a call with the status that an error stands for."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, FedmeshError):

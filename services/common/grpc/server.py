@@ -97,7 +97,7 @@ class MeshServer:
 
         Raises: FedmeshError(CONFIG_INVALID) when an address cannot be bound.
         """
-        self._port = _bind(
+        self._port = bind(
             self._config.listen,
             lambda: self._server.add_secure_port(self._config.listen, server_credentials(self._config.tls)),
         )
@@ -105,7 +105,7 @@ class MeshServer:
         if self._probe is not None and self._config.health_listen is not None:
             address = self._config.health_listen
             probe = self._probe
-            _bind(address, lambda: probe.add_insecure_port(address))
+            bind(address, lambda: probe.add_insecure_port(address))
             await probe.start()
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         await self.set_serving(True)
@@ -137,7 +137,8 @@ class MeshServer:
             await self._probe.stop(0)
 
 
-def _bind(address: str, add: Callable[[], int]) -> int:
+def bind(address: str, add: Callable[[], int]) -> int:
+    """Add a port to a server. Raises: FedmeshError(CONFIG_INVALID)."""
     try:
         port = add()
     except RuntimeError as error:

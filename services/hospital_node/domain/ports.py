@@ -189,12 +189,16 @@ class RosterFacts:
 
 @dataclass(frozen=True)
 class EpochFacts:
-    """A key epoch as the registry has it. due: the number to be made now, 0 for none; due_for_s: for how long, s."""
+    """A key epoch as the registry has it. due: the number to be made now, 0 for none; due_for_s: for how long, s.
+
+    barred: members of the present roster that are suspended or removed.
+    """
 
     epoch: Signed | None
     due: int
     due_for_s: float
     roster_sha256: str
+    barred: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

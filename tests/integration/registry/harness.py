@@ -23,16 +23,25 @@ from services.common.config import ClientConfig, ServerConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, MeshServer
+from services.common.grpc.strangers import StrangersServer
 from services.common.ids import new_id
 from services.common.postgres import Database, migrate
+from services.common.standing import Standing, StandingConfig
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
-from services.registry.config import BlobConfig, RegistryConfig, RelayConfig, StrikeConfig
-from services.registry.main import build_relay, build_usecases
+from services.registry.config import BlobConfig, EnrolmentConfig, RegistryConfig, RelayConfig, StrikeConfig
+from services.registry.main import (
+    build_enrolment,
+    build_relay,
+    build_usecases,
+    credentials_endpoint,
+    endpoint,
+    strangers,
+)
 from services.registry.relay import Relay
-from services.registry.servicer import RegistryServicer
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
+from services.registry.usecases.enrolment import EnrolmentUseCases
 from services.secure_sum.roster import MemberKeys, Roster, as_roster, found, sign_roster, succeed
 from services.secure_sum.statements import (
     AttemptRef,
@@ -165,6 +174,8 @@ class Registry:
     audit: ListAuditLog
     audit_server: MeshServer
     stack: contextlib.AsyncExitStack
+    door: StrangersServer
+    enrolment: EnrolmentUseCases
     channels: dict[str, MeshChannel] = field(default_factory=dict)
 
     def stub(self, tls: TlsConfig) -> Any:
@@ -380,6 +391,15 @@ async def running_registry(
             blobs=BlobConfig(max_bytes=8 << 20, max_uploads=4, idle_s=1.0, memory_bytes=1 << 20, spool_dir=folder),
             relay=RelayConfig(interval_s=0.05, max_backoff_s=0.2),
             strikes=StrikeConfig(limit=3, window_s=60.0),
+            standing=StandingConfig(interval_s=0.5),
+            enrolment=EnrolmentConfig(
+                listen="127.0.0.1:0",
+                ca_certificate=ca.folder / "ca.pem",
+                ca_key=ca.folder / "ca.key",
+                per_minute=6000,
+                burst=1000,
+                all_per_minute=60_000,
+            ),
         )
         pool = Database(config.postgres)
         await pool.open()
@@ -387,26 +407,30 @@ async def running_registry(
         audit_channel = await stack.enter_async_context(MeshChannel(config.audit.target, config.server.tls))
         store = PostgresStore(pool)
         relay = build_relay(config, store, audit_channel)
-        servicer = RegistryServicer(build_usecases(config, store, SystemClock(), relay))
+        usecases = build_usecases(config, store, SystemClock(), relay)
+        enrolment = build_enrolment(config, store, SystemClock(), relay)
+        standing = Standing(usecases.hospitals.members, config.standing)
+        await standing.refresh()
         server = MeshServer(
             config.server,
-            [
-                Endpoint(
-                    pb.DESCRIPTOR.services_by_name["RegistryService"],
-                    registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-                    servicer,
-                )
-            ],
+            [endpoint(usecases), credentials_endpoint(enrolment)],
+            admit=standing.admit_certificate,
             max_message_bytes=MAX_RECORD_BYTES,
         )
         await server.start()
         stack.push_async_callback(server.stop)
-        task = asyncio.create_task(relay.run())
-        registry = Registry(ca, database, pool, store, relay, server, audit_log, audit_server, stack)
+        assert config.enrolment is not None
+        assert enrolment is not None
+        door = strangers(config, config.enrolment, enrolment)
+        await door.start()
+        stack.push_async_callback(door.stop)
+        tasks = [asyncio.create_task(relay.run()), asyncio.create_task(standing.run())]
+        registry = Registry(ca, database, pool, store, relay, server, audit_log, audit_server, stack, door, enrolment)
         try:
             yield registry
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             for channel in registry.channels.values():
                 await channel.close()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from services.cli.entry import main
+from services.cli.tokens import Token
+from services.embedded.ca import create_ca
 from services.privacy.approval import require_approved
 from services.privacy.budget import Limit
 from services.secure_sum.roster import MemberKeys
@@ -53,7 +55,7 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
     assert shown.returncode == 0
     for command in (
         *("demo", "up", "down", "status", "models", "rounds", "jobs", "audit", "plan", "privacy", "migrate"),
-        *("hospital", "hospitals", "roster", "epochs"),
+        *("hospital", "hospitals", "members", "roster", "epochs"),
     ):
         assert command in shown.stdout
 
@@ -90,6 +92,11 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("demo", "--report", "no/such/folder/r.json"), "cannot write"),
         (("privacy", "ledger"), "no hospital has a ledger"),
         (("plan", "check", "nowhere.yaml"), "nowhere.yaml"),
+        (("members", "register", "north"), "run `fedmesh demo` or `fedmesh up`"),
+        (("members", "invite", "north", "--out", "t"), "run `fedmesh demo` or `fedmesh up`"),
+        (("members", "invite", "North", "--out", "t"), "hospital must be 1 to 63 lower-case letters"),
+        (("members", "invite", "north", "--out", "t", "--valid", "5w"), "--valid 5w: use a number and s, m, h or d"),
+        (("members", "invite", "north", "--out", "no/t"), "cannot write no/t: No such file or directory"),
     ],
 )
 def test_a_mistake_is_explained_and_ends_with_1(fedmesh: Terminal, arguments: tuple[str, ...], expected: str) -> None:
@@ -97,6 +104,32 @@ def test_a_mistake_is_explained_and_ends_with_1(fedmesh: Terminal, arguments: tu
     assert ended.returncode == 1, ended.stderr
     assert expected in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
+
+
+def test_a_hospital_is_told_what_is_wrong_before_it_enrols(tmp_path: Path, fedmesh: Terminal) -> None:
+    token, ca = tmp_path / "token", tmp_path / "ca.pem"
+
+    def enrol(registry: str = "127.0.0.1:1") -> str:
+        ended = fedmesh(
+            *("hospital", "enrol", "--token-file", str(token), "--ca", str(ca)),
+            *("--registry", registry, "--out", str(tmp_path / "tls")),
+        )
+        assert ended.returncode == 1
+        assert "Traceback" not in ended.stderr
+        return " ".join(ended.stderr.split())
+
+    assert "cannot read" in enrol()
+    token.write_text(Token.generate("north").text)
+    assert "chmod 600" in enrol()
+    token.chmod(0o600)
+    assert "ca.pem: No such file" in enrol()
+    ca.write_text("junk")
+    assert "no certificate in PEM" in enrol()
+    assert not (tmp_path / "tls").exists()
+    ca.write_bytes((create_ca(tmp_path / "ca", "c.local").folder / "ca.pem").read_bytes())
+    assert "use HOST:PORT" in enrol("https://registry")
+    token.write_text("fedmesh-enrol.north.short")
+    assert "holds no token" in enrol()
 
 
 def test_a_plan_with_an_unknown_field_is_named(tmp_path: Path, fedmesh: Terminal) -> None:

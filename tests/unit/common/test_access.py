@@ -4,7 +4,7 @@ import pytest
 from fedmesh.aggregator.v1 import aggregator_pb2
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
-from fedmesh.registry.v1 import registry_pb2
+from fedmesh.registry.v1 import enrolment_pb2, registry_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from services.common.errors import Code, FedmeshError
@@ -15,6 +15,7 @@ SERVICES = [
     module.DESCRIPTOR.services_by_name[name]
     for module, name in (
         (registry_pb2, "RegistryService"),
+        (enrolment_pb2, "CredentialService"),
         (coordinator_pb2, "CoordinatorService"),
         (aggregator_pb2, "AggregatorService"),
         (audit_pb2, "AuditService"),
@@ -41,6 +42,10 @@ def test_every_method_of_every_service_has_a_policy() -> None:
         ("/fedmesh.aggregator.v1.AggregatorService/CloseSum", COORDINATOR, True),
         ("/fedmesh.registry.v1.RegistryService/CreateJob", HOSPITAL, False),
         ("/fedmesh.registry.v1.RegistryService/CommitRound", OPERATOR, False),
+        ("/fedmesh.registry.v1.CredentialService/InviteHospital", HOSPITAL, False),
+        ("/fedmesh.registry.v1.CredentialService/RevokeCertificates", HOSPITAL, False),
+        ("/fedmesh.registry.v1.CredentialService/RenewCertificate", HOSPITAL, True),
+        ("/fedmesh.registry.v1.CredentialService/RenewCertificate", OPERATOR, False),
         ("/fedmesh.audit.v1.AuditService/AppendEvents", HOSPITAL, False),
         ("/fedmesh.audit.v1.AuditService/AppendEvents", OPERATOR, False),
         ("/grpc.health.v1.Health/Check", HOSPITAL, True),

@@ -41,6 +41,10 @@ class _CallerEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     """`spiffe://<consortium>/service/aggregator`."""
     CALLER_AUDIT: _Caller.ValueType  # 6
     """`spiffe://<consortium>/service/audit`."""
+    CALLER_STRANGER: _Caller.ValueType  # 7
+    """Whoever has no certificate. Alone in its list, and only for a service with a listener of its own: a server that asks
+    for client certificates refuses to start with it.
+    """
 
 class Caller(_Caller, metaclass=_CallerEnumTypeWrapper):
     """The kind of identity that a client certificate carries in its URI SAN."""
@@ -59,6 +63,10 @@ CALLER_AGGREGATOR: Caller.ValueType  # 5
 """`spiffe://<consortium>/service/aggregator`."""
 CALLER_AUDIT: Caller.ValueType  # 6
 """`spiffe://<consortium>/service/audit`."""
+CALLER_STRANGER: Caller.ValueType  # 7
+"""Whoever has no certificate. Alone in its list, and only for a service with a listener of its own: a server that asks
+for client certificates refuses to start with it.
+"""
 global___Caller = Caller
 
 @typing.final
