@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from services.bench.families import train
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, SplitName
 from services.hospital_node.training.scoring import log_odds
@@ -290,13 +291,16 @@ def test_ridge_without_noise_is_the_closed_form(cache: Path) -> None:
     plan = PLANS["ridge"]
     parts = [dataset(plan, seed, patients=80) for seed in (1, 2, 3)]
     trainers = [Trainer(plan, part, cache) for part in parts]
-    state = trainers[0].initial_state()
-    total = np.sum([trainer.contribution(state, 1) for trainer in trainers], axis=0)
     rows = [part.rows(SplitName.TRAIN) for part in parts]
     x, y = np.concatenate([part.x for part in rows]), np.concatenate([part.y for part in rows])
     expected = closed_form(plan, x.astype(np.float64), y.astype(np.float64))
-    after = read_state(trainers[0].update(state, total, 3), plan)
-    np.testing.assert_allclose(after.average, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(read_state(train(plan, trainers), plan).average, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_compared_offline_has_the_hospitals_noise(cache: Path) -> None:
+    plan = PLANS["ridge-private"]
+    trainers = [Trainer(plan, dataset(plan, seed), cache) for seed in range(4)]
+    assert train(plan, trainers) != train(plan, trainers)
 
 
 def test_ridge_survives_noise_that_leaves_no_matrix_to_invert(cache: Path) -> None:
