@@ -122,17 +122,18 @@ def _judged(sets: Sequence[Dataset], split: SplitName) -> tuple[NDArray[np.float
 def _show(console: Console, found: Sequence[Learnt], options: FamiliesOptions) -> None:
     where = "test" if options.test else "validation"
     table = Table(title=f"{where} rows, {options.seeds} run(s): mean (standard deviation)")
-    for heading in ("plan", "family", "privacy", "rounds", "integers", "AUROC", "AUPRC"):
-        table.add_column(heading)
+    table.add_column("plan", no_wrap=True)
+    for heading in ("rounds", "integers", "AUROC", "AUPRC"):
+        table.add_column(heading, justify="right")
     for each in found:
         table.add_row(
             each.plan,
-            each.family,
-            each.guarantee,
             str(each.rounds),
             f"{each.coordinates:,}",
             f"{each.auroc:.4f} ({each.auroc_sd:.4f})",
             f"{each.auprc:.4f} ({each.auprc_sd:.4f})",
         )
     console.print(table)
+    for each in found:
+        console.print(f"{each.plan}: {each.family}, privacy {each.guarantee}", highlight=False, soft_wrap=True)
     console.print("Read from local files, outside every guarantee; each run is one release imagined anew.")

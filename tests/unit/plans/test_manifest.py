@@ -8,6 +8,7 @@ import pytest
 
 from services.common.errors import Code, FedmeshError
 from services.plans.algorithms import FedAvg, GradientDescent, InstalledFamily
+from services.plans.library import plan_names
 from services.plans.manifest import (
     canonical_bytes,
     load_manifest,
@@ -49,7 +50,7 @@ def refused(document: dict[str, Any]) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize("name", ["readmission-logistic", "readmission-logistic-private"])
+@pytest.mark.parametrize("name", plan_names())
 def test_shipped_plans_survive_the_wire(name: str) -> None:
     plan = load_manifest(PLANS / f"{name}.yaml")
     data = canonical_bytes(plan)
