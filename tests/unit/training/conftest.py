@@ -98,7 +98,7 @@ def cache(compiled: Compiled, tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Its own process group: TFF's executor outlives the process that started it.
         child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            code = child.wait(200)
+            code = child.wait(270)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
