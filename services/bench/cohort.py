@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import Int64Vector
-from services.plans.manifest import GradientDescent, PlanManifest
+from services.plans.algorithms import GradientDescent
+from services.plans.manifest import PlanManifest
 
 PATIENTS: Final = 200
 Float64Array = npt.NDArray[np.float64]

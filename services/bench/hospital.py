@@ -27,7 +27,8 @@ from services.hospital_node.config import HospitalConfig, check_config
 from services.hospital_node.domain.ports import Int64Vector, LocalJob
 from services.hospital_node.main import run_node
 from services.hospital_node.worker import WorkerThread
-from services.plans.manifest import IntegerVector, PlanManifest
+from services.plans.manifest import PlanManifest
+from services.plans.models import IntegerVector
 
 _HEADER: Final = struct.Struct("<4sI")
 _MAGIC: Final = b"FMBV"

@@ -74,6 +74,25 @@ def privacy_audit(
         raise typer.Exit(1)
 
 
+@app.command("families")
+def families(
+    data: Annotated[Path, typer.Option(help="Folder with diabetes-130 data: as for `fedmesh demo --data`")],
+    plan: Annotated[list[str], typer.Option(help="A shipped plan's name, or a file; repeat for more")] = [  # noqa: B006
+        "readmission-logistic-private",
+        "readmission-ridge-private",
+    ],
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each plan, with fresh noise")] = 3,
+    test: Annotated[bool, typer.Option("--test", help="Judge on the test rows; tune on validation rows first")] = False,
+    cache: Annotated[Path, typer.Option(help="Folder for compiled plans")] = BENCH_DIR / "compiled",
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file")] = None,
+) -> None:
+    """Compare what plans of different families learn, by the hospitals' own code without the services."""
+    from services.bench.families import FamiliesOptions, run_families
+
+    _require_writable(report)
+    run_families(FamiliesOptions(data, tuple(plan), seeds, test, cache, report), Console())
+
+
 def _require_writable(report: Path | None) -> None:
     if report is not None and not report.absolute().parent.is_dir():
         raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {report}: no such folder")

@@ -141,6 +141,10 @@ class HospitalConfig(Section):
         description="the founding roster, signed by every member and brought out of band; later ones follow from it"
     )
     privacy: PrivacyConfig = Field(default=PrivacyConfig(), description="what this hospital agrees to spend")
+    plan_families: tuple[Name, ...] = Field(
+        default=(),
+        description="families of installed packages (entry points of fedmesh.plan_families) that plans may train by",
+    )
     compile_cache: Path | None = Field(
         default=None,
         description="folder for compiled plans, may be shared by nodes of one user; absent: inside data_dir",

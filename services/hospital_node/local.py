@@ -8,6 +8,7 @@ from services.hospital_node.domain.ports import LocalJob
 from services.hospital_node.sources.mapping import PartitionFile, load_mapping
 from services.hospital_node.sources.reader import read_dataset
 from services.hospital_node.training import state
+from services.hospital_node.training.packages import check_installed
 from services.hospital_node.training.trainer import Trainer
 from services.plans.manifest import PlanManifest
 
@@ -22,10 +23,11 @@ class PlanTrainer(Trainer):
 def open_local_job(manifest: PlanManifest, data: DataConfig, cache: Path) -> LocalJob:
     """Read and check the data, compile the plan or take it from `cache`.
 
-    Raises: FedmeshError(PLAN_INVALID for a family that is not trained, DATA_INVALID, CONFIG_INVALID, or INTERNAL when
-        compiling failed).
+    Raises: FedmeshError(PLAN_INVALID for a family that is not trained or not installed, DATA_INVALID, CONFIG_INVALID,
+        or INTERNAL when compiling failed).
     """
-    _ = manifest.logistic
+    _ = manifest.network
+    check_installed(manifest)
     mapping = None if data.mapping is None else load_mapping(data.mapping)
     dataset = read_dataset(data.file, manifest, mapping, _partition(data))
     return LocalJob(PlanTrainer(manifest, dataset, cache), _snapshot(data, dataset.content_sha256))

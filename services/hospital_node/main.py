@@ -228,4 +228,5 @@ def _policy(config: HospitalConfig) -> Policy:
         allow_without_privacy=config.privacy.allow_without_privacy,
         max_rounds=config.limits.max_rounds,
         max_vector_length=config.limits.max_vector_length,
+        plan_families=frozenset(config.plan_families),
     )

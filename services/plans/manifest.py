@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from services.common.errors import Code, FedmeshError
+from services.plans.algorithms import Algorithm, PatientSum
 from services.plans.document import (
     Strict,
     canonical_json,
@@ -23,83 +24,18 @@ from services.plans.document import (
     validate,
     validate_json,
 )
+from services.plans.models import MAX_VECTOR_LENGTH, IntegerVector, LogisticModel, Model, Network
 from services.plans.schema import Column, FeatureSchema, Identifier
 
 MAX_EPSILON: Final = 10.0
 LANE_BITS: Final = {1: 48, 2: 24}
 # Honest contributions that fit under the parameter set's plaintext modulus together with headroom.
 MAX_HOSPITALS: Final = 16
-MAX_VECTOR_LENGTH: Final = 1 << 25
 
 PlanName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Epsilon = Annotated[float, Field(gt=0, le=MAX_EPSILON)]
 Delta = Annotated[float, Field(gt=0, le=1e-3)]
-Rate = Annotated[float, Field(gt=0, le=1e4)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
-
-
-class LogisticModel(Strict):
-    """Logistic regression on the plan's features.
-
-    `l2` is the ridge penalty on the mean loss (the intercept is free). `initial_intercept` is the log-odds of the
-    outcome according to public statistics; all other weights start at 0.
-    """
-
-    family: Literal["logistic"]
-    l2: Annotated[float, Field(ge=0, le=1e3)] = 0.0
-    initial_intercept: Annotated[float, Field(ge=-20, le=20)] = 0.0
-
-
-class IntegerVector(Strict):
-    """`length` integers that hospitals only sum. For benchmarks of the secure sum: no hospital trains it."""
-
-    family: Literal["integer_vector"]
-    length: Annotated[int, Field(ge=1, le=MAX_VECTOR_LENGTH)]
-
-
-Model = Annotated[LogisticModel | IntegerVector, Field(discriminator="family")]
-
-
-class FedAvg(Strict):
-    """Federated averaging (McMahan et al. 2017): `local_steps` full-batch gradient steps with momentum at each
-    hospital, deltas averaged by the number of training rows, then applied with `server_learning_rate` and momentum.
-
-    Several local steps have no usable per-patient sensitivity: refused when the plan has privacy.
-    """
-
-    kind: Literal["fedavg"]
-    local_steps: Annotated[int, Field(ge=1, le=1000)]
-    learning_rate: Rate
-    momentum: Momentum = 0.0
-    server_learning_rate: Rate = 1.0
-    server_momentum: Momentum = 0.0
-
-
-class GradientDescent(Strict):
-    """One full-batch gradient step a round, with momentum at the server.
-
-    A patient's contribution is the sum or the mean of the gradients of its encounters. The step divides by
-    `expected_patients`, a public constant: the true number of patients is private. The model that is served is the
-    mean of the last `average_last` iterates (Polyak and Juditsky 1992): averaging is free post-processing and takes
-    noise out; 1 turns it off.
-    """
-
-    kind: Literal["gradient_descent"]
-    learning_rate: Rate
-    momentum: Momentum = 0.0
-    expected_patients: Annotated[int, Field(ge=1, le=10**9)]
-    patient_aggregation: Literal["sum", "mean"] = "mean"
-    average_last: Annotated[int, Field(ge=1, le=10_000)] = 1
-
-
-class SumOnly(Strict):
-    """The sum is all there is; the next state is the mean of the contributions. Only for `integer_vector`."""
-
-    kind: Literal["sum_only"]
-
-
-Algorithm = Annotated[FedAvg | GradientDescent | SumOnly, Field(discriminator="kind")]
 
 
 class Privacy(Strict):
@@ -214,10 +150,8 @@ class PlanManifest(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_features()
-        self.require(
-            isinstance(self.model, IntegerVector) == isinstance(self.algorithm, SumOnly),
-            "model.family = 'integer_vector' and algorithm.kind = 'sum_only' go together",
-        )
+        reason = self.algorithm.refusal(self)
+        self.require(reason is None, reason or "")
         self.require(
             self.personalisation is None or isinstance(self.model, LogisticModel),
             f"personalisation must be null for model.family = {self.model.family!r}",
@@ -245,11 +179,8 @@ class PlanManifest(Strict):
         if self.privacy is None:
             self.require(not released, "metrics.epsilon and metrics.delta must be null when privacy is null")
             return
-        self.require(
-            self.algorithm.kind == "gradient_descent",
-            f"algorithm.kind = {self.algorithm.kind!r} is refused with privacy: it has no per-patient bound; "
-            "use 'gradient_descent' or set privacy to null",
-        )
+        reason = self.algorithm.no_privacy
+        self.require(reason is None, f"algorithm.kind = {self.algorithm.kind!r} is refused with privacy: {reason}")
         self.require(
             self.standardisation == "schema",
             "standardisation = 'local' is refused with privacy: a patient moves the constants, which no noise covers; "
@@ -257,10 +188,12 @@ class PlanManifest(Strict):
         )
         complete = self.metrics is None or (self.metrics.epsilon is not None and self.metrics.delta is not None)
         self.require(complete, "metrics.epsilon and metrics.delta are required with privacy: metrics are a release too")
+        # Rounding may take sqrt(coordinates) / 2 of the clip norm: at most an eighth.
+        least = max(32, math.ceil(4 * math.sqrt(self.train_length)))
         self.require(
-            self.train_sensitivity >= 32,
-            f"encoding.scale = {self.encoding.scale:g}: clip_norm * scale must be at least 32 integer units, "
-            "or rounding would swallow the gradients",
+            self.train_sensitivity >= least,
+            f"encoding.scale = {self.encoding.scale:g}: clip_norm * scale must be at least {least} integer units for "
+            f"{self.train_length} coordinates, or rounding would swallow what patients contribute",
         )
         self.require(
             self.train_sensitivity <= 1 << 30,
@@ -270,9 +203,15 @@ class PlanManifest(Strict):
 
     def _check_range(self) -> Self:
         """The sum over all patients must fit a lane; the factor 2 is room for noise and for more patients."""
-        if not isinstance(self.algorithm, GradientDescent):
+        if not isinstance(self.algorithm, PatientSum):
             return self
-        largest = self.train_sensitivity if self.privacy else math.ceil(self.encoding.scale * self.largest_gradient)
+        largest: float = self.train_sensitivity
+        if self.privacy is None:
+            bound = self.algorithm.largest_coordinate(self)
+            if bound is None:
+                # Nothing to check in advance: a hospital refuses a contribution that does not fit its lane.
+                return self
+            largest = math.ceil(self.encoding.scale * bound)
         needed = 2 * largest * self.algorithm.expected_patients
         limit = 1 << (self.encoding.bits - 1)
         return self.require(
@@ -293,21 +232,23 @@ class PlanManifest(Strict):
         return tuple(name for column in self.columns for name in column.features)
 
     @property
-    def logistic(self) -> LogisticModel:
+    def network(self) -> Network:
         """The model, if it is one that hospitals can train. Raises: FedmeshError(PLAN_INVALID) for another family."""
-        if isinstance(self.model, LogisticModel):
+        if isinstance(self.model, Network):
             return self.model
         raise FedmeshError(Code.PLAN_INVALID, f"hospitals do not train plans of family {self.model.family!r}")
 
     @property
     def weights_length(self) -> int:
-        """Model parameters: one a feature, and the intercept as the last."""
-        return self.model.length if isinstance(self.model, IntegerVector) else len(self.feature_names) + 1
+        """Model parameters; the last one is the intercept."""
+        if isinstance(self.model, IntegerVector):
+            return self.model.length
+        return self.model.weights_length(len(self.feature_names))
 
     @property
     def train_length(self) -> int:
-        """Coordinates of the training part: the weights; with fedavg one more, for the number of training rows."""
-        return self.weights_length + (1 if isinstance(self.algorithm, FedAvg) else 0)
+        """Coordinates of the training part."""
+        return self.algorithm.train_length(self.weights_length)
 
     @property
     def metrics_length(self) -> int:
@@ -330,8 +271,8 @@ class PlanManifest(Strict):
         return tuple(number for number in range(1, count + 1) if number % every == 0 or number == count)
 
     @property
-    def largest_gradient(self) -> float:
-        """Upper bound of |coordinate| of one encounter's gradient, from the schema's bounds alone."""
+    def largest_feature(self) -> float:
+        """Upper bound of |coordinate| of one encounter's features, the intercept's 1 included."""
         return max(1.0, *(bound for column in self.columns for bound in column.bounds))
 
     @property

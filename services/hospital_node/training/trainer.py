@@ -13,6 +13,7 @@ from services.hospital_node.training.cache import compiled_plan
 from services.hospital_node.training.metrics import read_metrics
 from services.hospital_node.training.personal import personalise
 from services.hospital_node.training.runtime import GraphRunner, Tensor
+from services.hospital_node.training.scoring import log_odds
 from services.hospital_node.training.state import State, initial_state, read_state
 from services.plans.manifest import MAX_HOSPITALS, PlanManifest
 
@@ -119,10 +120,10 @@ class Trainer:
                 f"not {total.dtype} {list(total.shape)} of {contributors}",
             )
         outputs = self._update([*_state_tensors(read_state(state, self._manifest)), Tensor(total)])
-        updates, weights, velocity, average = outputs
-        if not all(np.isfinite(values).all() for values in (weights, velocity, average)):
+        updates, *arrays = outputs
+        if not all(np.isfinite(values).all() for values in arrays):
             raise FedmeshError(Code.WRONG_STATE, "the update is not finite: training diverged")
-        return State(int(updates), weights, velocity, average).to_bytes()
+        return State(int(updates), *arrays).to_bytes()
 
     def metrics(self, total: NDArray[np.int64]) -> dict[str, float | None]:
         """loss, auroc, auprc, positives, negatives on validation rows; None where the sum carries none.
@@ -152,9 +153,10 @@ def predict(manifest: PlanManifest, state: bytes, x: NDArray[np.float32]) -> NDA
     Raises: FedmeshError(INVALID_ARGUMENT) when the state or the width of x does not fit the plan.
     """
     weights = read_state(state, manifest).average.astype(np.float64)
-    if x.ndim != 2 or x.shape[1] != len(weights) - 1:
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"rows must have {len(weights) - 1} features, not {list(x.shape)}")
-    logits = x.astype(np.float64) @ weights[:-1] + weights[-1]
+    features = len(manifest.feature_names)
+    if x.ndim != 2 or x.shape[1] != features:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"rows must have {features} features, not {list(x.shape)}")
+    logits = log_odds(manifest, weights, x.astype(np.float64))
     # tanh never overflows, exp would.
     probabilities: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(0.5 * logits))
     return probabilities
@@ -171,10 +173,12 @@ def _load(manifest: PlanManifest, dataset: Dataset) -> list[Tensor]:
             validation = _capped(validation, manifest.metrics.max_encounters_per_patient)
     if len(train.y) == 0:
         raise FedmeshError(Code.DATA_INVALID, "the data set has no training rows")
+    # The graphs take a patient's rows as they lie, without looking for others.
+    order = np.argsort(train.patient, kind="stable")
     return [
-        Tensor(train.x),
-        Tensor(train.y),
-        Tensor(train.patient),
+        Tensor(train.x[order]),
+        Tensor(train.y[order]),
+        Tensor(train.patient[order]),
         Tensor(np.array(train.patients, dtype=np.int64)),
         Tensor(validation.x),
         Tensor(validation.y),
@@ -208,4 +212,4 @@ def _capped(rows: Rows, cap: int) -> Rows:
 
 def _state_tensors(state: State) -> list[Tensor]:
     updates = np.array(state.updates, dtype=np.int64)
-    return [Tensor(updates), Tensor(state.weights), Tensor(state.velocity), Tensor(state.average)]
+    return [Tensor(updates), *(Tensor(array) for array in state.arrays)]

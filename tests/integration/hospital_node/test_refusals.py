@@ -11,7 +11,8 @@ from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.store.ledger import read_ledger
-from services.plans.manifest import canonical_bytes
+from services.plans.document import validate
+from services.plans.manifest import PlanManifest, canonical_bytes
 from tests.integration.hospital_node.conftest import HOSPITALS, Consortium
 from tests.support.hospital import changed_plan
 
@@ -41,6 +42,10 @@ async def test_plans_that_are_refused(consortium: Consortium) -> None:
     await declined(consortium, Code.STATEMENT_INVALID, "does not follow", roster_sha256="ab" * 32)
     consortium.create_job(changed_plan(privacy={"epsilon": 2.0}))
     await declined(consortium, Code.PRIVACY_REFUSED, "2", "0.5")
+    family = {"kind": "installed", "family": "weighted", "length": 9, "expected_patients": 100}
+    plan = {**changed_plan().model_dump(mode="json"), "algorithm": family}
+    consortium.create_job(validate(PlanManifest, plan, "plan", Code.PLAN_INVALID))
+    await declined(consortium, Code.PLAN_INVALID, "'weighted', which this hospital does not allow")
     consortium.create_job()
     consortium.centre.plans[consortium.plan_id] = canonical_bytes(changed_plan(rounds={"count": 3}))
     await declined(consortium, Code.PLAN_INVALID, "SHA-256")

@@ -11,6 +11,7 @@ import pytest
 from services.cli.entry import main
 from services.cli.tokens import Token
 from services.embedded.ca import create_ca
+from services.plans.manifest import canonical_bytes
 from services.privacy.approval import require_approved
 from services.privacy.budget import Limit
 from services.secure_sum.roster import MemberKeys
@@ -18,6 +19,7 @@ from services.transparency.checkpoint import Checkpoint, generate_key, load_sign
 from services.transparency.cosignature import attach, cosign, witness_name
 from services.transparency.export import write_export
 from services.transparency.merkle import leaf_hash, tree_root
+from tests.support.family_plans import INSTALLED, PLANS
 from tests.support.hospital import found_roster
 
 
@@ -148,6 +150,19 @@ def test_shipped_plans_check(fedmesh: Terminal) -> None:
         checked = fedmesh("plan", "check", path)
         assert checked.returncode == 0
         assert name in checked.stdout
+
+
+def test_checking_a_plan_says_whether_its_family_is_installed(
+    fedmesh: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plan.yaml").write_bytes(canonical_bytes(PLANS["weighted-private"]))
+    checked = fedmesh("plan", "check", "plan.yaml")
+    assert checked.returncode == 0
+    assert "logistic with 6 parameters, trained by installed" in checked.stdout
+    assert "could not train it: the plan trains by family 'weighted-logistic', which is not installed" in checked.stdout
+    monkeypatch.syspath_prepend(str(INSTALLED))
+    checked = fedmesh("plan", "check", "plan.yaml")
+    assert "family weighted-logistic is installed here: fedmesh-example-family 1.0" in checked.stdout
 
 
 def test_two_people_approve_a_budget_by_hand(fedmesh: Terminal, tmp_path: Path) -> None:

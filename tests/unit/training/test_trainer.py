@@ -14,7 +14,8 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
 from services.hospital_node.training.state import State, initial_state, read_state, states_close
 from services.hospital_node.training.trainer import Trainer, predict, segments
-from services.plans.manifest import FedAvg, GradientDescent, PlanManifest
+from services.plans.algorithms import FedAvg, GradientDescent
+from services.plans.manifest import PlanManifest
 from tests.support.tiny_plan import FEDAVG, PRIVATE, dataset, manifest
 
 PLAN = manifest(PRIVATE)
@@ -144,7 +145,7 @@ def test_gradient_descent_update(cache: Path) -> None:
     trainer, state = Trainer(PLAN, None, cache), some_state(PLAN)
     total = np.arange(-11, PLAN.vector_length - 11, dtype=np.int64) * 1000
     after = read_state(trainer.update(state.to_bytes(), total, 3))
-    penalty = np.array([PLAN.logistic.l2] * 5 + [0.0])
+    penalty = np.array([PLAN.network.l2] * 5 + [0.0])
     gradient = total[:6] / PLAN.encoding.scale / algorithm.expected_patients + penalty * state.weights
     velocity = algorithm.momentum * state.velocity + gradient
     weights = state.weights - algorithm.learning_rate * velocity
@@ -167,7 +168,7 @@ def averaged(plan: PlanManifest, data: Dataset, weights: Reals) -> tuple[Reals, 
     algorithm, rows = plan.algorithm, data.rows(SplitName.TRAIN)
     assert isinstance(algorithm, FedAvg)
     x, local, velocity = with_intercept(rows), weights.copy(), np.zeros_like(weights)
-    penalty = np.array([plan.logistic.l2] * (len(weights) - 1) + [0.0])
+    penalty = np.array([plan.network.l2] * (len(weights) - 1) + [0.0])
     for _ in range(algorithm.local_steps):
         velocity = algorithm.momentum * velocity + x.T @ (sigmoid(x @ local) - rows.y) / len(rows.y) + penalty * local
         local = local - algorithm.learning_rate * velocity
