@@ -5,14 +5,11 @@ from typing import Annotated
 
 import typer
 
+from services.cli import hospital_data
 from services.common.errors import Code, FedmeshError
 
-app = typer.Typer(help="A hospital's own keys.", no_args_is_help=True)
-
-
-@app.callback()
-def _hospital() -> None:
-    """A hospital's own keys."""
+app = typer.Typer(help="A hospital's own keys and data.", no_args_is_help=True)
+hospital_data.register(app)
 
 
 @app.command()

@@ -178,4 +178,7 @@ class Jobs:
         try:
             return await self._worker.run(self._trainers, accepted.manifest)
         except Exception as error:
+            # The hospital's own database may be away for a while: that is no verdict.
+            if isinstance(error, FedmeshError) and error.retryable:
+                raise
             raise verdict_of(error) from error
