@@ -150,7 +150,8 @@ def show(console: Console, report: DataReport) -> None:
 def _show_cohort(console: Console, report: DataReport) -> None:
     summary = Table(box=None, show_header=False, pad_edge=False)
     for name, count in report.cohort().items():
-        summary.add_row(name, count)
+        if count != "0":
+            summary.add_row(name, count)
     console.print(summary)
     splits = Table(box=None, pad_edge=False)
     splits.add_column("split")
@@ -166,7 +167,7 @@ def _features_table(report: DataReport) -> Table:
     table.add_column("feature", overflow="fold")
     for name in ("missing", "share", "unusable", "moved into range"):
         table.add_column(name, justify="right")
-    table.add_column("unknown texts (rows)", overflow="fold")
+    table.add_column("texts of no level (rows)", overflow="fold")
     table.add_column("PSI", justify="right")
     for item in report.features():
         unknown = ", ".join(f"{text} ({rows})" for text, rows in item["unknown"].items())

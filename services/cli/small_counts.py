@@ -9,10 +9,9 @@ from typing import Final
 
 THRESHOLD: Final = 11
 SMALL: Final = f"<{THRESHOLD}"
+# "1 cell cannot", "3 rows repeat", as the checks say it.
 _COUNTED: Final = re.compile(
-    r"(?<![\w.])([1-9]|10) "
-    r"(?=(more |other )?(cells?|rows?|lines?|patients?|patient ids?|[A-Z][A-Za-z]+s?|diagnoses) "
-    r"(cannot|repeats?|stands?|names?|belong|refer|appear))"
+    r"(?<![\w.])(?:[1-9]|10) (patient id|diagnose|[A-Za-z]+?)s? (cannot|repeat|stand|name|belong|refer|appear)s?\b"
 )
 
 
@@ -44,4 +43,4 @@ def shown_parts(counts: Mapping[str, int], exact: bool) -> dict[str, str]:
 
 def shown_text(text: str, exact: bool) -> str:
     """A message whose small counts are withheld."""
-    return text if exact else _COUNTED.sub(f"{SMALL} ", text)
+    return text if exact else _COUNTED.sub(rf"{SMALL} \1s \2", text)

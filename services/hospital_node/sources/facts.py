@@ -37,7 +37,8 @@ class ColumnFacts:
 
     missing: cells that are empty or stand for missing; unusable: cells that make the plan refuse the data;
     out_of_range: numbers that training moves to the schema's minimum or maximum; unknown: texts of no level and the
-    rows that have them, which training puts into the others; bins: rows in each of `bin_names`.
+    rows that have them, which training puts into the others; bins: rows in each of `bin_names`; constant: every row has
+    the same coordinates.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ColumnFacts:
     out_of_range: int
     unknown: dict[str, int]
     bins: dict[str, int]
+    constant: bool
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,11 @@ def _column_facts(column: Column, cells: Cells) -> ColumnFacts:
     rows = np.bincount(cells.index, minlength=len(cells.distinct)).tolist()
     missing = unusable = out_of_range = 0
     unknown: dict[str, int] = {}
+    found = set()
     for text, count in zip(cells.distinct, rows, strict=True):
         missing += count if text is None else 0
         try:
-            coordinates(column, text)
+            found.add(coordinates(column, text))
         except CellProblem:
             unusable += count
             if text is not None and (not isinstance(column, Numeric) or column.values):
@@ -157,7 +160,8 @@ def _column_facts(column: Column, cells: Cells) -> ColumnFacts:
             unknown[text] = count
     bins = _counts(cells, lambda text: _bin(column, text))
     ordered = {name: bins.get(name, 0) for name in bin_names(column)}
-    return ColumnFacts(column.name, cells.name, missing, unusable, out_of_range, unknown, ordered)
+    constant = len(found) == 1 and not unusable
+    return ColumnFacts(column.name, cells.name, missing, unusable, out_of_range, unknown, ordered, constant)
 
 
 def _counts(cells: Cells, bin_of: Callable[[str | None], str | None]) -> dict[str, int]:
@@ -199,8 +203,7 @@ def _warnings(facts: CohortFacts) -> list[str]:
             found.append(f"in the split {name} every outcome is the same")
         if not side.rows:
             found.append(f"the split {name} has no rows")
-    for column in facts.columns:
-        filled = [name for name, count in column.bins.items() if count]
-        if facts.rows > 1 and len(filled) == 1 and not column.unusable:
-            found.append(f"feature {column.name!r} is the same in every row: {filled[0]}")
+    constant = [column.name for column in facts.columns if column.constant]
+    if constant and facts.rows > 1:
+        found.append(f"the same in every row, so nothing is learnt from them: {', '.join(constant)}")
     return found

@@ -272,5 +272,6 @@ def _transaction(source: OmopSource) -> Iterator["psycopg.Connection[tuple[objec
     except psycopg.Error as error:
         # Errors of other classes may quote a value.
         raise FedmeshError(
-            Code.CONFIG_INVALID, f"the OMOP database cannot be read: {type(error).__name__}; its log has the particulars"
+            Code.CONFIG_INVALID,
+            f"the OMOP database cannot be read: {type(error).__name__}; its log has the particulars",
         ) from None
