@@ -14,6 +14,7 @@ DRUGS: Final = (
     "metformin hydrochloride 500 MG Oral Tablet",
     "glyburide 5 MG / metformin 500 MG Oral Tablet",
     "glipizide 5 MG Oral Tablet",
+    "glibenclamide 5 MG Oral Tablet",
     "sitagliptin 100 MG Oral Tablet",
     "lisinopril 10 MG Oral Tablet",
     "atorvastatin 20 MG Oral Tablet",
@@ -117,7 +118,7 @@ class Clinic:
         )
 
 
-def made_up_clinic(people: int = 60, seed: int = 7) -> Clinic:
+def made_up_clinic(people: int = 90, seed: int = 7) -> Clinic:
     """The cases below, and `people` patients at random. The same for the same arguments."""
     draw, clinic = random.Random(seed), Clinic()
     _add_cases(draw, clinic)
@@ -160,10 +161,14 @@ def _add_cases(draw: random.Random, clinic: Clinic) -> None:
         clinic.visit(draw, person, "emergency", first - timedelta(days=days), 0)
     clinic.visit(draw, person, "inpatient", first, 3)
     clinic.visit(draw, person, "inpatient", first + timedelta(days=1), 1)  # within the stay before
-    # Discharged 29 days before the data ends: readmitted, or not known.
-    for again in (True, False):
-        person = clinic.person(draw)
+    # Discharged 29 days before the data ends: readmitted, not known, or dead.
+    for again, death in ((True, None), (False, None), (False, END_OF_DATA - timedelta(days=3))):
+        person = clinic.person(draw, death)
         clinic.visit(draw, person, "inpatient", END_OF_DATA - timedelta(days=31), 2)
         if again:
             clinic.visit(draw, person, "inpatient", END_OF_DATA - timedelta(days=9), 2)
     clinic.visit(draw, clinic.person(draw), "outpatient", END_OF_DATA, 0)
+    # 198 mg/dL: normal by the true factor, and over 200 by a rough one.
+    number, glucose = 50001 + len(clinic.visits), Lab("2345-7", 11.0, "mmol/L")
+    person = clinic.person(draw)
+    clinic.visits.append(Visit(number, person, "inpatient", first, first, diagnoses=(DIAGNOSES[0],), labs=(glucose,)))

@@ -136,9 +136,10 @@ def _row(
 
 def _drug_columns(stay: list[Visit]) -> dict[str, str]:
     drugs = [drug for visit in stay for drug in visit.drugs]
+    names = {drug.name: drug.name.replace("glibenclamide", "glyburide") for drug in drugs}
     courses = {}
     for ingredient in (*_INGREDIENTS, "gliptin"):
-        doses = [drug.dose for drug in drugs if ingredient in drug.name]
+        doses = [drug.dose for drug in drugs if ingredient in names[drug.name]]
         if doses:
             courses[ingredient] = "Up" if doses[-1] > doses[0] else "Down" if doses[-1] < doses[0] else "Steady"
     return {
