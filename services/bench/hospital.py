@@ -94,9 +94,9 @@ async def main(config: HospitalConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    content = config.data.file.read_bytes()
+    content = config.data.tables[0].read_bytes()
     facts = json.loads(content)
-    sums = config.data.file.parent / "sums"
+    sums = config.data.tables[0].parent / "sums"
     sums.mkdir(exist_ok=True)
 
     def open_job(manifest: PlanManifest) -> LocalJob:

@@ -7,18 +7,15 @@ from typing import Annotated, Final
 
 import typer
 
+from services.cli import hospital_data
 from services.cli.tokens import read_token
 from services.common.credentials import ENROLMENT, CredentialFolder
 from services.common.errors import Code, FedmeshError
 
 _PATIENCE_S: Final = 20.0
 
-app = typer.Typer(help="A hospital's own keys.", no_args_is_help=True)
-
-
-@app.callback()
-def _hospital() -> None:
-    """A hospital's own keys."""
+app = typer.Typer(help="A hospital's own keys and data.", no_args_is_help=True)
+hospital_data.register(app)
 
 
 @app.command()

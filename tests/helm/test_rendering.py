@@ -23,6 +23,10 @@ GATEWAY = {
         "gateway": {"parentRefs": [{"name": "edge", "sectionName": "tls"}], "peers": [{"namespaceSelector": {}}]},
     }
 }
+OMOP = {
+    "data": {"source": "omop", "omop": {"existingSecret": "hospital-01-omop"}, "sqlConfigMap": "hospital-01-sql"},
+    "networkPolicy": {"database": {"peers": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]}},
+}
 VARIANTS = {
     "defaults": (CENTRE, {}),
     "kind": (CENTRE, values_of(CENTRE / "values-kind.yaml")),
@@ -30,6 +34,7 @@ VARIANTS = {
     "gateway": (CENTRE, values_of(CENTRE / "values-production.yaml", **GATEWAY)),
     "sentinel": (CENTRE, values_of(CENTRE / "values-kind.yaml", valkey={"mode": "sentinel"})),
     "hospital": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml")),
+    "hospital with OMOP": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **OMOP)),
     "hospital in kind": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", HOSPITAL / "values-kind.yaml")),
 }
 

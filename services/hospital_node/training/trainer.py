@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.common.errors import Code, FedmeshError
-from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
+from services.hospital_node.sources.dataset import Dataset, Rows, SplitName, require_training_rows
 from services.hospital_node.training.cache import compiled_plan
 from services.hospital_node.training.metrics import read_metrics
 from services.hospital_node.training.personal import personalise
@@ -171,8 +171,7 @@ def _load(manifest: PlanManifest, dataset: Dataset) -> list[Tensor]:
         train = _capped(train, manifest.privacy.max_encounters_per_patient)
         if manifest.metrics is not None:
             validation = _capped(validation, manifest.metrics.max_encounters_per_patient)
-    if len(train.y) == 0:
-        raise FedmeshError(Code.DATA_INVALID, "the data set has no training rows")
+    require_training_rows(len(train.y))
     # The graphs take a patient's rows as they lie, without looking for others.
     order = np.argsort(train.patient, kind="stable")
     return [

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from dataclasses import dataclass, field
+from typing import Final
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain import policy as rules
@@ -15,18 +16,29 @@ from services.hospital_node.usecases.rosters import Rosters
 from services.plans.manifest import PlanManifest, parse_manifest
 from services.secure_sum.roster import Roster
 
+_ABOUT_DATA: Final = frozenset({Code.DATA_INVALID, Code.CONFIG_INVALID})
+_DATA_REFUSED: Final = (
+    "this hospital's data or its mapping does not fit the plan; its own log has the particulars, and `fedmesh hospital "
+    "check-data` shows them there"
+)
+
 
 class Verdict(Exception):
     """This hospital's own decision not to take part in a job, for a reason that it may tell."""
 
-    def __init__(self, error: FedmeshError) -> None:
+    def __init__(self, error: FedmeshError, particulars: str = "") -> None:
+        """`error` is told to the centre, `particulars` to this hospital's log only."""
         super().__init__(str(error))
         self.error = error
+        self.particulars = particulars or error.message
 
 
 def verdict_of(error: Exception) -> Verdict:
     """What a failure of this node's own plan, data or training means for the job: anything permanent ends it here."""
     if isinstance(error, FedmeshError):
+        if error.code in _ABOUT_DATA:
+            # Its text counts cells and names files: statistics that no noise covers. The code alone is told.
+            return Verdict(FedmeshError(error.code, _DATA_REFUSED), error.message)
         return Verdict(error)
     text = "this hospital's node failed while it trained; its log has the particulars"
     return Verdict(FedmeshError(Code.INTERNAL, text))
@@ -178,4 +190,7 @@ class Jobs:
         try:
             return await self._worker.run(self._trainers, accepted.manifest)
         except Exception as error:
+            # The hospital's own database may be away for a while: that is no verdict.
+            if isinstance(error, FedmeshError) and error.retryable:
+                raise
             raise verdict_of(error) from error

@@ -104,12 +104,15 @@ async def test_data_that_is_wrong_or_changes_in_mid_job(consortium: Consortium) 
     node.trainers.error = FedmeshError(Code.DATA_INVALID, "column 'age' is missing")
     await consortium.start(["h1"])
     consortium.create_job()
-    await declined(consortium, Code.DATA_INVALID, "age")
+    # What is wrong with the data is told to nobody else.
+    reason = await declined(consortium, Code.DATA_INVALID, "does not fit the plan")
+    assert "age" not in reason
     node.trainers.error = None
     consortium.centre.reports.clear()
     await consortium.trained(["h1"])
     await node.kill()
-    node.config.data.file.write_text("refreshed extract")
+    (path,) = node.config.data.tables
+    path.write_text("refreshed extract")
     await consortium.restart("h1")
     await declined(consortium, Code.DATA_INVALID, "changed", consortium.job_id)
 
