@@ -187,15 +187,15 @@ def _capped(rows: Rows, cap: int) -> Rows:
     The choice depends on nothing but the patient's own records, so the other patients' contributions stay as they are
     when one is added or removed.
     """
-    digests = [hashlib.sha256(str(text).encode()).digest() for text in rows.encounter_ids]
-    order = sorted(range(len(digests)), key=digests.__getitem__)
+    # Most patients have few encounters: only the others' ids are hashed.
+    over = np.flatnonzero(np.bincount(rows.patient, minlength=rows.patients)[rows.patient] > cap)
+    digests = {row: hashlib.sha256(str(rows.encounter_ids[row]).encode()).digest() for row in over.tolist()}
     taken = np.zeros(rows.patients, dtype=np.int64)
-    keep = np.zeros(len(digests), dtype=bool)
-    for row in order:
+    keep = np.ones(len(rows.patient), dtype=bool)
+    for row in sorted(digests, key=digests.__getitem__):
         patient = rows.patient[row]
-        if taken[patient] < cap:
-            taken[patient] += 1
-            keep[row] = True
+        keep[row] = taken[patient] < cap
+        taken[patient] += 1
     return Rows(
         x=rows.x[keep],
         y=rows.y[keep],
