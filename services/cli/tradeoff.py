@@ -30,7 +30,7 @@ def tradeoff(
     public: Annotated[
         bool, typer.Option("--public", help="I vouch that everybody may have the records in --data anyway")
     ] = False,
-    epsilon: Annotated[str, typer.Option(help="Values of epsilon, with commas")] = "0.1,0.2,0.3,0.5,1,2,4",
+    epsilon: Annotated[str, typer.Option(help="Values of epsilon, with commas")] = "0.05,0.1,0.2,0.3,0.5,1,2",
     seeds: Annotated[
         int, typer.Option(min=1, max=100, help="Runs at each epsilon; the noise is always fresh, nothing else changes")
     ] = 5,

@@ -13,7 +13,7 @@ from services.tradeoff.curve import Band, Point
 from services.tradeoff.recommendation import least_kept
 from services.tradeoff.report import TradeoffReport
 
-_WIDTH: Final = 60
+_WIDTH: Final = 54
 _HEIGHT: Final = 12
 # Room beyond the outermost points, so that they are seen.
 _MARGIN: Final = 0.06
@@ -50,7 +50,7 @@ def drawing(
     low, high = _limits([reference, alone, *(end for item in bands for end in (item.floor, item.high or item.mean))])
     figure = plotille.Figure()
     figure.width, figure.height, figure.with_colors = _WIDTH, _HEIGHT, colours
-    figure.color_mode = "names"
+    figure.color_mode, figure.origin = "names", False
     figure.set_x_limits(left, right)
     figure.set_y_limits(low, high)
     figure.x_label, figure.y_label = "epsilon", name
@@ -94,7 +94,7 @@ def _table(report: TradeoffReport) -> Table:
         title=f"{subject.encounters:,} held-out encounters of {subject.patients:,} patients "
         f"({100 * curve.prevalence:.1f} % positive)"
     )
-    for header in ("epsilon", "AUROC", "95 % of the mean", "AUPRC", "95 % of the mean", "gain kept"):
+    for header in ("epsilon", "AUROC", "+- 95 %", "AUPRC", "+- 95 %", "gain kept"):
         table.add_column(header, justify="right")
     for point in curve.points:
         chosen = point.epsilon == report.recommendation.epsilon
@@ -112,8 +112,7 @@ def _table(report: TradeoffReport) -> Table:
 
 
 def _cells(band: Band) -> tuple[str, str]:
-    interval = "" if band.low is None or band.high is None else f"{band.low:.4f} - {band.high:.4f}"
-    return f"{band.mean:.4f}", interval
+    return f"{band.mean:.4f}", "" if band.high is None else f"{band.high - band.mean:.4f}"
 
 
 def _what(report: TradeoffReport) -> str:
@@ -128,9 +127,9 @@ def _what(report: TradeoffReport) -> str:
     return (
         f"[dim]Plan {subject.plan}, {subject.rounds} rounds, all {subject.hospitals} hospitals in each, guarantee "
         f"(epsilon, delta {subject.delta:g}, f {subject.colluders}); {subject.dataset}, {kind}. The node's own "
-        f"training, clipping and noise, without services and encryption. {bands} gain kept: of what the plan gains over chance "
-        "without privacy, by the lower bounds, the smaller of both figures. alone: each hospital's own logistic "
-        "regression without privacy, its strength chosen on its own part of these rows, mean.[/dim]"
+        f"training, clipping and noise, without services and encryption. {bands} gain kept: of what the plan gains "
+        "over chance without privacy, by the lower bounds, the smaller of both figures. alone: each hospital's own "
+        "logistic regression without privacy, its strength chosen on its own part of these rows, mean.[/dim]"
     )
 
 

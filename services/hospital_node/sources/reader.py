@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import duckdb
 import numpy as np
@@ -116,7 +116,7 @@ def _count(database: duckdb.DuckDBPyConnection, table: str) -> int:
 def _create_cohort(
     database: duckdb.DuckDBPyConnection, path: Path, schema: FeatureSchema, columns: dict[str, MappedColumn]
 ) -> int:
-    """Table `cohort`: schema column names, all texts, in file order, without excluded rows. Returns the rows read."""
+    """Table `cohort`: schema column names, all texts, without excluded rows, in any order. Returns the rows read."""
     available = create_source(database, path, "source")
     require_columns(path, available, list(dict.fromkeys(mapped.column for mapped in columns.values())))
     selected = []
@@ -136,7 +136,7 @@ def _create_cohort(
             raise FedmeshError(Code.DATA_INVALID, f"{path.name} has a header but no rows")
         database.execute(
             f"CREATE TABLE cohort AS SELECT * FROM (SELECT {', '.join(selected)}, {ROW_NUMBER} FROM source) "  # noqa: S608
-            f"WHERE NOT ({excluded or 'false'}) ORDER BY {ROW_NUMBER}"
+            f"WHERE NOT ({excluded or 'false'})"
         )
     if _count(database, "cohort") == 0:
         raise FedmeshError(Code.DATA_INVALID, f"{path.name}: all {rows_read} rows are excluded by the schema's rules")
@@ -166,7 +166,7 @@ def _apply_partition(database: duckdb.DuckDBPyConnection, partition: PartitionFi
         raise FedmeshError(Code.DATA_INVALID, f"{path.name}: a split must be one of {', '.join(_SPLIT_TEXTS)}")
     database.execute(
         "CREATE TABLE part AS SELECT cohort.*, member.split AS partition_split FROM cohort "  # noqa: S608
-        f"JOIN member ON cohort.{patient_id} = member.patient ORDER BY {ROW_NUMBER}"
+        f"JOIN member ON cohort.{patient_id} = member.patient"
     )
     database.execute("DROP TABLE cohort")
     database.execute("ALTER TABLE part RENAME TO cohort")
@@ -191,7 +191,7 @@ def _encode_cohort(
     partitioned: bool,
 ) -> Dataset:
     schema = manifest.feature_schema
-    row_numbers = np.array(_column(database, ROW_NUMBER), dtype=np.int64)
+    row_numbers = database.execute(f"SELECT {ROW_NUMBER} FROM cohort ORDER BY 1").fetchnumpy()[ROW_NUMBER]  # noqa: S608
     missing = frozenset(schema.missing_values)
 
     def cells(name: str) -> Cells:
@@ -223,20 +223,23 @@ def _encode_cohort(
     )
 
 
-def _column(database: duckdb.DuckDBPyConnection, name: str) -> list[Any]:
-    rows = database.execute(f"SELECT {identifier(name)} FROM cohort ORDER BY {ROW_NUMBER}").fetchall()  # noqa: S608
-    return [value for (value,) in rows]
-
-
 def _cells(
     database: duckdb.DuckDBPyConnection, name: str, row_numbers: NDArray[np.int64], missing: frozenset[str]
 ) -> Cells:
-    position: dict[str | None, int] = {}
-    index = np.empty(len(row_numbers), dtype=np.int64)
-    for row, value in enumerate(_column(database, name)):
-        text = None if value is None or value in missing else str(value)
-        index[row] = position.setdefault(text, len(position))
-    return Cells(name=name, distinct=tuple(position), index=index, row_numbers=row_numbers)
+    """A column's distinct texts in the order of their first rows, found by DuckDB: no cell passes through Python."""
+    text = identifier(name)
+    if missing:
+        text = f"CASE WHEN {text} IN ({', '.join(map(literal, sorted(missing)))}) THEN NULL ELSE {text} END"
+    database.execute(
+        f"CREATE OR REPLACE TABLE level AS SELECT text, row_number() OVER (ORDER BY first) - 1 AS position FROM "  # noqa: S608
+        f"(SELECT {text} AS text, min({ROW_NUMBER}) AS first FROM cohort GROUP BY 1)"
+    )
+    distinct = database.execute("SELECT text FROM level ORDER BY position").fetchall()
+    index = database.execute(
+        f"SELECT position FROM (SELECT {text} AS text, {ROW_NUMBER} FROM cohort) AS cells "  # noqa: S608
+        f"JOIN level ON cells.text IS NOT DISTINCT FROM level.text ORDER BY {ROW_NUMBER}"
+    ).fetchnumpy()["position"]
+    return Cells(name=name, distinct=tuple(text for (text,) in distinct), index=index, row_numbers=row_numbers)
 
 
 def _texts(cells: Cells) -> NDArray[np.object_]:
