@@ -1,6 +1,9 @@
 """Reads a local Parquet or CSV file through DuckDB into a validated Dataset."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +52,35 @@ def read_dataset(
         cells that the schema does not allow (column, count and a row number, never a value), an encounter id twice,
         or the file changed while it was read. FedmeshError(CONFIG_INVALID): the mapping is for another schema.
     """
+    with open_cohort(path, manifest, mapping, partition) as cohort:
+        return cohort.dataset()
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The rows of a file that take part, as texts in a database of their own; made by `open_cohort`."""
+
+    database: duckdb.DuckDBPyConnection
+    manifest: PlanManifest
+    content_sha256: str
+    rows_read: int
+    rows_in_cohort: int
+    partitioned: bool
+
+    def dataset(self) -> Dataset:
+        """The rows as the plan's features, standardised as the plan says. Raises: FedmeshError(DATA_INVALID)."""
+        dataset = _encode_cohort(self)
+        return standardised(dataset) if self.manifest.standardisation == "local" else dataset
+
+
+@contextmanager
+def open_cohort(
+    path: Path | str,
+    manifest: PlanManifest,
+    mapping: SourceMapping | None = None,
+    partition: PartitionFile | None = None,
+) -> Iterator[Cohort]:
+    """Read `path` once, for as long as the block lasts. Raises: as `read_dataset`."""
     path = Path(path)
     columns = _local_columns(manifest, mapping)
     digest = _sha256(path)
@@ -57,12 +89,11 @@ def read_dataset(
         in_cohort = _count(database, "cohort")
         if partition is not None:
             _apply_partition(database, partition)
-        dataset = _encode_cohort(database, manifest, digest, rows_read, in_cohort, partition is not None)
-    if _sha256(path) != digest:
-        raise FedmeshError(
-            Code.DATA_INVALID, f"{path.name} changed while it was read; read it again once it is complete"
-        )
-    return standardised(dataset) if manifest.standardisation == "local" else dataset
+        if _sha256(path) != digest:
+            raise FedmeshError(
+                Code.DATA_INVALID, f"{path.name} changed while it was read; read it again once it is complete"
+            )
+        yield Cohort(database, manifest, digest, rows_read, in_cohort, partition is not None)
 
 
 def check_columns(path: Path, manifest: PlanManifest, partition: PartitionFile) -> None:
@@ -182,14 +213,8 @@ def _partition_columns(database: duckdb.DuckDBPyConnection, partition: Partition
     return [(name, available[name]) for name in wanted]
 
 
-def _encode_cohort(
-    database: duckdb.DuckDBPyConnection,
-    manifest: PlanManifest,
-    digest: str,
-    rows_read: int,
-    in_cohort: int,
-    partitioned: bool,
-) -> Dataset:
+def _encode_cohort(cohort: Cohort) -> Dataset:
+    database, manifest = cohort.database, cohort.manifest
     schema = manifest.feature_schema
     row_numbers = database.execute(f"SELECT {ROW_NUMBER} FROM cohort ORDER BY 1").fetchnumpy()[ROW_NUMBER]  # noqa: S608
     missing = frozenset(schema.missing_values)
@@ -201,7 +226,7 @@ def _encode_cohort(
     require_present(encounters)
     require_present(patients)
     _require_distinct(encounters)
-    if partitioned:
+    if cohort.partitioned:
         splits = cells("partition_split")
         table = np.array([_SPLIT_TEXTS[text or ""] for text in splits.distinct], dtype=np.int8)
         split = table[splits.index]
@@ -216,10 +241,10 @@ def _encode_cohort(
         split=split,
         encounter_ids=_texts(encounters),
         patient_ids=_texts(patients),
-        content_sha256=digest,
-        rows_read=rows_read,
-        rows_excluded=rows_read - in_cohort,
-        rows_elsewhere=in_cohort - len(split),
+        content_sha256=cohort.content_sha256,
+        rows_read=cohort.rows_read,
+        rows_excluded=cohort.rows_read - cohort.rows_in_cohort,
+        rows_elsewhere=cohort.rows_in_cohort - len(split),
     )
 
 

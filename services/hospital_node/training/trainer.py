@@ -1,8 +1,10 @@
 """A hospital's side of one plan: contribution, update, metrics, predictions."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,10 @@ from services.hospital_node.training.personal import personalise
 from services.hospital_node.training.runtime import GraphRunner, Tensor
 from services.hospital_node.training.state import State, initial_state, read_state
 from services.plans.manifest import MAX_HOSPITALS, PlanManifest
+
+# Patients and validation rows that one call of a private plan's `work` sees, so that its memory does not grow with the
+# hospital: some ten vectors of 64-bit numbers for each patient of a call.
+CHUNK: Final = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -54,17 +60,18 @@ def sensitivity(manifest: PlanManifest) -> tuple[int, int]:
 class Trainer:
     """Runs a compiled plan on one data set. Not for use by several threads at once; calls take milliseconds."""
 
-    def __init__(self, manifest: PlanManifest, dataset: Dataset | None, cache: Path) -> None:
+    def __init__(self, manifest: PlanManifest, dataset: Dataset | None, cache: Path, chunk: int = CHUNK) -> None:
         """Compile the plan, or take it from `cache` (this may take some 15 s), and load the rows.
 
-        Without a data set only `initial_state`, `update`, `metrics` and `predict` work.
+        Without a data set only `initial_state`, `update`, `metrics` and `predict` work. chunk: patients that a private
+        plan works on at a time; it changes no integer, because each patient's are made from its own records alone.
 
         Raises: FedmeshError(DATA_INVALID): the data set is not in the plan's features or has no training rows;
             FedmeshError(INTERNAL): compiling failed.
         """
         self._manifest = manifest
         self._metrics_rounds = frozenset(manifest.metrics_rounds)
-        self._data = None if dataset is None else _load(manifest, dataset)
+        self._data = None if dataset is None else _load(manifest, dataset, chunk)
         self._rows = None
         if dataset is not None and manifest.personalisation is not None:
             # All rows, also with privacy: what is made of them stays here.
@@ -88,11 +95,14 @@ class Trainer:
         if self._data is None:
             raise FedmeshError(Code.WRONG_STATE, "this trainer has no data set: it cannot contribute")
         measure = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
-        inputs = [*self._data, measure, *_state_tensors(read_state(state, self._manifest)), self._modulus]
-        (vector,) = self._work(inputs)
+        base = _state_tensors(read_state(state, self._manifest))
+        total = np.zeros(self._manifest.vector_length, dtype=np.int64)
+        for rows in self._data:
+            (part,) = self._work([*rows, measure, *base, self._modulus])
+            total += part
         # MapReduceForm's modular sum works on residues; back to signed integers.
         half = 1 << (self._manifest.encoding.bits - 1)
-        vector = (vector + half) % (2 * half) - half
+        vector = (total + half) % (2 * half) - half
         limit = half // MAX_HOSPITALS
         if self._manifest.privacy is not None:
             # Clipping a coordinate only brings two neighbouring data sets closer: the sensitivity stands.
@@ -160,24 +170,47 @@ def predict(manifest: PlanManifest, state: bytes, x: NDArray[np.float32]) -> NDA
     return probabilities
 
 
-def _load(manifest: PlanManifest, dataset: Dataset) -> list[Tensor]:
-    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`."""
+def _load(manifest: PlanManifest, dataset: Dataset, chunk: int) -> list[list[Tensor]]:
+    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`.
+
+    With privacy one such part for every `chunk` patients, in whatever order: integers add up exactly. Without it the
+    sums are of real numbers, whose rounding would depend on the parts: there is one.
+    """
     if dataset.feature_names != manifest.feature_names:
         raise FedmeshError(Code.DATA_INVALID, "the data set was read for another plan: its features differ")
     train, validation = dataset.rows(SplitName.TRAIN), dataset.rows(SplitName.VALIDATION)
-    if manifest.privacy is not None:
-        train = _capped(train, manifest.privacy.max_encounters_per_patient)
-        if manifest.metrics is not None:
-            validation = _capped(validation, manifest.metrics.max_encounters_per_patient)
     if len(train.y) == 0:
         raise FedmeshError(Code.DATA_INVALID, "the data set has no training rows")
+    if manifest.privacy is None:
+        return [_tensors(train, train.patients, validation.x, validation.y)]
+    train = _capped(train, manifest.privacy.max_encounters_per_patient)
+    if manifest.metrics is not None:
+        validation = _capped(validation, manifest.metrics.max_encounters_per_patient)
+    return list(_chunks(train, validation, chunk))
+
+
+def _chunks(train: Rows, validation: Rows, chunk: int) -> Iterator[list[Tensor]]:
+    """`chunk` training patients with all their rows, in their order, and `chunk` validation rows, at a time."""
+    order = np.argsort(train.patient, kind="stable")
+    owner = train.patient[order]
+    for start in range(0, max(train.patients, len(validation.y)), chunk):
+        first, last = np.searchsorted(owner, [start, start + chunk])
+        rows = order[first:last]
+        part = replace(train, x=train.x[rows], y=train.y[rows], patient=train.patient[rows] - start)
+        patients = max(0, min(chunk, train.patients - start))
+        yield _tensors(part, patients, validation.x[start : start + chunk], validation.y[start : start + chunk])
+
+
+def _tensors(
+    train: Rows, patients: int, validation_x: NDArray[np.float32], validation_y: NDArray[np.float32]
+) -> list[Tensor]:
     return [
         Tensor(train.x),
         Tensor(train.y),
         Tensor(train.patient),
-        Tensor(np.array(train.patients, dtype=np.int64)),
-        Tensor(validation.x),
-        Tensor(validation.y),
+        Tensor(np.array(patients, dtype=np.int64)),
+        Tensor(validation_x),
+        Tensor(validation_y),
     ]
 
 
