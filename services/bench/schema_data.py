@@ -19,6 +19,8 @@ _ANOTHER: Final = 0.28
 MOST_STAYS: Final = 6
 _POSITIVE: Final = 0.11
 _MOST_NUMBERS: Final = 100
+# Where a column only decides about exclusion.
+_KEPT: Final = "kept"
 _MEMORY_LIMIT: Final = "512MB"
 
 
@@ -28,13 +30,16 @@ def write_hospital(path: Path, manifest: PlanManifest, patients: int) -> int:
     Raises: FedmeshError(STORE_FULL, CONFIG_INVALID) when the file cannot be written.
     """
     schema = manifest.feature_schema
-    columns = {source_column(column): column for column in reversed(schema.columns)}
+    columns = {source_column(column): texts(column) for column in reversed(schema.columns)}
+    for rule in schema.exclude:
+        kept = [text for text in columns.get(rule.name, [_KEPT]) if text not in rule.values]
+        columns[rule.name] = kept or [_KEPT]
     # Ids are numbers as text, as in the public data.
     selected = [
         f'CAST(50000000 + {MOST_STAYS} * patient + stay AS VARCHAR) AS "{schema.encounter_id}"',
         f'CAST(1000000 + patient AS VARCHAR) AS "{schema.patient_id}"',
         f'{_outcome(manifest)} AS "{schema.label.name}"',
-        *(f'{_drawn(texts(column), number)} AS "{name}"' for number, (name, column) in enumerate(columns.items())),
+        *(f'{_drawn(allowed, number)} AS "{name}"' for number, (name, allowed) in enumerate(columns.items())),
     ]
     target = path.as_posix().replace("'", "''")
     with storing(path.parent), duckdb.connect(config={"threads": "2", "memory_limit": _MEMORY_LIMIT}) as database:

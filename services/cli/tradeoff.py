@@ -7,8 +7,7 @@ import typer
 from rich.console import Console
 
 from services.common.errors import Code, FedmeshError
-from services.plans.library import plan_names, plan_path
-from services.plans.manifest import PlanManifest, load_manifest
+from services.plans.library import plan_named
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +60,7 @@ def tradeoff(
     if out is not None and out.suffix.lower() != ".png":
         raise FedmeshError(Code.INVALID_ARGUMENT, f"--out {out}: the picture is a PNG, name it so")
     options = TradeoffOptions(
-        plan=_plan(plan),
+        plan=plan_named(plan),
         epsilons=parse_grid(epsilon),
         data=data,
         public=public,
@@ -73,8 +72,3 @@ def tradeoff(
         report=report,
     )
     run_tradeoff(options, Console())
-
-
-def _plan(named: str) -> PlanManifest:
-    path = Path(named)
-    return load_manifest(plan_path(named) if not path.exists() and named in plan_names() else path)

@@ -20,7 +20,7 @@ from services.plans.manifest import PlanManifest
 from services.secure_sum.cohort import require_private
 
 # SHA-256 in hex over the sorted encounter ids of the public diabetes-130 file (UCI id 296), joined by commas.
-_PUBLIC_ENCOUNTERS: Final = frozenset({"7182b53a783913a94a8765cececadca5ded04e4e6334eb1d87e4446b3cf5dbf8"})
+PUBLIC_ENCOUNTERS: Final = frozenset({"7182b53a783913a94a8765cececadca5ded04e4e6334eb1d87e4446b3cf5dbf8"})
 
 
 def public_folder(folder: Path, plan: PlanManifest, declared_public: bool) -> DemoData:
@@ -29,7 +29,7 @@ def public_folder(folder: Path, plan: PlanManifest, declared_public: bool) -> De
     Raises: FedmeshError(PRIVACY_REFUSED) for anything else; as `datasets.from_folder`.
     """
     found = datasets.from_folder(folder, plan)
-    if not (found.synthetic or declared_public or _known_public(found.encounters, plan)):
+    if not (found.synthetic or declared_public or encounters_sha256(found.encounters, plan) in PUBLIC_ENCOUNTERS):
         raise FedmeshError(
             Code.PRIVACY_REFUSED,
             f"{folder} is neither synthetic nor a public data set that fedmesh knows. Each point of a curve is a "
@@ -39,21 +39,22 @@ def public_folder(folder: Path, plan: PlanManifest, declared_public: bool) -> De
     return found
 
 
-def _known_public(encounters: Path, plan: PlanManifest) -> bool:
-    column = plan.feature_schema.encounter_id.replace('"', '""')
+def encounters_sha256(encounters: Path, plan: PlanManifest) -> str | None:
+    """SHA-256 in hex over a file's sorted encounter ids, joined by commas; None when it cannot be read."""
+    column = plan.feature_schema.encounter_id
     kind = "parquet" if encounters.suffix == ".parquet" else "csv"
     options = "" if kind == "parquet" else ", header = true, all_varchar = true"
     try:
         with duckdb.connect() as database:
             row = database.execute(
-                f"""SELECT sha256(string_agg("{column}", ',' ORDER BY "{column}")) """  # noqa: S608 - a schema's identifier
-                f'FROM (SELECT CAST("{column}" AS VARCHAR) AS "{column}" FROM read_{kind}($path{options}))',
+                "SELECT sha256(string_agg(id, ',' ORDER BY id)) FROM "  # noqa: S608 - a schema's identifier
+                f'(SELECT CAST("{column}" AS VARCHAR) AS id FROM read_{kind}($path{options}))',
                 {"path": str(encounters)},
             ).fetchone()
     except duckdb.Error:
         # What is wrong with the file is told by whoever reads it.
-        return False
-    return row is not None and row[0] in _PUBLIC_ENCOUNTERS
+        return None
+    return None if row is None else row[0]
 
 
 def read_hospitals(data: DemoData, plan: PlanManifest) -> list[Dataset]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import duckdb
 import numpy as np
@@ -105,6 +105,11 @@ def check_columns(path: Path, manifest: PlanManifest, partition: PartitionFile) 
         needed = [mapped.column for mapped in _local_columns(manifest, None).values()]
         require_columns(path, create_source(database, path, "source"), needed)
         _partition_columns(database, partition)
+
+
+def needed_columns(manifest: PlanManifest) -> tuple[str, ...]:
+    """The schema's names of all columns that are read for a plan."""
+    return tuple(_local_columns(manifest, None))
 
 
 def _local_columns(manifest: PlanManifest, mapping: SourceMapping | None) -> dict[str, MappedColumn]:
@@ -216,7 +221,8 @@ def _partition_columns(database: duckdb.DuckDBPyConnection, partition: Partition
 def _encode_cohort(cohort: Cohort) -> Dataset:
     database, manifest = cohort.database, cohort.manifest
     schema = manifest.feature_schema
-    row_numbers = database.execute(f"SELECT {ROW_NUMBER} FROM cohort ORDER BY 1").fetchnumpy()[ROW_NUMBER]  # noqa: S608
+    numbers = database.execute(f"SELECT {ROW_NUMBER} FROM cohort ORDER BY 1").fetchnumpy()[ROW_NUMBER]  # noqa: S608
+    row_numbers = np.asarray(numbers, dtype=np.int64)
     missing = frozenset(schema.missing_values)
 
     def cells(name: str) -> Cells:
@@ -259,12 +265,18 @@ def _cells(
         f"CREATE OR REPLACE TABLE level AS SELECT text, row_number() OVER (ORDER BY first) - 1 AS position FROM "  # noqa: S608
         f"(SELECT {text} AS text, min({ROW_NUMBER}) AS first FROM cohort GROUP BY 1)"
     )
-    distinct = database.execute("SELECT text FROM level ORDER BY position").fetchall()
+    distinct: Any = database.execute("SELECT text FROM level ORDER BY position").fetchnumpy()["text"]
     index = database.execute(
         f"SELECT position FROM (SELECT {text} AS text, {ROW_NUMBER} FROM cohort) AS cells "  # noqa: S608
         f"JOIN level ON cells.text IS NOT DISTINCT FROM level.text ORDER BY {ROW_NUMBER}"
     ).fetchnumpy()["position"]
-    return Cells(name=name, distinct=tuple(text for (text,) in distinct), index=index, row_numbers=row_numbers)
+    # A masked array, where there is a missing cell: its list has None there.
+    return Cells(
+        name=name,
+        distinct=tuple(distinct.tolist()),
+        index=np.asarray(index, dtype=np.int64),
+        row_numbers=row_numbers,
+    )
 
 
 def _texts(cells: Cells) -> NDArray[np.object_]:
