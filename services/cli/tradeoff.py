@@ -8,6 +8,7 @@ from rich.console import Console
 
 from services.common.errors import Code, FedmeshError
 from services.plans.library import plan_named
+from services.tradeoff.grid import DEFAULT_GRID, KEEP, parse_grid
 
 
 def register(app: typer.Typer) -> None:
@@ -29,13 +30,13 @@ def tradeoff(
     public: Annotated[
         bool, typer.Option("--public", help="I vouch that everybody may have the records in --data anyway")
     ] = False,
-    epsilon: Annotated[str, typer.Option(help="Values of epsilon, with commas")] = "0.05,0.1,0.2,0.3,0.5,1,2",
+    epsilon: Annotated[str, typer.Option(help="Values of epsilon, with commas")] = DEFAULT_GRID,
     seeds: Annotated[
         int, typer.Option(min=1, max=100, help="Runs at each epsilon; the noise is always fresh, nothing else changes")
     ] = 5,
     keep: Annotated[
         float, typer.Option(help="Recommend the smallest epsilon that keeps this share of the gain over chance")
-    ] = 0.9,
+    ] = KEEP,
     hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospitals of the synthetic cohort")] = 15,
     ledger: Annotated[
         list[Path] | None, typer.Option(help="A hospital node's `data_dir`, whose remaining budget counts; repeatable")
@@ -48,7 +49,6 @@ def tradeoff(
     The hospital node's own training, clipping and noise, in one process, without services and encryption. For public
     and synthetic data only: on a hospital's own patients every run would be a release that has to be charged.
     """
-    from services.tradeoff.grid import parse_grid
     from services.tradeoff.run import TradeoffOptions, run_tradeoff
 
     if (data is None) != synthetic:

@@ -8,6 +8,8 @@ from services.common.errors import Code, FedmeshError
 from services.plans.document import validate
 from services.plans.manifest import MAX_EPSILON, PlanManifest, canonical_bytes
 
+# Share of the gain over chance that a recommended epsilon keeps.
+KEEP: Final = 0.9
 DEFAULT_GRID: Final = "0.05,0.1,0.2,0.3,0.5,1,2"
 _MOST_POINTS: Final = 40
 

@@ -7,7 +7,6 @@ from typing import Any, Final
 from services.privacy.budget import WINDOW, Limit, Remaining
 from services.tradeoff.curve import Band, Curve, Point
 
-KEEP: Final = 0.9
 _LEAST_FOR_KNEE: Final = 3
 
 

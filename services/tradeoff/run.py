@@ -27,8 +27,8 @@ from services.privacy.budget import DEFAULT_LIMIT, Charge, Remaining, remaining
 from services.privacy.noise import NoisePlan
 from services.tradeoff import picture, terminal
 from services.tradeoff.curve import Curve, Point, Scores, band_of
-from services.tradeoff.grid import plan_at, require_private, without_privacy
-from services.tradeoff.recommendation import KEEP, recommend
+from services.tradeoff.grid import KEEP, plan_at, require_private, without_privacy
+from services.tradeoff.recommendation import recommend
 from services.tradeoff.report import Subject, TradeoffReport, write_report
 from services.tradeoff.simulation import Simulation, compile_all
 from services.tradeoff.sources import public_folder, read_hospitals

@@ -1,7 +1,8 @@
 """Curves over epsilon with known figures."""
 
 from services.tradeoff.curve import Curve, Point, Scores, band_of
-from services.tradeoff.recommendation import KEEP, Recommendation
+from services.tradeoff.grid import KEEP
+from services.tradeoff.recommendation import Recommendation
 from services.tradeoff.report import Subject, TradeoffReport
 
 REFERENCE = Scores(auroc=0.70, auprc=0.30)
