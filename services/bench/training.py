@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 
 from services.common.errors import Code, FedmeshError
 from services.demo import datasets
+from services.demo.datasets import DemoData
 from services.demo.run import read_all
 from services.hospital_node.domain.ports import NoiseRequest
 from services.hospital_node.noise import ShareOfNoise
@@ -25,6 +27,8 @@ from services.hospital_node.sources.dataset import Dataset, SplitName
 from services.hospital_node.training.trainer import Trainer
 from services.plans.library import plan_named
 from services.plans.manifest import PlanManifest
+
+Seconds = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,7 @@ def run_training(options: TrainingOptions, console: Console) -> TrainingReport:
     plan = plan_named(options.plan)
     _ = plan.logistic
     with console.status("Preparing the data ..."):
-        data = (
-            datasets.from_folder(options.data, plan)
-            if options.data is not None
-            else datasets.synthetic(options.folder / "data" / datasets.SYNTHETIC, options.hospitals)
-        )
+        data = _data(options, plan)
         sets = read_all(data, plan)
     cache = options.folder / "compiled"
     with console.status("Compiling the plan with TensorFlow Federated (some 15 s, once) ..."):
@@ -75,8 +75,25 @@ def run_training(options: TrainingOptions, console: Console) -> TrainingReport:
     with console.status("Training at the hospitals, then on the pooled data ..."):
         hospital_s = federated_seconds(plan, trainers)
         pooled_s = pooled_seconds(plan, together, len(sets))
+    report = _report(plan, data, sets, hospital_s, pooled_s)
+    if options.report is not None:
+        options.report.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    _show(console, report)
+    return report
+
+
+def _data(options: TrainingOptions, plan: PlanManifest) -> DemoData:
+    if options.data is not None:
+        return datasets.from_folder(options.data, plan)
+    return datasets.synthetic(options.folder / "data" / datasets.SYNTHETIC, options.hospitals)
+
+
+def _report(
+    plan: PlanManifest, data: DemoData, sets: Sequence[Dataset], hospital_s: Seconds, pooled_s: float
+) -> TrainingReport:
     rows = [int(np.sum(each.split == SplitName.TRAIN)) for each in sets]
-    report = TrainingReport(
+    critical_path_s = float(hospital_s.max(axis=1).sum())
+    return TrainingReport(
         plan=plan.name,
         dataset=data.name,
         synthetic=data.synthetic,
@@ -84,20 +101,14 @@ def run_training(options: TrainingOptions, console: Console) -> TrainingReport:
         rounds=plan.rounds.count,
         training_encounters=sum(rows),
         largest_share=max(rows) / sum(rows),
-        critical_path_s=float(hospital_s.max(axis=1).sum()),
+        critical_path_s=critical_path_s,
         hospital_mean_s=float(hospital_s.mean(axis=1).sum()),
         pooled_s=pooled_s,
-        ratio=pooled_s / float(hospital_s.max(axis=1).sum()),
+        ratio=pooled_s / critical_path_s,
     )
-    if options.report is not None:
-        options.report.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    _show(console, report)
-    return report
 
 
-def federated_seconds(
-    plan: PlanManifest, trainers: Sequence[Trainer]
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def federated_seconds(plan: PlanManifest, trainers: Sequence[Trainer]) -> Seconds:
     """CPU seconds of each hospital in each round: float64[rounds, hospitals]."""
     noise, state = ShareOfNoise(), trainers[0].initial_state()
     seconds = np.zeros((plan.rounds.count, len(trainers)))

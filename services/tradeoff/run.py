@@ -21,6 +21,7 @@ from services.hospital_node.domain.policy import plan_loss
 from services.hospital_node.noise import training_noise
 from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
 from services.hospital_node.store.ledger import LedgerRow, read_ledger
+from services.hospital_node.training.cache import compiled_plan
 from services.hospital_node.training.trainer import predict
 from services.plans.manifest import PlanManifest, plan_id
 from services.privacy.budget import DEFAULT_LIMIT, Charge, Remaining, remaining
@@ -30,7 +31,7 @@ from services.tradeoff.curve import Curve, Point, Scores, band_of
 from services.tradeoff.grid import KEEP, plan_at, require_private, without_privacy
 from services.tradeoff.recommendation import recommend
 from services.tradeoff.report import Subject, TradeoffReport, write_report
-from services.tradeoff.simulation import Simulation, compile_all
+from services.tradeoff.simulation import Simulation
 from services.tradeoff.sources import public_folder, read_hospitals
 
 FOLDER: Final = Path(".fedmesh/tradeoff")
@@ -73,8 +74,10 @@ def run_tradeoff(options: TradeoffOptions, console: Console) -> TradeoffReport:
         noise = {epsilon: training_noise(plan, len(data.hospitals)) for epsilon, plan in promised.items()}
         sets = read_hospitals(data, options.plan)
     cache = options.folder / "compiled"
-    with console.status("Compiling the plan with TensorFlow Federated, with privacy and without (some 20 s, once) ..."):
-        compile_all([options.plan, plain], cache)
+    with console.status("Compiling the plan with TensorFlow Federated, with privacy and without (some 30 s, once) ..."):
+        # One after the other on this thread, so that Ctrl-C ends the compiler at once.
+        for plan in (options.plan, plain):
+            compiled_plan(plan, cache)
     held_out = pooled(sets, SplitName.VALIDATION)
     curve = _measure(options, console, sets, held_out, cache, promised, plain, noise)
     subject = _subject(options.plan, data, held_out, noise)

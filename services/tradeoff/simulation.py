@@ -14,18 +14,8 @@ import numpy as np
 from services.hospital_node.domain.ports import Int64Vector, NoiseRequest
 from services.hospital_node.noise import ShareOfNoise
 from services.hospital_node.sources.dataset import Dataset
-from services.hospital_node.training.cache import compiled_plan
 from services.hospital_node.training.trainer import Trainer
 from services.plans.manifest import PlanManifest
-
-
-def compile_all(plans: Sequence[PlanManifest], cache: Path) -> None:
-    """Compile plans side by side, each in a process of its own; what is in `cache` already takes no time.
-
-    Raises: FedmeshError(INTERNAL) when compiling failed.
-    """
-    with ThreadPoolExecutor(max_workers=len(plans)) as pool:
-        list(pool.map(lambda plan: compiled_plan(plan, cache), plans))
 
 
 class Simulation:

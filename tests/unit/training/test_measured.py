@@ -21,7 +21,7 @@ from services.hospital_node.training.state import read_state
 from services.hospital_node.training.trainer import Trainer
 from services.secure_sum.wire import layout_of
 from services.tradeoff.grid import plan_at
-from services.tradeoff.simulation import Simulation, compile_all
+from services.tradeoff.simulation import Simulation
 from tests.support.tiny_plan import FEDAVG, PRIVATE, dataset, manifest
 
 PLAN = manifest(PRIVATE)
@@ -31,7 +31,6 @@ HOSPITALS = 4
 
 def test_a_simulation_is_the_hospitals_training_under_the_promised_noise(cache: Path) -> None:
     sets = [dataset(PLAN, seed, patients=60) for seed in range(HOSPITALS)]
-    compile_all([PLAN, PLAIN], cache)
     trainers = [Trainer(PLAN, data, cache) for data in sets]
     state = trainers[0].initial_state()
     for number in range(1, PLAN.rounds.count + 1):
