@@ -30,46 +30,26 @@ def secure_sum(
     """Measure rounds of the secure sum: 15 hospital processes, four services, mutual TLS. Exit code 1 if not exact."""
     from services.bench.secure_sum import BenchOptions, run_secure_sum
 
-    _require_writable(report)
+    require_writable(report)
     result = run_secure_sum(BenchOptions(folder, params, hospitals, lanes, rounds, report), Console())
     if not result.exact:
         raise typer.Exit(1)
 
 
-@app.command("hospital")
-def hospital(
-    patients: Annotated[
-        int, typer.Option(min=1, max=5_000_000, help="Patients of the synthetic hospital; 10 million at 15 by default")
-    ] = 667_000,
+@app.command("jobs")
+def jobs(
+    jobs: Annotated[int, typer.Option(min=1, max=10_000, help="Measured jobs, after one that warms up")] = 24,
+    concurrent: Annotated[int, typer.Option(min=1, max=64, help="Jobs that run at a time")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds of each job")] = 10,
+    hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospital processes")] = 15,
     report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file")] = None,
-    folder: Annotated[Path, typer.Option("--dir", help="For temporary files and compiled plans")] = BENCH_DIR,
+    folder: Annotated[Path, typer.Option("--dir", help="Where the run lives; replaced by the next")] = BENCH_DIR,
 ) -> None:
-    """Measure one large hospital, from Parquet to its first clipped, noised, masked and encrypted contribution.
+    """Measure how many small private jobs a stack finishes in an hour: light training, everything else real."""
+    from services.bench.jobs import JobsOptions, run_jobs
 
-    Its synthetic data is made in a temporary folder and removed afterwards. Exit code 1 beyond 2 GiB of memory.
-    """
-    from services.bench.large_hospital import LargeOptions, run_large_hospital
-
-    _require_writable(report)
-    if not run_large_hospital(LargeOptions(folder, patients, report), Console()).within_memory:
-        raise typer.Exit(1)
-
-
-@app.command("training")
-def training(
-    plan: Annotated[str, typer.Option(help="Plan in YAML, or the name of a shipped plan")] = "readmission-logistic",
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with diabetes-130 files; a synthetic cohort without it")
-    ] = None,
-    hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospitals of the synthetic cohort")] = 15,
-    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file")] = None,
-    folder: Annotated[Path, typer.Option("--dir", help="For the synthetic cohort and compiled plans")] = BENCH_DIR,
-) -> None:
-    """Measure training: the critical path of one hospital against training on the pooled data on the same core."""
-    from services.bench.training import TrainingOptions, run_training
-
-    _require_writable(report)
-    run_training(TrainingOptions(folder, plan, data, hospitals, report), Console())
+    require_writable(report)
+    run_jobs(JobsOptions(folder, jobs, concurrent, rounds, hospitals, report), Console())
 
 
 @app.command("privacy-audit")
@@ -88,12 +68,13 @@ def privacy_audit(
     """
     from services.bench.privacy_audit import AuditOptions, run_privacy_audit
 
-    _require_writable(report)
+    require_writable(report)
     options = AuditOptions(runs, not independent, confidence, noise_factor, report)
     if not run_privacy_audit(options, Console()).holds:
         raise typer.Exit(1)
 
 
-def _require_writable(report: Path | None) -> None:
+def require_writable(report: Path | None) -> None:
+    """Raises: FedmeshError(INVALID_ARGUMENT) when a report has no folder to go to."""
     if report is not None and not report.absolute().parent.is_dir():
         raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {report}: no such folder")
