@@ -13,8 +13,9 @@ from services.bench import large_hospital, one_hospital
 from services.bench.large_hospital import LargeReport, scan_seconds
 from services.bench.schema_data import write_hospital
 from services.bench.training import federated_seconds, pooled_dataset, pooled_seconds
+from services.common.errors import FedmeshError
 from services.hospital_node.domain.ports import NoiseRequest
-from services.hospital_node.noise import training_noise
+from services.hospital_node.noise import ShareOfNoise, training_noise
 from services.hospital_node.sources.dataset import SplitName
 from services.hospital_node.sources.reader import read_dataset
 from services.hospital_node.training.state import read_state
@@ -84,7 +85,7 @@ def test_what_is_encrypted_carries_the_noise(tmp_path: Path, cache: Path, monkey
     write_hospital(data, PLAN, 50)
     seen: list[NoiseRequest] = []
 
-    class Watched(one_hospital.ShareOfNoise):
+    class Watched(ShareOfNoise):
         def add(self, values, request):  # type: ignore[no-untyped-def]
             seen.append(request)
             return super().add(values, request)
@@ -141,9 +142,9 @@ def shown(report: LargeReport) -> str:
 
 def test_what_the_hospitals_process_says_becomes_a_result_or_an_error() -> None:
     assert large_hospital._answer('{"encounters": 1}\n', "", 0) == {"encounters": 1}
-    with pytest.raises(large_hospital.FedmeshError, match=r"no room .*data-invalid"):
+    with pytest.raises(FedmeshError, match=r"no room .*data-invalid"):
         large_hospital._answer(json.dumps({"error": "no room", "code": "data-invalid"}), "", 1)
-    with pytest.raises(large_hospital.FedmeshError, match=r"status -9: Killed"):
+    with pytest.raises(FedmeshError, match=r"status -9: Killed"):
         large_hospital._answer("", "Traceback\nKilled", -9)
 
 
