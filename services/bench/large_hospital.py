@@ -28,6 +28,7 @@ from rich.table import Table
 from services.bench.schema_data import write_hospital
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.reader import needed_columns
+from services.hospital_node.sources.table import interruptible
 from services.plans.library import shipped_plan
 from services.plans.manifest import PlanManifest, canonical_bytes
 
@@ -105,7 +106,7 @@ def scan_seconds(data: Path, plan: PlanManifest) -> float:
     """How long DuckDB takes on one core to read and hash every cell of the plan's columns: the hash keeps it from
     answering by the file's statistics."""
     hashed = ", ".join(f'bit_xor(hash("{name}"))' for name in needed_columns(plan))
-    with duckdb.connect(config={"threads": "1"}) as database:
+    with interruptible(), duckdb.connect(config={"threads": "1"}) as database:
         database.execute("SET enable_progress_bar = false")
         started = time.perf_counter()
         database.execute(f"SELECT {hashed} FROM read_parquet($path)", {"path": str(data)}).fetchall()  # noqa: S608

@@ -11,6 +11,7 @@ from typing import Final
 import duckdb
 
 from services.demo.storage import storing
+from services.hospital_node.sources.table import interruptible
 from services.plans.manifest import PlanManifest
 from services.plans.schema import Categorical, Column, Flag, source_column
 
@@ -42,7 +43,8 @@ def write_hospital(path: Path, manifest: PlanManifest, patients: int) -> int:
         *(f'{_drawn(allowed, number)} AS "{name}"' for number, (name, allowed) in enumerate(columns.items())),
     ]
     target = path.as_posix().replace("'", "''")
-    with storing(path.parent), duckdb.connect(config={"threads": "2", "memory_limit": _MEMORY_LIMIT}) as database:
+    settings = {"threads": "2", "memory_limit": _MEMORY_LIMIT}
+    with storing(path.parent), interruptible(), duckdb.connect(config=settings) as database:
         database.execute("SET enable_progress_bar = false")
         written = database.execute(
             f"COPY (SELECT {', '.join(selected)} FROM (SELECT patient, unnest(range({_stays()})) AS stay "  # noqa: S608

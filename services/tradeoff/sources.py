@@ -16,6 +16,7 @@ from services.demo.datasets import DemoData
 from services.hospital_node.sources.dataset import Dataset, SplitName
 from services.hospital_node.sources.mapping import PartitionFile
 from services.hospital_node.sources.reader import read_dataset
+from services.hospital_node.sources.table import interruptible
 from services.plans.manifest import PlanManifest
 from services.secure_sum.cohort import require_private
 
@@ -45,7 +46,7 @@ def encounters_sha256(encounters: Path, plan: PlanManifest) -> str | None:
     kind = "parquet" if encounters.suffix == ".parquet" else "csv"
     options = "" if kind == "parquet" else ", header = true, all_varchar = true"
     try:
-        with duckdb.connect() as database:
+        with interruptible(), duckdb.connect() as database:
             row = database.execute(
                 "SELECT sha256(string_agg(id, ',' ORDER BY id)) FROM "  # noqa: S608 - a schema's identifier
                 f'(SELECT CAST("{column}" AS VARCHAR) AS id FROM read_{kind}($path{options}))',

@@ -24,6 +24,7 @@ _CELL_TYPES: Final = re.compile(
 _HEAD_BYTES: Final = 1 << 16
 _MAX_LINE_BYTES: Final = 1 << 20
 _MEMORY_LIMIT: Final = "512MB"
+_INTERRUPTED: Final = "Query interrupted"
 
 
 @contextmanager
@@ -53,9 +54,21 @@ def sandbox(paths: list[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
         # DuckDB draws a bar on standard output when a query takes two seconds, whoever listens there.
         database.execute("SET enable_progress_bar = false")
         database.execute("SET lock_configuration = true")
-        yield database
+        with interruptible():
+            yield database
     finally:
         database.close()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C during a query of DuckDB is Ctrl-C: DuckDB itself raises a RuntimeError for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == _INTERRUPTED:
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextmanager
