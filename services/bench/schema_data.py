@@ -43,8 +43,8 @@ def write_hospital(path: Path, manifest: PlanManifest, patients: int) -> int:
         *(f'{_drawn(allowed, number)} AS "{name}"' for number, (name, allowed) in enumerate(columns.items())),
     ]
     target = path.as_posix().replace("'", "''")
-    settings = {"threads": "2", "memory_limit": _MEMORY_LIMIT}
-    with storing(path.parent), interruptible(), duckdb.connect(config=settings) as database:
+    with storing(path.parent), interruptible(), duckdb.connect() as database:
+        database.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
         database.execute("SET enable_progress_bar = false")
         written = database.execute(
             f"COPY (SELECT {', '.join(selected)} FROM (SELECT patient, unnest(range({_stays()})) AS stay "  # noqa: S608
