@@ -30,7 +30,7 @@ def secure_sum(
     """Measure rounds of the secure sum: 15 hospital processes, four services, mutual TLS. Exit code 1 if not exact."""
     from services.bench.secure_sum import BenchOptions, run_secure_sum
 
-    _require_writable(report)
+    require_writable(report)
     result = run_secure_sum(BenchOptions(folder, params, hospitals, lanes, rounds, report), Console())
     if not result.exact:
         raise typer.Exit(1)
@@ -48,7 +48,7 @@ def jobs(
     """Measure how many small private jobs a stack finishes in an hour: light training, everything else real."""
     from services.bench.jobs import JobsOptions, run_jobs
 
-    _require_writable(report)
+    require_writable(report)
     run_jobs(JobsOptions(folder, jobs, concurrent, rounds, hospitals, report), Console())
 
 
@@ -68,7 +68,7 @@ def privacy_audit(
     """
     from services.bench.privacy_audit import AuditOptions, run_privacy_audit
 
-    _require_writable(report)
+    require_writable(report)
     options = AuditOptions(runs, not independent, confidence, noise_factor, report)
     if not run_privacy_audit(options, Console()).holds:
         raise typer.Exit(1)
@@ -89,10 +89,11 @@ def families(
     """Compare what plans of different families learn, by the hospitals' own code without the services."""
     from services.bench.families import FamiliesOptions, run_families
 
-    _require_writable(report)
+    require_writable(report)
     run_families(FamiliesOptions(data, tuple(plan), seeds, test, cache, report), Console())
 
 
-def _require_writable(report: Path | None) -> None:
+def require_writable(report: Path | None) -> None:
+    """Raises: FedmeshError(INVALID_ARGUMENT) when a report has no folder to go to."""
     if report is not None and not report.absolute().parent.is_dir():
         raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {report}: no such folder")

@@ -71,12 +71,17 @@ def read_dataset(
     """
     if isinstance(source, str | Path):
         source = FileSource((Path(source),))
-    problems = Problems()
     with open_cohort(source, manifest, mapping, partition) as cohort:
-        dataset = encode_cohort(cohort, problems, merge_patients)
+        return dataset_of(cohort, merge_patients=merge_patients)
+
+
+def dataset_of(cohort: Cohort, *, merge_patients: bool = False) -> Dataset:
+    """A cohort's rows as the plan's features, standardised as the plan says. Raises: FedmeshError(DATA_INVALID)."""
+    problems = Problems()
+    dataset = encode_cohort(cohort, problems, merge_patients)
     if dataset is None:
         raise _first_of(problems)
-    return standardised(dataset) if manifest.standardisation == "local" else dataset
+    return standardised(dataset) if cohort.manifest.standardisation == "local" else dataset
 
 
 def check_columns(path: Path, manifest: PlanManifest, partition: PartitionFile) -> None:

@@ -23,6 +23,7 @@ _FLOATING: Final = frozenset({"FLOAT", "DOUBLE"})
 _CELL_TYPES: Final = re.compile(
     r"^(VARCHAR|BOOLEAN|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(.*\)|DATE|TIMESTAMP.*|ENUM\(.*\)|UUID|\"?NULL\"?)$"
 )
+_INTERRUPTED: Final = "Query interrupted"
 _HEAD_BYTES: Final = 1 << 16
 _MAX_LINE_BYTES: Final = 1 << 20
 _MEMORY_LIMIT: Final = "512MB"
@@ -58,9 +59,21 @@ def sandbox(paths: Iterable[Path], scratch: Path | None = None) -> Iterator[duck
         # DuckDB draws a bar on standard output when a query takes two seconds, whoever listens there.
         database.execute("SET enable_progress_bar = false")
         database.execute("SET lock_configuration = true")
-        yield database
+        with interruptible():
+            yield database
     finally:
         database.close()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C during a query of DuckDB is Ctrl-C: DuckDB itself raises a RuntimeError for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == _INTERRUPTED:
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextmanager

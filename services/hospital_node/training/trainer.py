@@ -1,8 +1,10 @@
 """A hospital's side of one plan: contribution, update, metrics, predictions."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,10 @@ from services.hospital_node.training.runtime import GraphRunner, Tensor
 from services.hospital_node.training.scoring import log_odds
 from services.hospital_node.training.state import State, initial_state, read_state
 from services.plans.manifest import MAX_HOSPITALS, PlanManifest
+
+# Patients and validation rows that one call of a private plan's `work` sees, so that its memory does not grow with the
+# hospital: some ten vectors of 64-bit numbers for each patient of a call.
+CHUNK: Final = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,18 @@ def sensitivity(manifest: PlanManifest) -> tuple[int, int]:
 class Trainer:
     """Runs a compiled plan on one data set. Not for use by several threads at once; calls take milliseconds."""
 
-    def __init__(self, manifest: PlanManifest, dataset: Dataset | None, cache: Path) -> None:
+    def __init__(self, manifest: PlanManifest, dataset: Dataset | None, cache: Path, chunk: int = CHUNK) -> None:
         """Compile the plan, or take it from `cache` (this may take some 15 s), and load the rows.
 
-        Without a data set only `initial_state`, `update`, `metrics` and `predict` work.
+        Without a data set only `initial_state`, `update`, `metrics` and `predict` work. chunk: patients that a private
+        plan works on at a time; it changes no integer, because each patient's are made from its own records alone.
 
         Raises: FedmeshError(DATA_INVALID): the data set is not in the plan's features or has no training rows;
             FedmeshError(INTERNAL): compiling failed.
         """
         self._manifest = manifest
         self._metrics_rounds = frozenset(manifest.metrics_rounds)
-        self._data = None if dataset is None else _load(manifest, dataset)
+        self._data = None if dataset is None else _load(manifest, dataset, chunk)
         self._rows = None
         if dataset is not None and manifest.personalisation is not None:
             # All rows, also with privacy: what is made of them stays here.
@@ -89,11 +96,14 @@ class Trainer:
         if self._data is None:
             raise FedmeshError(Code.WRONG_STATE, "this trainer has no data set: it cannot contribute")
         measure = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
-        inputs = [*self._data, measure, *_state_tensors(read_state(state, self._manifest)), self._modulus]
-        (vector,) = self._work(inputs)
+        base = _state_tensors(read_state(state, self._manifest))
+        total = np.zeros(self._manifest.vector_length, dtype=np.int64)
+        for rows in self._data:
+            (part,) = self._work([*rows, measure, *base, self._modulus])
+            total += part
         # MapReduceForm's modular sum works on residues; back to signed integers.
         half = 1 << (self._manifest.encoding.bits - 1)
-        vector = (vector + half) % (2 * half) - half
+        vector = (total + half) % (2 * half) - half
         limit = half // MAX_HOSPITALS
         if self._manifest.privacy is not None:
             # Clipping a coordinate only brings two neighbouring data sets closer: the sensitivity stands.
@@ -162,25 +172,49 @@ def predict(manifest: PlanManifest, state: bytes, x: NDArray[np.float32]) -> NDA
     return probabilities
 
 
-def _load(manifest: PlanManifest, dataset: Dataset) -> list[Tensor]:
-    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`."""
+def _load(manifest: PlanManifest, dataset: Dataset, chunk: int) -> list[list[Tensor]]:
+    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`.
+
+    With privacy one such part for every `chunk` patients, in whatever order: integers add up exactly. Without it the
+    sums are of real numbers, whose rounding would depend on the parts: there is one.
+    """
     if dataset.feature_names != manifest.feature_names:
         raise FedmeshError(Code.DATA_INVALID, "the data set was read for another plan: its features differ")
     train, validation = dataset.rows(SplitName.TRAIN), dataset.rows(SplitName.VALIDATION)
-    if manifest.privacy is not None:
-        train = _capped(train, manifest.privacy.max_encounters_per_patient)
-        if manifest.metrics is not None:
-            validation = _capped(validation, manifest.metrics.max_encounters_per_patient)
     require_training_rows(len(train.y))
-    # The graphs take a patient's rows as they lie, without looking for others.
-    order = np.argsort(train.patient, kind="stable")
+    if manifest.privacy is None:
+        return [_tensors(_by_patient(train), train.patients, validation.x, validation.y)]
+    train = _capped(train, manifest.privacy.max_encounters_per_patient)
+    if manifest.metrics is not None:
+        validation = _capped(validation, manifest.metrics.max_encounters_per_patient)
+    return list(_chunks(_by_patient(train), validation, chunk))
+
+
+def _by_patient(rows: Rows) -> Rows:
+    """The rows by patient: the graphs take a patient's rows as they lie, without looking for others."""
+    order = np.argsort(rows.patient, kind="stable")
+    return replace(rows, x=rows.x[order], y=rows.y[order], patient=rows.patient[order])
+
+
+def _chunks(train: Rows, validation: Rows, chunk: int) -> Iterator[list[Tensor]]:
+    """`chunk` training patients with all their rows, in their order, and `chunk` validation rows, at a time."""
+    for start in range(0, max(train.patients, len(validation.y)), chunk):
+        first, last = np.searchsorted(train.patient, [start, start + chunk])
+        part = replace(train, x=train.x[first:last], y=train.y[first:last], patient=train.patient[first:last] - start)
+        patients = max(0, min(chunk, train.patients - start))
+        yield _tensors(part, patients, validation.x[start : start + chunk], validation.y[start : start + chunk])
+
+
+def _tensors(
+    train: Rows, patients: int, validation_x: NDArray[np.float32], validation_y: NDArray[np.float32]
+) -> list[Tensor]:
     return [
-        Tensor(train.x[order]),
-        Tensor(train.y[order]),
-        Tensor(train.patient[order]),
-        Tensor(np.array(train.patients, dtype=np.int64)),
-        Tensor(validation.x),
-        Tensor(validation.y),
+        Tensor(train.x),
+        Tensor(train.y),
+        Tensor(train.patient),
+        Tensor(np.array(patients, dtype=np.int64)),
+        Tensor(validation_x),
+        Tensor(validation_y),
     ]
 
 
@@ -190,15 +224,15 @@ def _capped(rows: Rows, cap: int) -> Rows:
     The choice depends on nothing but the patient's own records, so the other patients' contributions stay as they are
     when one is added or removed.
     """
-    digests = [hashlib.sha256(str(text).encode()).digest() for text in rows.encounter_ids]
-    order = sorted(range(len(digests)), key=digests.__getitem__)
+    # Most patients have few encounters: only the others' ids are hashed.
+    over = np.flatnonzero(np.bincount(rows.patient, minlength=rows.patients)[rows.patient] > cap)
+    digests = {row: hashlib.sha256(str(rows.encounter_ids[row]).encode()).digest() for row in over.tolist()}
     taken = np.zeros(rows.patients, dtype=np.int64)
-    keep = np.zeros(len(digests), dtype=bool)
-    for row in order:
+    keep = np.ones(len(rows.patient), dtype=bool)
+    for row in sorted(digests, key=digests.__getitem__):
         patient = rows.patient[row]
-        if taken[patient] < cap:
-            taken[patient] += 1
-            keep[row] = True
+        keep[row] = taken[patient] < cap
+        taken[patient] += 1
     return Rows(
         x=rows.x[keep],
         y=rows.y[keep],

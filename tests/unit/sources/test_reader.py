@@ -1,6 +1,9 @@
 import math
 import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -330,3 +333,26 @@ def test_further_problems_are_counted(tmp_path: Path) -> None:
     error = refused(csv_file(tmp_path, "e1,p1,maybe,home,old,1,A,perhaps"))
     assert "'age'" in error.message
     assert "2 more problems" in error.message
+
+
+_ENDLESS = """
+from services.hospital_node.sources.table import sandbox
+try:
+    with sandbox([]) as database:
+        print("begun", flush=True)
+        database.execute("SELECT sum(hash(range)) FROM range(1000000000000000)")
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_ctrl_c_during_a_query_is_ctrl_c() -> None:
+    with subprocess.Popen([sys.executable, "-c", _ENDLESS], stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "begun\n"
+            child.send_signal(signal.SIGINT)
+            assert child.stdout.readline() == "interrupted\n"
+            assert child.wait(60) == 0
+        finally:
+            child.kill()

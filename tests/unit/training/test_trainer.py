@@ -114,6 +114,21 @@ def test_the_audited_clipping_is_that_of_the_compiled_plan(cache: Path) -> None:
         assert np.abs(compiled).max() > 50 * rows.patients
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 7, 16, 100])
+def test_parts_of_a_hospital_add_up_to_the_same_integers(cache: Path, chunk: int) -> None:
+    """Patients' rows lie in any order; with some chunks the training patients, with others the validation rows last."""
+    data, state = dataset(PLAN, 7, patients=41, size=3.0), some_state(PLAN).to_bytes()
+    order = np.random.default_rng(chunk).permutation(len(data.y))
+    shuffled = Dataset(
+        data.feature_names, data.x[order], data.y[order], data.patient[order], data.split[order],
+        data.encounter_ids[order], data.patient_ids[order], data.content_sha256, 0, 0, 0,
+    )  # fmt: skip
+    for number in (1, 4):
+        whole = Trainer(PLAN, shuffled, cache, chunk=10_000).contribution(state, number)
+        np.testing.assert_array_equal(Trainer(PLAN, shuffled, cache, chunk=chunk).contribution(state, number), whole)
+        assert bool(whole[PLAN.train_length :].any()) == (number == 4)
+
+
 def test_removing_a_patient_moves_the_sum_by_at_most_the_sensitivity(cache: Path) -> None:
     state = some_state(PLAN).to_bytes()
     data = dataset(PLAN, 3, patients=30, size=20.0)
