@@ -42,7 +42,10 @@ def state_type(manifest: PlanManifest) -> Any:
 
 
 def data_type(manifest: PlanManifest) -> Any:
-    """A hospital's rows: training and validation, at most K encounters a patient; `measure` is 1 in metrics rounds."""
+    """A hospital's rows: training and validation, at most K encounters a patient; `measure` is 1 in metrics rounds.
+
+    With local steps by speed also their number, and what the delta is multiplied by.
+    """
     features = len(manifest.feature_names)
     matrix, vector = tff.TensorType(np.float32, [None, features]), tff.TensorType(np.float32, [None])
     return tff.to_type(
@@ -54,6 +57,7 @@ def data_type(manifest: PlanManifest) -> Any:
             ("validation_x", matrix),
             ("validation_y", vector),
             ("measure", np.int64),
+            *([("steps", np.int64), ("scale", np.float32)] if manifest.target_s is not None else []),
         ]
     )
 
@@ -152,12 +156,15 @@ def _averaging(manifest: PlanManifest, algorithm: FedAvg, data: Any, state: Any)
         velocity = algorithm.momentum * velocity + total / tf.maximum(rows, 1.0) + penalty * weights
         return number + 1, weights - algorithm.learning_rate * velocity, velocity
 
+    steps = algorithm.local_steps if algorithm.target_s is None else tf.cast(data.steps, tf.int32)
     _, weights, _ = tf.while_loop(
-        lambda number, *_: number < algorithm.local_steps,
+        lambda number, *_: number < steps,
         step,
         (tf.constant(0), state.weights, tf.zeros_like(state.weights)),
     )
     delta = tf.cast(weights - state.weights, tf.float64) * tf.cast(rows, tf.float64)
+    if algorithm.target_s is not None:
+        delta *= tf.cast(data.scale, tf.float64)
     delta = _saturated(delta * manifest.encoding.scale, manifest.encoding.bits)
     return tf.concat([delta, [tf.cast(rows, tf.int64)]], axis=0)
 
@@ -188,10 +195,12 @@ def _measure(manifest: PlanManifest, data: Any, state: Any) -> list[tf.Tensor]:
 
 def _update(manifest: PlanManifest, state: Any, total: tf.Tensor) -> Any:
     algorithm = manifest.algorithm
-    real = tf.cast(total, tf.float64) / manifest.encoding.scale
+    # In asynchronous rounds a contribution of weight 1 counts this often, and so do the rows.
+    units = manifest.weight_units
+    real = tf.cast(total, tf.float64) / (manifest.encoding.scale * units)
     if isinstance(algorithm, FedAvg):
         # The last coordinate counts rows and is not scaled.
-        rows = tf.maximum(tf.cast(total[-1], tf.float64), 1.0)
+        rows = tf.maximum(tf.cast(total[-1], tf.float64) / units, 1.0)
         direction = -tf.cast(real[:-1] / rows, tf.float32)
         momentum, rate = algorithm.server_momentum, algorithm.server_learning_rate
     else:

@@ -78,7 +78,12 @@ async def test_data_and_writers_of_the_release_before_stay_good(postgres: Postgr
     assert migrate(config, SCHEMA, tmp_path) == ["0001_registry"]
     write(postgres, *BEGIN)
     commit(postgres, 1)
-    assert migrate(config, SCHEMA, MIGRATIONS) == ["0002_secure_sum", "0003_receipts", "0004_privacy_ledger"]
+    assert migrate(config, SCHEMA, MIGRATIONS) == [
+        "0002_secure_sum",
+        "0003_receipts",
+        "0004_privacy_ledger",
+        "0009_contribution_age",
+    ]
     assert migrate(config, SCHEMA, MIGRATIONS) == []
     commit(postgres, 2)
     write(postgres, (HOSPITAL, ("west",)))
