@@ -1,8 +1,10 @@
-"""`python -m services.bench.hospital --config FILE`: the real hospital node, with vectors from a seed for training.
+"""`python -m services.bench.hospital --config FILE`: the real hospital node, with something light for training.
 
-The node's `data.file` is JSON: `{"seed": 1, "hospital": 3, "train_s": {"some-plan": 0.5}}`: training for the plans that
-are named takes so many seconds, without CPU, as on a machine of the hospital's own. What it decrypted it notes beside
-that file by plan, as the BLAKE2b digest of the sum's little-endian int64, so that every hospital's sum can be checked.
+The node's `data.file` is JSON: `{"seed": 1, "hospital": 3}`. For a plan that only sums it contributes vectors that
+follow from the seed, and notes what it decrypted beside that file by plan, as the BLAKE2b digest of the sum's
+little-endian int64, so that the benchmark can check every hospital's sum. With `"train_s": {"some-plan": 0.5}` training
+for that plan takes so many seconds, without CPU, as on a machine of the hospital's own. For a plan of any other kind it
+has a small population that pays for that plan.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from services.bench.cohort import CohortTrainer
 from services.bench.vectors import WEIGHT_BITS, vector
 from services.common.errors import Code, FedmeshError
 from services.common.process import run_process
@@ -26,7 +29,7 @@ from services.hospital_node.config import HospitalConfig, check_config
 from services.hospital_node.domain.ports import Int64Vector, LocalJob
 from services.hospital_node.main import run_node
 from services.hospital_node.worker import WorkerThread
-from services.plans.manifest import PlanManifest
+from services.plans.manifest import IntegerVector, PlanManifest
 
 _HEADER: Final = struct.Struct("<4sI")
 _MAGIC: Final = b"FMBV"
@@ -101,11 +104,14 @@ async def main(config: HospitalConfig) -> None:
     facts = json.loads(content)
 
     def open_job(manifest: PlanManifest) -> LocalJob:
-        sums = config.data.file.parent / "sums" / manifest.name
-        sums.mkdir(parents=True, exist_ok=True)
-        train_s = float(facts.get("train_s", {}).get(manifest.name, 0.0))
-        trainer = VectorTrainer(manifest, facts["seed"], facts["hospital"], sums, train_s)
-        return LocalJob(trainer, hashlib.sha256(content).hexdigest())
+        snapshot = hashlib.sha256(content).hexdigest()
+        if isinstance(manifest.model, IntegerVector):
+            sums = config.data.file.parent / "sums" / manifest.name
+            sums.mkdir(parents=True, exist_ok=True)
+            train_s = float(facts.get("train_s", {}).get(manifest.name, 0.0))
+            return LocalJob(VectorTrainer(manifest, facts["seed"], facts["hospital"], sums, train_s), snapshot)
+        trainer = CohortTrainer(manifest, facts["seed"], facts["hospital"])
+        return LocalJob(trainer, snapshot, population=f"{config.population}-{manifest.name}")
 
     await run_node(config, open_job, WorkerThread(), stop)
     shutdown_telemetry()
