@@ -38,6 +38,10 @@ def check(
         f"{len(manifest.feature_names)} features, {manifest.vector_length} integers a contribution, "
         f"{manifest.rounds.count} rounds, {len(canonical_bytes(manifest)):,} bytes on the wire"
     )
+    if manifest.rounds.asynchronous:
+        console.print(
+            f"asynchronous: groups of {manifest.rounds.k}; contributions of at most age {manifest.rounds.max_age}"
+        )
     if manifest.privacy is None:
         console.print("privacy: none")
     else:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2
 
@@ -75,6 +76,7 @@ def _check_sums(mesh: Mesh, committed: list[registry_pb2.CommittedRound]) -> Non
             assert np.array_equal(seen, expected)
 
 
+@pytest.mark.slow
 async def test_a_contribution_beyond_the_bound_is_refused_and_its_hospital_struck(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:

@@ -1,6 +1,7 @@
 """The compiled plan in asynchronous rounds, with local steps by speed. Compiles a plan of its own: slow."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from services.hospital_node.domain.ports import Int64Vector
 from services.hospital_node.domain.staleness import Trained, contribution
+from services.hospital_node.sources.dataset import Dataset
 from services.hospital_node.training.state import read_state
 from services.hospital_node.training.trainer import Trainer
 from services.plans.manifest import PlanManifest
@@ -27,8 +29,16 @@ def plan(asynchronous: bool, target_s: float | None) -> PlanManifest:
     return manifest(changed(document, "algorithm.target_s", target_s))
 
 
+def learnable(made: PlanManifest, number: int) -> Dataset:
+    """Rows whose outcome follows from two of their features, with chance."""
+    rows = dataset(made, number, patients=80)
+    odds = 2.0 * rows.x[:, 0] - rows.x[:, 1] - 0.5
+    drawn = np.random.default_rng(100 + number).random(len(odds))
+    return replace(rows, y=(drawn < 1 / (1 + np.exp(-odds))).astype(np.float32))
+
+
 def trainers(made: PlanManifest, cache: Path) -> list[Trainer]:
-    return [Trainer(made, dataset(made, number), cache) for number in range(HOSPITALS)]
+    return [Trainer(made, learnable(made, number), cache) for number in range(HOSPITALS)]
 
 
 def course(made: PlanManifest, cache: Path) -> Course:
@@ -53,8 +63,8 @@ def test_real_plans_reach_about_the_same_loss(tmp_path: Path) -> None:
     synchronous, asynchronous = course(fixed, tmp_path), course(paced, tmp_path)
     start = loss(fixed, tmp_path, trainers(fixed, tmp_path)[0].initial_state())
     reached = [loss(fixed, tmp_path, made.state) for made in (synchronous, asynchronous)]
-    assert start - reached[0] > 0.005
-    assert abs(reached[1] - reached[0]) < 0.02
+    assert start - reached[0] > 0.05
+    assert abs(reached[1] - reached[0]) < 0.03
     assert read_state(asynchronous.state).updates == COUNT
     assert any(age > 0 for group in asynchronous.ages for age in group.values())
 
