@@ -160,8 +160,8 @@ class Attempt:
         return threshold(self.roster_size)
 
     def age(self, hospital_id: str) -> int:
-        """Of the contribution of a hospital of the group."""
-        return dict(zip(self.group, self.ages, strict=True)).get(hospital_id, 0)
+        """Of the contribution of a hospital of the group. The release before knew no ages: all were 0."""
+        return dict(zip(self.group, self.ages, strict=False)).get(hospital_id, 0)
 
     @property
     def survivor_ids(self) -> tuple[str, ...]:

@@ -39,23 +39,23 @@ class Trainings:
             self.forget()
 
     def forget(self) -> None:
-        """Drop the result; training that has begun on the worker goes on unheard."""
-        if self._future is not None:
-            self._future.cancel()
+        """Drop the result; training under way goes on for those who await it."""
         self._base, self._future = None, None
 
     def _fits(self, task: Task, oldest: int) -> bool:
         assert self._base is not None
         version, state_sha256 = self._base
         age = task.base_version - version
-        if age > oldest:
+        if 0 < oldest < age:
             facts = {"job_id": task.attempt.job_id, "version": version, "age": age}
             log.info("training_discarded", oldest=oldest, **facts)
         # The same version has one state; whoever names another one gets no result of the first.
         return 0 <= age <= oldest and (age > 0 or state_sha256 == task.base_state_sha256)
 
     def _begin(self, task: Task, make: Callable[[], Awaitable[Trained]]) -> None:
-        self.forget()
+        if self._future is not None:
+            # Whoever asked for it has been superseded. What has begun on the worker goes on unheard.
+            self._future.cancel()
         self._base = (task.base_version, task.base_state_sha256)
         self._future = asyncio.ensure_future(make())
         # If nobody waits any more, a failure is nobody's: it comes again when it is asked for again.

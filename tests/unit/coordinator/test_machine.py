@@ -138,6 +138,8 @@ def test_ages_go_with_the_group() -> None:
     sealed = attempt.sealed({"h03": 2, "h01": 0, "h02": 1}, SHA256, 1, 30_000)
     assert (sealed.group, sealed.ages) == (("h01", "h02", "h03"), (0, 1, 2))
     assert [sealed.age(name) for name in ("h01", "h02", "h03", "h04")] == [0, 1, 2, 0]
+    of_the_release_before = replace(sealed, ages=())
+    assert of_the_release_before.age("h03") == 0
 
 
 # ---- sharing and uploading

@@ -139,6 +139,16 @@ async def test_training_outlives_the_task_that_asked_for_it() -> None:
     assert training.began == [0]
 
 
+async def test_whoever_awaits_training_gets_it_though_its_job_was_forgotten() -> None:
+    training = Training()
+    training.gates[0] = asyncio.Event()
+    asking = asyncio.ensure_future(training.get(task(1), 2))
+    await asyncio.sleep(0)
+    training.trainings.forget()
+    training.gates[0].set()
+    assert (await asking).version == 0
+
+
 async def test_training_that_would_be_too_old_is_not_waited_for() -> None:
     training = Training()
     training.gates[0] = asyncio.Event()
