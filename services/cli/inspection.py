@@ -72,8 +72,9 @@ def rounds(
     by_version: dict[int, dict[str, float]] = {}
     for metric in metrics:
         by_version.setdefault(metric.version, {})[metric.name] = metric.value
-    table = make_table("round", "attempt", "agreeing", "finalizer", "ages", "overhead", "loss", "AUROC", "burnt")
     aged = any(item.age for done in found for item in done.contributions)
+    shown = ("finalizer", "ages") if aged else ("finalizer",)
+    table = make_table("round", "attempt", "agreeing", *shown, "overhead", "loss", "AUROC", "burnt")
     for done in found:
         seconds = (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
         measured = by_version.get(done.version, {})
@@ -82,7 +83,7 @@ def rounds(
             str(done.attempt.attempt),
             f"{len(done.agreeing)} of {len(done.contributions)}",
             "[red]burnt[/red]" if done.burnt else done.finalizer,
-            ages(done) if aged else "",
+            *([ages(done)] if aged else []),
             f"{seconds:.2f} s",
             *(f"{measured[name]:.4f}" if name in measured else "" for name in ("loss", "auroc")),
             (done.burnt_reason or "yes") if done.burnt else "",

@@ -16,7 +16,7 @@ from services.plans.manifest import PlanManifest
 from tests.support.asynchronous_learning import Course, run
 from tests.support.tiny_plan import FEDAVG, changed, dataset, manifest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
 
 HOSPITALS = 5
 PACES = (1.0, 1.1, 1.2, 1.3, 5.0)
