@@ -82,7 +82,7 @@ class Attempt:
         """
         terms = self._terms
         with phases.timed("encrypt"):
-            own = self._sums.begin(terms, values)
+            own = self._sums.begin(terms, values, age=0)
         begun = [member.begin(terms.attempt.ref, terms.keys.epoch, terms.cohort) for member in self._others]
         adverts = [own, *(state.advert for state in begun)]
         shared = [member.share(state, adverts) for member, state in zip(self._others, begun, strict=True)]

@@ -36,6 +36,23 @@ def secure_sum(
         raise typer.Exit(1)
 
 
+@app.command("asynchronous")
+def asynchronous(
+    hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospital processes; the last one is the slow one")] = 6,
+    rounds: Annotated[int, typer.Option(min=4, max=1000, help="Rounds of an asynchronous job")] = 10,
+    train_s: Annotated[float, typer.Option(min=0.01, max=60, help="Seconds that a fast hospital trains")] = 1.0,
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file")] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="Where the run lives; replaced by the next")] = BENCH_DIR,
+) -> None:
+    """Measure by how much a hospital that trains ten times as long slows the others. Exit code 1 if not exact."""
+    from services.bench.asynchronous import AsynchronousOptions, run_asynchronous
+
+    require_writable(report)
+    options = AsynchronousOptions(folder, hospitals, rounds, train_s, report=report)
+    if not run_asynchronous(options, Console()).exact:
+        raise typer.Exit(1)
+
+
 @app.command("jobs")
 def jobs(
     jobs: Annotated[int, typer.Option(min=1, max=10_000, help="Measured jobs, after one that warms up")] = 24,

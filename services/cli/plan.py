@@ -43,6 +43,10 @@ def check(
         f"{manifest.rounds.count} rounds, {len(canonical_bytes(manifest)):,} bytes on the wire"
     )
     _show_family(console, manifest)
+    if manifest.rounds.asynchronous:
+        console.print(
+            f"asynchronous: groups of {manifest.rounds.k}; contributions of at most age {manifest.rounds.max_age}"
+        )
     if manifest.privacy is None:
         console.print("privacy: none")
     else:

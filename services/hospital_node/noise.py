@@ -39,7 +39,7 @@ def mechanisms(request: NoiseRequest) -> list[tuple[slice, Mechanism]]:
         return []
     attempts, measured = compositions(manifest)
     length, hospitals = manifest.train_length, request.hospitals
-    train = Mechanism(privacy.epsilon, privacy.delta, attempts, manifest.train_sensitivity, length, hospitals)
+    train = Mechanism(privacy.epsilon, privacy.delta, attempts, manifest.summed_sensitivity, length, hospitals)
     released = [(slice(0, length), train)]
     metrics = manifest.metrics
     if metrics is not None and request.round in manifest.metrics_rounds:

@@ -4,11 +4,11 @@ The registry of kinds is the union `Algorithm` at the end; the arithmetic of eac
 `services/hospital_node/training/families`, in a file of its own. docs/learning.md explains when to use which.
 """
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from services.plans.document import Strict
+from services.plans.document import Seconds, Strict, without_null
 from services.plans.models import MAX_VECTOR_LENGTH, IntegerVector, LogisticModel, MlpModel
 from services.plans.schema import Identifier
 
@@ -63,11 +63,20 @@ class LocalTraining(AlgorithmKind):
 
 class FedAvg(LocalTraining):
     """Federated averaging (McMahan et al. 2017): the mean movement is applied with `server_learning_rate` and
-    momentum."""
+    momentum.
+
+    With `target_s` every hospital makes as many of the steps as it can in so many seconds, by its own measurement, and
+    scales its movement to `local_steps` (FedNova, Wang et al. 2020): the number itself never leaves it.
+    """
 
     kind: Literal["fedavg"]
     server_learning_rate: Rate = 1.0
     server_momentum: Momentum = 0.0
+    target_s: Seconds | None = None
+
+    @model_serializer(mode="wrap")
+    def _spelled(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_null(handler(self), "target_s")
 
 
 class FedProx(LocalTraining):

@@ -3,10 +3,10 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from services.common.errors import Code, FedmeshError
@@ -31,6 +31,12 @@ class Strict(BaseModel):
 
 
 Model = TypeVar("Model", bound=Strict)
+Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
+
+
+def without_null(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A model's values without some that are null: fields of a later release, so that older plans keep their ids."""
+    return {name: value for name, value in values.items() if name not in names or value is not None}
 
 
 class _Loader(yaml.SafeLoader):

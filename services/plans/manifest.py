@@ -8,13 +8,14 @@ the schema inside, and the SHA-256 of those bytes is the plan's id.
 import hashlib
 import math
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from services.common.errors import Code, FedmeshError
-from services.plans.algorithms import Algorithm, PatientSum
+from services.plans.algorithms import Algorithm, FedAvg, PatientSum
 from services.plans.document import (
+    Seconds,
     Strict,
     canonical_json,
     parse_yaml,
@@ -23,19 +24,22 @@ from services.plans.document import (
     shorten,
     validate,
     validate_json,
+    without_null,
 )
 from services.plans.models import MAX_VECTOR_LENGTH, IntegerVector, LogisticModel, Model, Network
 from services.plans.schema import Column, FeatureSchema, Identifier
+from services.plans.staleness import MAX_AGE, WEIGHT_UNITS
 
 MAX_EPSILON: Final = 10.0
 LANE_BITS: Final = {1: 48, 2: 24}
 # Honest contributions that fit under the parameter set's plaintext modulus together with headroom.
 MAX_HOSPITALS: Final = 16
+# Algorithms whose update is a sum over hospitals that may carry weights.
+_WEIGHTABLE: Final = frozenset({"fedavg", "fedprox", "fedadam", "fedyogi", "gradient_descent", "sum_only"})
 
 PlanName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Epsilon = Annotated[float, Field(gt=0, le=MAX_EPSILON)]
 Delta = Annotated[float, Field(gt=0, le=1e-3)]
-Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
 
 
 class Privacy(Strict):
@@ -55,12 +59,39 @@ class Privacy(Strict):
 
 
 class Rounds(Strict):
-    """How many rounds, numbered from 1 to `count`, and how long each phase may take."""
+    """How many rounds, numbered from 1 to `count`, and how long each phase may take.
+
+    Asynchronous: a group is sealed as soon as `k` hospitals are ready (at least t by the roster, which the plan does
+    not know), with contributions trained on versions up to `max_age` older than the newest, weighted by
+    1 / sqrt(1 + age): FedBuff (Nguyen et al. 2022).
+    """
 
     count: Annotated[int, Field(ge=1, le=10_000)]
-    mode: Literal["synchronous"] = "synchronous"
+    mode: Literal["synchronous", "asynchronous"] = "synchronous"
     ready_deadline_s: Seconds = 120.0
     phase_deadline_s: Seconds = 60.0
+    k: Annotated[int, Field(ge=1, le=MAX_HOSPITALS)] | None = None
+    max_age: Annotated[int, Field(ge=0, le=MAX_AGE)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = (self.k is not None, self.max_age is not None)
+        if self.mode == "synchronous":
+            return self.require(not any(given), "k and max_age must be null for mode = 'synchronous'")
+        return self.require(all(given), "k and max_age are required for mode = 'asynchronous'")
+
+    @model_serializer(mode="wrap")
+    def _spelled(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_null(handler(self), "k", "max_age")
+
+    @property
+    def asynchronous(self) -> bool:
+        return self.mode == "asynchronous"
+
+    @property
+    def oldest(self) -> int:
+        """The greatest age of a contribution that counts."""
+        return self.max_age or 0
 
 
 class Encoding(Strict):
@@ -156,6 +187,10 @@ class PlanManifest(Strict):
             self.personalisation is None or isinstance(self.model, LogisticModel),
             f"personalisation must be null for model.family = {self.model.family!r}",
         )
+        self.require(
+            not self.rounds.asynchronous or self.algorithm.kind in _WEIGHTABLE,
+            f"rounds.mode = 'asynchronous' is refused for algorithm.kind = {self.algorithm.kind!r}",
+        )
         self._check_privacy()
         return self._check_range()
 
@@ -212,7 +247,7 @@ class PlanManifest(Strict):
                 # Nothing to check in advance: a hospital refuses a contribution that does not fit its lane.
                 return self
             largest = math.ceil(self.encoding.scale * bound)
-        needed = 2 * largest * self.algorithm.expected_patients
+        needed = 2 * largest * self.weight_units * self.algorithm.expected_patients
         limit = 1 << (self.encoding.bits - 1)
         return self.require(
             needed <= limit,
@@ -279,6 +314,21 @@ class PlanManifest(Strict):
     def train_sensitivity(self) -> int:
         """Integer L2 bound of one patient's training contribution; 0 without privacy (there is no bound)."""
         return 0 if self.privacy is None else math.floor(self.privacy.clip_norm * self.encoding.scale)
+
+    @property
+    def target_s(self) -> float | None:
+        """Seconds that a hospital's local steps should take; None when their number is fixed."""
+        return self.algorithm.target_s if isinstance(self.algorithm, FedAvg) else None
+
+    @property
+    def weight_units(self) -> int:
+        """What a training contribution of weight 1 is multiplied by before it is summed; 1 in synchronous rounds."""
+        return WEIGHT_UNITS if self.rounds.asynchronous else 1
+
+    @property
+    def summed_sensitivity(self) -> int:
+        """Integer L2 bound of one patient's part of the training sum: no weight is more than 1."""
+        return self.train_sensitivity * self.weight_units
 
     @property
     def metrics_sensitivity(self) -> int:

@@ -193,8 +193,12 @@ class EpochStatement(Statement):
 
 
 class Advert(Statement):
-    """Fresh public keys of one hospital for one attempt, and a commitment to its self seed."""
+    """Fresh public keys of one hospital for one attempt, and a commitment to its self seed.
 
+    age: of its contribution, in versions; 0 when it was trained on the version that the attempt builds on.
+    """
+
+    age: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     attempt: AttemptRef
     epoch: Counter
     hospital_id: Name

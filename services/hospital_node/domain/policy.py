@@ -7,7 +7,7 @@ from services.hospital_node.domain.ports import JobFacts, LocalJob, Reservation
 from services.hospital_node.domain.tasks import Task
 from services.plans.algorithms import InstalledFamily
 from services.plans.manifest import PlanManifest
-from services.secure_sum.cohort import require_private
+from services.secure_sum.cohort import require_private, threshold
 from services.secure_sum.roster import Roster
 
 
@@ -28,11 +28,18 @@ class Policy:
 def require_acceptable(policy: Policy, manifest: PlanManifest, hospitals: int) -> None:
     """Check a plan before any data is read for it. hospitals: the size of the roster, on which its noise rests.
 
-    Raises: FedmeshError(PRIVACY_REFUSED) for too little privacy or fewer than 4 hospitals; PLAN_INVALID for a plan
-        beyond this node's limits, or of an installed family that it does not allow.
+    Raises: FedmeshError(PRIVACY_REFUSED) for too little privacy, fewer than 4 hospitals, or groups below t;
+        PLAN_INVALID for a plan beyond this node's limits, or of an installed family that it does not allow.
     """
     _require_privacy(policy, manifest, hospitals)
     _require_allowed_family(policy, manifest)
+    needed = threshold(hospitals)
+    if manifest.rounds.k is not None and manifest.rounds.k < needed:
+        raise FedmeshError(
+            Code.PRIVACY_REFUSED,
+            f"rounds.k = {manifest.rounds.k}: a group has at least {needed} of the roster's {hospitals} hospitals",
+            threshold=needed,
+        )
     asked = {
         "rounds": (manifest.rounds.count, policy.max_rounds),
         "coordinates": (manifest.vector_length, policy.max_vector_length),

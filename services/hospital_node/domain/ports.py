@@ -94,11 +94,11 @@ class SecureSum(Protocol):
         """The attempt's advert, when it was begun and can go on."""
         ...
 
-    def begin(self, terms: SumTerms, values: Int64Vector) -> Signed:
-        """Encrypt `values`, draw the attempt's secrets, keep both; the advert.
+    def begin(self, terms: SumTerms, values: Int64Vector, age: int) -> Signed:
+        """Encrypt `values`, draw the attempt's secrets, keep both; the advert, which says the age of the values.
 
         Raises: FedmeshError(PLAN_INVALID) when a value does not fit its lane, or the plan's parameter set is not the
-            group key's.
+            group key's; (WRONG_STATE) when the attempt was begun with values of another age.
         """
         ...
 

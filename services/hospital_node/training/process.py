@@ -46,7 +46,8 @@ def state_type(manifest: PlanManifest) -> Any:
 
 def data_type(manifest: PlanManifest) -> Any:
     """A hospital's rows: training, sorted by patient, and validation; with privacy at most K encounters a patient.
-    `measure` is 1 in metrics rounds."""
+    `measure` is 1 in metrics rounds. With local steps by speed also their number, and what the movement is multiplied
+    by."""
     features = len(manifest.feature_names)
     matrix, vector = tff.TensorType(np.float32, [None, features]), tff.TensorType(np.float32, [None])
     return tff.to_type(
@@ -58,6 +59,7 @@ def data_type(manifest: PlanManifest) -> Any:
             ("validation_x", matrix),
             ("validation_y", vector),
             ("measure", np.int64),
+            *([("steps", np.int64), ("scale", np.float32)] if manifest.target_s is not None else []),
         ]
     )
 

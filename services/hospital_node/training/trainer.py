@@ -16,7 +16,9 @@ from services.hospital_node.training.metrics import read_metrics
 from services.hospital_node.training.personal import personalise
 from services.hospital_node.training.runtime import GraphRunner, Tensor
 from services.hospital_node.training.scoring import log_odds
+from services.hospital_node.training.speed import StepCount
 from services.hospital_node.training.state import State, initial_state, read_state
+from services.plans.algorithms import FedAvg
 from services.plans.manifest import MAX_HOSPITALS, PlanManifest
 
 # Patients and validation rows that one call of a private plan's `work` sees, so that its memory does not grow with the
@@ -73,6 +75,10 @@ class Trainer:
         self._manifest = manifest
         self._metrics_rounds = frozenset(manifest.metrics_rounds)
         self._data = None if dataset is None else _load(manifest, dataset, chunk)
+        algorithm = manifest.algorithm
+        self._pace = None
+        if isinstance(algorithm, FedAvg) and algorithm.target_s is not None:
+            self._pace = StepCount(algorithm, algorithm.target_s)
         self._rows = None
         if dataset is not None and manifest.personalisation is not None:
             # All rows, also with privacy: what is made of them stays here.
@@ -96,11 +102,13 @@ class Trainer:
         if self._data is None:
             raise FedmeshError(Code.WRONG_STATE, "this trainer has no data set: it cannot contribute")
         measure = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
-        base = _state_tensors(read_state(state, self._manifest))
+        base = [*self._paced(), *_state_tensors(read_state(state, self._manifest))]
         total = np.zeros(self._manifest.vector_length, dtype=np.int64)
         for rows in self._data:
             (part,) = self._work([*rows, measure, *base, self._modulus])
             total += part
+        if self._pace is not None:
+            self._pace.end()
         # MapReduceForm's modular sum works on residues; back to signed integers.
         half = 1 << (self._manifest.encoding.bits - 1)
         vector = (total + half) % (2 * half) - half
@@ -114,6 +122,14 @@ class Trainer:
                 "training diverged, or encoding.scale is too large: the contribution does not fit its lane",
             )
         return vector
+
+    def _paced(self) -> list[Tensor]:
+        """The number of local steps by this hospital's speed, and the scale of their delta, where the plan wants it."""
+        if self._pace is None:
+            return []
+        steps = self._pace.begin()
+        scale = self._pace.scale(steps)
+        return [Tensor(np.array(steps, dtype=np.int64)), Tensor(np.array(scale, dtype=np.float32))]
 
     def update(self, state: bytes, total: NDArray[np.int64], contributors: int) -> bytes:
         """The next state from the summed integers of `contributors` hospitals.

@@ -13,6 +13,7 @@ from services.hospital_node.domain.sums import SumCheck
 from services.hospital_node.domain.tasks import Task
 from services.hospital_node.usecases.memo import Latest
 from services.hospital_node.usecases.rosters import Rosters
+from services.hospital_node.usecases.trainings import Trainings
 from services.plans.manifest import PlanManifest, parse_manifest
 from services.secure_sum.roster import Roster
 
@@ -76,13 +77,14 @@ class JobSession:
     accepted: Latest[Accepted] = field(default_factory=Latest)
     local: Latest[Trainer] = field(default_factory=Latest)
     base: Latest[bytes] = field(default_factory=Latest)
-    contribution: Latest[Int64Vector] = field(default_factory=Latest)
+    trainings: Trainings = field(default_factory=Trainings)
     opened: Latest[OpenedSum] = field(default_factory=Latest)
     next_state: Latest[SealedState] = field(default_factory=Latest)
 
     def close(self) -> None:
-        for memo in (self.accepted, self.local, self.base, self.contribution, self.opened, self.next_state):
+        for memo in (self.accepted, self.local, self.base, self.opened, self.next_state):
             memo.forget()
+        self.trainings.forget()
 
 
 class Jobs:

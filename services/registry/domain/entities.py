@@ -173,10 +173,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Contribution:
-    """One accepted upload."""
+    """One accepted upload. age: in versions, of what it was trained on; its weight follows from it."""
 
     hospital_id: str
     ciphertext_sha256: str
+    age: int = 0
 
 
 @dataclass(frozen=True)

@@ -307,7 +307,12 @@ def a_round(job: pb.Job, version: int, attempt: int, state: str, /, **changes: A
         "attempt": round_pb2.Attempt(job_id=job.job_id, round=version, attempt=attempt),
         "version": version,
         "contributions": [
-            round_pb2.Contribution(hospital_id=name, ciphertext_sha256=digest(f"{name} {version}".encode()))
+            round_pb2.Contribution(
+                hospital_id=name,
+                ciphertext_sha256=digest(f"{name} {version}".encode()),
+                # The first hospital is a version behind, as in an asynchronous round.
+                age=int(version > 1 and name == HOSPITALS[0]),
+            )
             for name in job.hospital_ids
         ],
         "sum_sha256": digest(b"sum"),

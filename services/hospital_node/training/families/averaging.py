@@ -32,19 +32,25 @@ class Averaging(Family):
             velocity = self.training.momentum * velocity + gradient + pull * (weights - state.weights)
             return number + 1, weights - self.training.learning_rate * velocity, velocity
 
+        paced = self.plan.target_s is not None
+        steps = tf.cast(data.steps, tf.int32) if paced else self.training.local_steps
         _, weights, _ = tf.while_loop(
-            lambda number, *_: number < self.training.local_steps,
+            lambda number, *_: number < steps,
             step,
             (tf.constant(0), state.weights, tf.zeros_like(state.weights)),
         )
         movement = tf.cast(weights - state.weights, tf.float64) * tf.cast(rows, tf.float64)
+        if paced:
+            movement *= tf.cast(data.scale, tf.float64)
         movement = saturated(movement * self.plan.encoding.scale, self.plan.encoding.bits)
         return tf.concat([movement, [tf.cast(rows, tf.int64)]], axis=0)
 
     def movement(self, total: tf.Tensor) -> tf.Tensor:
         """The mean movement of all rows' hospitals: float64 [weights]. The last coordinate counts rows, unscaled."""
-        rows = tf.maximum(tf.cast(total[-1], tf.float64), 1.0)
-        return tf.cast(total[:-1], tf.float64) / self.plan.encoding.scale / rows
+        # In asynchronous rounds a contribution of weight 1 counts this often, and so do the rows.
+        units = self.plan.weight_units
+        rows = tf.maximum(tf.cast(total[-1], tf.float64) / units, 1.0)
+        return tf.cast(total[:-1], tf.float64) / (self.plan.encoding.scale * units) / rows
 
     def update(self, state: Any, total: tf.Tensor) -> dict[str, tf.Tensor]:
         algorithm = self.training

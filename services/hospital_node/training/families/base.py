@@ -48,7 +48,7 @@ class PatientFamily(Family):
 
     def mean(self, total: tf.Tensor) -> tf.Tensor:
         """The sum in units of 1.0, divided by the public number of patients: float64 [train_length]."""
-        real = tf.cast(total, tf.float64) / self.plan.encoding.scale
+        real = tf.cast(total, tf.float64) / (self.plan.encoding.scale * self.plan.weight_units)
         return real / self.algorithm.expected_patients
 
     def contribution(self, data: Any, state: Any) -> tf.Tensor:
