@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from typing import Final
 
-from services.audit.domain.event import MAX_EVENTS, Event, counts_contribution, make_leaf
+from services.audit.domain.event import MAX_EVENTS, Event, concerns, make_leaf
 from services.audit.ports import Head, Store, Transaction
 from services.audit.sequencer import Appended, Sequencer, empty_head, require_root
 from services.common.errors import Code, FedmeshError
@@ -68,7 +68,7 @@ class LogUseCases:
         return await self._store.run("inclusion_proof", read)
 
     async def entry(self, caller: Identity, index: int, tree_size: int) -> tuple[bytes, int, list[bytes]]:
-        """Leaf of an entry, size of the tree and proof, leaf to root; for a hospital, if it counts its contribution.
+        """Leaf of an entry, size of the tree and proof, leaf to root; for a hospital, if it concerns it.
 
         Raises: FedmeshError(NOT_FOUND) when the tree has no such entry, (INVALID_ARGUMENT) for a tree that is not yet,
             (PERMISSION_DENIED) for a hospital that the entry does not concern.
@@ -79,8 +79,8 @@ class LogUseCases:
             if index >= size:
                 raise FedmeshError(Code.NOT_FOUND, f"there is no entry {index} in the tree of {size} entries")
             leaf = await tx.leaf(index)
-            if caller.kind is Kind.HOSPITAL and not counts_contribution(leaf, caller.name):
-                raise FedmeshError(Code.PERMISSION_DENIED, f"entry {index} counts no contribution of {caller.name}")
+            if caller.kind is Kind.HOSPITAL and not concerns(leaf, caller.name):
+                raise FedmeshError(Code.PERMISSION_DENIED, f"entry {index} does not concern {caller.name}")
             hashes = await tx.hashes(inclusion_nodes(index, size))
             return leaf, size, inclusion_proof(index, size, _reader(hashes))
 

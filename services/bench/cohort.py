@@ -3,6 +3,7 @@
 For benchmarks of many small jobs. Everything but the training is the real node's: ledger, noise, masks, checks.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -12,6 +13,7 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import Int64Vector
 from services.plans.algorithms import GradientDescent
 from services.plans.manifest import PlanManifest
+from services.transparency.findings import Finding
 
 PATIENTS: Final = 200
 Float64Array = npt.NDArray[np.float64]
@@ -67,6 +69,9 @@ class CohortTrainer:
 
     def personalise(self, state: bytes) -> bytes:
         raise FedmeshError(Code.WRONG_STATE, "a light hospital makes no personal models")
+
+    def findings(self, peaks: Mapping[int, float], measured: Int64Vector) -> tuple[Finding, ...]:
+        raise FedmeshError(Code.WRONG_STATE, "a light hospital's plan has no checks")
 
 
 def _weights(state: bytes) -> Float64Array:

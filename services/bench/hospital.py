@@ -14,6 +14,7 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,7 @@ from services.hospital_node.main import run_node
 from services.hospital_node.worker import WorkerThread
 from services.plans.manifest import PlanManifest
 from services.plans.models import IntegerVector
+from services.transparency.findings import Finding
 
 _HEADER: Final = struct.Struct("<4sI")
 _MAGIC: Final = b"FMBV"
@@ -86,6 +88,9 @@ class VectorTrainer:
 
     def personalise(self, state: bytes) -> bytes:
         raise FedmeshError(Code.WRONG_STATE, "a plan of integer vectors makes no personal models")
+
+    def findings(self, peaks: Mapping[int, float], measured: Int64Vector) -> tuple[Finding, ...]:
+        raise FedmeshError(Code.WRONG_STATE, "a plan of integer vectors has no checks")
 
 
 def _round(state: bytes) -> int:

@@ -1,4 +1,4 @@
-"""`fedmesh models`, `rounds`, `jobs`: look at what a stack holds, running or not."""
+"""Model versions, `fedmesh rounds`, `jobs`: look at what a stack holds, running or not."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,13 +21,12 @@ Limit = Annotated[int, typer.Option(min=1, max=500, help="At most so many rows")
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the main command."""
-    app.command()(models)
     app.command()(rounds)
     app.command()(jobs)
 
 
-def models(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
-    """List model versions, newest first, with their lineage."""
+def list_versions(folder: Path, limit: int) -> None:
+    """Print model versions, newest first."""
 
     async def read(registry: Any) -> Any:
         return await call(registry.ListModelVersions, registry_pb2.ListModelVersionsRequest(page_size=limit))

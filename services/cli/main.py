@@ -14,6 +14,7 @@ from services.cli import (
     measuring,
     members,
     membership,
+    models,
     plan,
     privacy,
     roster,
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(audit.app, name="audit")
 app.add_typer(bench.app, name="bench")
+app.add_typer(models.app, name="models")
 app.add_typer(plan.app, name="plan")
 tradeoff.register(plan.app)
 measuring.register(bench.app)

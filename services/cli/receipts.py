@@ -75,7 +75,7 @@ def receipt(
     if (config is None) == (not hospital):
         raise FedmeshError(Code.INVALID_ARGUMENT, "name the hospital: by --config FILE, or by --hospital in a stack")
     if config is not None:
-        verified = asyncio.run(take(_read(config), job, version, out))
+        verified = asyncio.run(take(read_asker(config), job, version, out))
     else:
         path = stack_dir(folder) / "config" / f"{hospital}.yaml"
         with awake(stack_dir(folder), ("audit", "registry")) as stack:
@@ -83,7 +83,7 @@ def receipt(
                 raise FedmeshError(Code.NOT_FOUND, f"no hospital {hospital} ever ran in {folder}")
             # A stack that slept wakes on other ports than those in the hospital's file.
             targets = {name: stack.target(name) for name in ("registry", "audit")}
-            verified = asyncio.run(take(_read(path, targets), job, version, out))
+            verified = asyncio.run(take(read_asker(path, targets), job, version, out))
     Console().print(f"[green]OK[/green] {verified.statement} Receipt: {out}", highlight=False, soft_wrap=True)
 
 
@@ -96,7 +96,11 @@ def verify_file(path: Path, verifier: VerifierKey, roster: Path) -> Verified:
         return verify_receipt(parse_receipt(file.read(MAX_BYTES + 1)), verifier, load_roster_file(roster))
 
 
-def _read(path: Path, targets: dict[str, str] | None = None) -> Asker:
+def read_asker(path: Path, targets: dict[str, str] | None = None) -> Asker:
+    """The hospital of a configuration file. targets: addresses of registry and audit, instead of the file's.
+
+    Raises: FedmeshError(CONFIG_INVALID).
+    """
     config = load_config(HospitalConfig, path)
     if config.witness is None:
         raise FedmeshError(Code.CONFIG_INVALID, f"{path} has no section `witness`: which log, under which key?")

@@ -179,6 +179,16 @@ class Stack:
         return self._issued(Kind.HOSPITAL, hospital_id)
 
     @property
+    def registry_key(self) -> Path:
+        """The registry's signing key, for statements about model versions."""
+        return self.folder / "keys" / "registry.key"
+
+    @property
+    def registry_verifier(self) -> Path:
+        """The public half of `registry_key`."""
+        return self.folder / "keys" / "registry.vkey"
+
+    @property
     def audit_key(self) -> Path:
         """The audit log's private signing key."""
         return self.folder / "keys" / "audit.key"
@@ -267,6 +277,7 @@ class Stack:
             "roster": str(self.roster_file),
             "compile_cache": str(self._compile_cache),
             "telemetry": self._telemetry(hospital_id),
+            "registry_key": str(self.registry_verifier),
             **{name: {"target": self.target(name)} for name in ("registry", "coordinator", "aggregator")},
             "witness": {
                 "audit": {"target": self.target("audit")},
@@ -287,11 +298,15 @@ class Stack:
         private_folder(self.folder / "config")
         for name in SERVICES:
             self._issued(Kind.SERVICE, name)
-        if not self.audit_key.exists():
-            generate_key(self.audit_key, f"{CONSORTIUM}/audit")
-        if not self.audit_verifier.exists():
-            # From the file, and not only when that is made: a start that a full disk cut short in between goes on here.
-            processes.write_private(self.audit_verifier, f"{load_signing_key(self.audit_key).verifier}\n")
+        for key, verifier, name in (
+            (self.audit_key, self.audit_verifier, "audit"),
+            (self.registry_key, self.registry_verifier, "registry"),
+        ):
+            if not key.exists():
+                generate_key(key, f"{CONSORTIUM}/{name}")
+            if not verifier.exists():
+                # From the file, and not only when that is made: a start that a full disk cut short goes on here.
+                processes.write_private(verifier, f"{load_signing_key(key).verifier}\n")
 
     def _migrate(self) -> None:
         from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
@@ -343,6 +358,8 @@ class Stack:
         if name == "audit":
             config["signing_key"] = str(self.audit_key)
             config["witness"] = {"period_s": 2 * WITNESS_INTERVAL_S}
+        if name == "registry":
+            config["signing_key"] = str(self.registry_key)
         for callee in {
             "registry": ["audit"],
             "audit": ["registry"],

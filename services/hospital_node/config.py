@@ -218,6 +218,10 @@ class HospitalConfig(Section):
     witness: WitnessConfig | None = Field(
         default=None, description="how this hospital witnesses the audit log; absent: it does not"
     )
+    registry_key: Path | None = Field(
+        default=None,
+        description="the registry's public key in note format, brought out of band; `fedmesh models pull` needs it",
+    )
     checks: ChecksConfig = Field(default=ChecksConfig(), description="how much of the centre's work is recomputed")
     limits: LimitsConfig = Field(default=LimitsConfig(), description="bounds on what a plan may cost this node")
     telemetry: TelemetryConfig = Field(default=TelemetryConfig(), description="logs and traces")
@@ -306,15 +310,31 @@ def read_membership(config: HospitalConfig) -> tuple[MemberKeys, Roster]:
     return keys, roster
 
 
+def read_registry_key(config: HospitalConfig, consortium: str) -> VerifierKey:
+    """The public key with which the registry signs statements about model versions.
+
+    Raises: FedmeshError(CONFIG_INVALID) when none is named, or the file is missing, no key, or the key of another.
+    """
+    if config.registry_key is None:
+        raise FedmeshError(
+            Code.CONFIG_INVALID, "the configuration has no `registry_key`: whose statements are to count?"
+        )
+    return _read_key(config.registry_key, f"{consortium}/registry")
+
+
 def read_log_key(config: WitnessConfig, consortium: str) -> VerifierKey:
     """The public key of the consortium's audit log.
 
     Raises: FedmeshError(CONFIG_INVALID) when the file is missing, no key, or the key of another log.
     """
+    return _read_key(config.log_key, f"{consortium}/audit")
+
+
+def _read_key(path: Path, expected: str) -> VerifierKey:
     try:
-        key = parse_verifier_key(read_file(config.log_key, Code.CONFIG_INVALID).decode("utf-8", "replace").strip())
+        key = parse_verifier_key(read_file(path, Code.CONFIG_INVALID).decode("utf-8", "replace").strip())
     except FedmeshError as error:
-        raise FedmeshError(Code.CONFIG_INVALID, f"{config.log_key}: {error.message}") from error
-    if key.name != f"{consortium}/audit":
-        raise FedmeshError(Code.CONFIG_INVALID, f"{config.log_key} is the key of {key.name}, not of {consortium}/audit")
+        raise FedmeshError(Code.CONFIG_INVALID, f"{path}: {error.message}") from error
+    if key.name != expected:
+        raise FedmeshError(Code.CONFIG_INVALID, f"{path} is the key of {key.name}, not of {expected}")
     return key

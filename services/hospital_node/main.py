@@ -29,6 +29,7 @@ from services.hospital_node.probe import health_probe
 from services.hospital_node.secret_sum import MaskedSums
 from services.hospital_node.store.epochs import EpochFiles
 from services.hospital_node.store.ledger import SqliteLedger
+from services.hospital_node.store.measured import MeasuredFiles
 from services.hospital_node.store.personal import PersonalFiles
 from services.hospital_node.store.state import SqliteNodeState, open_data_dir
 from services.hospital_node.usecases.epochs import Epochs
@@ -178,6 +179,8 @@ def _tools(
         epochs=epochs,
         states=ModelStates(state, mesh, epochs),
         personal=PersonalFiles(config.data_dir, keys),
+        measured=MeasuredFiles(config.data_dir),
+        keys=keys,
         policy=policy,
         clock=clock,
         segments=config.checks.segments,

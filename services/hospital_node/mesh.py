@@ -11,6 +11,8 @@ from fedmesh.aggregator.v1 import aggregator_pb2 as aggregator_pb
 from fedmesh.aggregator.v1 import aggregator_pb2_grpc as aggregator_rpc
 from fedmesh.coordinator.v1 import coordinator_pb2 as coordinator_pb
 from fedmesh.coordinator.v1 import coordinator_pb2_grpc as coordinator_rpc
+from fedmesh.registry.v1 import promotion_pb2 as promotion_pb
+from fedmesh.registry.v1 import promotion_pb2_grpc as promotion_rpc
 from fedmesh.registry.v1 import registry_pb2 as registry_pb
 from fedmesh.registry.v1 import registry_pb2_grpc as registry_rpc
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
@@ -53,6 +55,7 @@ class GrpcMesh:
         self._hospital_id = hospital_id
         self._fingerprint = fingerprint
         self._registry = registry.stub(registry_rpc.RegistryServiceStub)
+        self._promotion = registry.stub(promotion_rpc.PromotionServiceStub)
         self._coordinator = coordinator.stub(coordinator_rpc.CoordinatorServiceStub)
         self._aggregator = aggregator.stub(aggregator_rpc.AggregatorServiceStub)
         self._limits = limits
@@ -263,6 +266,13 @@ class GrpcMesh:
         )
         response = await self._call(self._registry.ReportLedger, request, patience_s)
         return parse_standing(response.head, differs=response.differs)
+
+    async def report_checks(self, statement: bytes, signature: bytes, patience_s: float) -> None:
+        request = promotion_pb.ReportChecksRequest(
+            request_id=self._request_id("checks", hashlib.sha256(statement).hexdigest()),
+            report=promotion_pb.CheckReport(hospital_id=self._hospital_id, statement=statement, signature=signature),
+        )
+        await self._call(self._promotion.ReportChecks, request, patience_s)
 
     async def decline(self, job_id: str, code: str, reason: str, patience_s: float) -> None:
         request = coordinator_pb.DeclineJobRequest(

@@ -39,13 +39,15 @@ def mechanisms(request: NoiseRequest) -> list[tuple[slice, Mechanism]]:
         return []
     attempts, measured = compositions(manifest)
     length, hospitals = manifest.train_length, request.hospitals
+    if request.round == manifest.measuring_round:
+        return _measuring(request, attempts, measured)
     train = Mechanism(privacy.epsilon, privacy.delta, attempts, manifest.summed_sensitivity, length, hospitals)
     released = [(slice(0, length), train)]
     metrics = manifest.metrics
     if metrics is not None and request.round in manifest.metrics_rounds:
         if metrics.epsilon is None or metrics.delta is None:
             raise FedmeshError(Code.PRIVACY_REFUSED, "the plan's metrics state no epsilon and delta")
-        part = slice(length, manifest.vector_length)
+        part = slice(length, length + manifest.metrics_length)
         measure = Mechanism(
             metrics.epsilon,
             metrics.delta,
@@ -56,6 +58,34 @@ def mechanisms(request: NoiseRequest) -> list[tuple[slice, Mechanism]]:
         )
         released.append((part, measure))
     return released
+
+
+def _measuring(request: NoiseRequest, attempts: int, measured: int) -> list[tuple[slice, Mechanism]]:
+    """The measuring round: metrics and subgroups of the validation patients, histograms of the training patients.
+
+    The latter take the place of a gradient: as many releases as the plan has rounds and spare attempts, under one noise
+    multiplier, whatever their sensitivities. The training part is zero.
+    """
+    manifest, privacy, metrics = request.manifest, request.manifest.privacy, request.manifest.metrics
+    if privacy is None or metrics is None or metrics.epsilon is None or metrics.delta is None:
+        raise FedmeshError(Code.PRIVACY_REFUSED, "the plan's metrics state no epsilon and delta")
+    members = manifest.vector_length - manifest.members_length
+    seen = members - manifest.train_length
+    validation = Mechanism(
+        metrics.epsilon, metrics.delta, measured, manifest.measured_sensitivity, seen, request.hospitals
+    )
+    training = Mechanism(
+        privacy.epsilon,
+        privacy.delta,
+        attempts,
+        manifest.members_sensitivity,
+        manifest.members_length,
+        request.hospitals,
+    )
+    return [
+        (slice(manifest.train_length, members), validation),
+        (slice(members, manifest.vector_length), training),
+    ]
 
 
 def training_noise(manifest: PlanManifest, hospitals: int) -> NoisePlan:

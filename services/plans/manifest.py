@@ -14,6 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from services.common.errors import Code, FedmeshError
 from services.plans.algorithms import Algorithm, FedAvg, PatientSum
+from services.plans.checks import MAX_GROUPS, Checks, group_names
 from services.plans.document import (
     Seconds,
     Strict,
@@ -175,11 +176,23 @@ class PlanManifest(Strict):
     # besides, and keeps these constants to itself. They depend on patients: refused with privacy.
     standardisation: Literal["schema", "local"] = "schema"
     personalisation: Personalisation | None = None
+    # Without it no version can be promoted.
+    checks: Checks | None = None
     # Names of the schema's columns that the model uses, in the order of its coordinates.
     features: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=2000)]
 
+    @model_serializer(mode="wrap")
+    def _spell(self, spell: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans without checks are spelled as before there were any: they keep their ids."""
+        spelled: dict[str, Any] = spell(self)
+        if self.checks is None:
+            del spelled["checks"]
+        return spelled
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # First: the vector's length follows from the subgroups.
+        self._check_checks()
         self._check_features()
         reason = self.algorithm.refusal(self)
         self.require(reason is None, reason or "")
@@ -191,8 +204,29 @@ class PlanManifest(Strict):
             not self.rounds.asynchronous or self.algorithm.kind in _WEIGHTABLE,
             f"rounds.mode = 'asynchronous' is refused for algorithm.kind = {self.algorithm.kind!r}",
         )
+        self.require(
+            not self.rounds.asynchronous or self.checks is None,
+            "checks must be null for rounds.mode = 'asynchronous': no round is known beforehand to be the last one",
+        )
         self._check_privacy()
         return self._check_range()
+
+    def _check_checks(self) -> None:
+        if self.checks is None:
+            return
+        self.require(
+            isinstance(self.model, LogisticModel), "checks must be null for a plan that hospitals do not train"
+        )
+        self.require(self.metrics is not None, "checks need metrics: set metrics, or checks to null")
+        self.require(self.rounds.count >= 2, "checks need rounds.count of at least 2: the last round does not train")
+        known = {column.name: column for column in self.feature_schema.columns}
+        for group in self.checks.subgroups:
+            found = known.get(group.column)
+            self.require(found is not None, f"checks.subgroups: {group.column} is no column of the schema")
+            misfit = "" if found is None else group.misfit(found)
+            self.require(not misfit, f"checks.subgroups: {misfit}")
+        groups = len(group_names(self.checks, known))
+        self.require(groups <= MAX_GROUPS, f"checks.subgroups: {groups} groups, {MAX_GROUPS} at most")
 
     def _check_features(self) -> None:
         known = [column.name for column in self.feature_schema.columns]
@@ -262,6 +296,12 @@ class PlanManifest(Strict):
         return tuple(by_name[name] for name in self.features)
 
     @property
+    def subgroup_columns(self) -> tuple[Column, ...]:
+        """The schema's columns that tell the subgroups of `checks` apart, in their order."""
+        by_name = {column.name: column for column in self.feature_schema.columns}
+        return () if self.checks is None else tuple(by_name[one.column] for one in self.checks.subgroups)
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the model's input coordinates (the intercept is not among them)."""
         return tuple(name for column in self.columns for name in column.features)
@@ -293,9 +333,39 @@ class PlanManifest(Strict):
         return 2 * self.metrics.score_bins + (1 if self.privacy is None else 0)
 
     @property
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """(column, group) of every subgroup that the measuring round tells apart."""
+        if self.checks is None:
+            return ()
+        return group_names(self.checks, {column.name: column for column in self.feature_schema.columns})
+
+    @property
+    def groups_length(self) -> int:
+        """Coordinates of the subgroups: two histograms each, positives first, as in the metrics part."""
+        return 0 if self.metrics is None else 2 * self.metrics.score_bins * len(self.groups)
+
+    @property
+    def members_length(self) -> int:
+        """Coordinates of the histograms of the training patients, positives first; 0 without checks."""
+        return 0 if self.metrics is None or self.checks is None else 2 * self.metrics.score_bins
+
+    @property
     def vector_length(self) -> int:
-        """Integer coordinates of one contribution: training part, then metrics part."""
-        return self.train_length + self.metrics_length
+        """Integer coordinates of one contribution: training, metrics, subgroups, training patients' histograms."""
+        return self.train_length + self.metrics_length + self.groups_length + self.members_length
+
+    @property
+    def measuring_round(self) -> int | None:
+        """The round that measures for `checks` and does not train: the last one. None without checks."""
+        return None if self.checks is None else self.rounds.count
+
+    @property
+    def without_checks(self) -> Self:
+        """The plan that trains as this one does, and measures nothing for checks: its last round is left out."""
+        if self.checks is None:
+            return self
+        rounds = self.rounds.model_copy(update={"count": self.rounds.count - 1})
+        return self.model_copy(update={"checks": None, "rounds": rounds})
 
     @property
     def metrics_rounds(self) -> tuple[int, ...]:
@@ -340,6 +410,23 @@ class PlanManifest(Strict):
             return 0
         return self.metrics.max_encounters_per_patient * self.encoding.metrics_units
 
+    @property
+    def measured_sensitivity(self) -> int:
+        """As `metrics_sensitivity`, of the measuring round: metrics and subgroups together.
+
+        An encounter adds metrics_units to one bin of the metrics part and to one bin for each subgroup column: 1 + k
+        blocks of coordinates, in each of which a patient is bounded by `metrics_sensitivity`.
+        """
+        columns = 0 if self.checks is None else len(self.checks.subgroups)
+        return math.ceil(self.metrics_sensitivity * math.sqrt(1 + columns))
+
+    @property
+    def members_sensitivity(self) -> int:
+        """Integer L2 bound of one training patient's contribution to the measuring round; 0 without privacy."""
+        if self.privacy is None or self.checks is None:
+            return 0
+        return self.privacy.max_encounters_per_patient * self.encoding.metrics_units
+
 
 def load_manifest(path: Path | str) -> PlanManifest:
     """Read a plan from YAML (or JSON). `feature_schema` may be a path, relative to the plan's file.
@@ -375,6 +462,14 @@ def parse_manifest(data: bytes) -> PlanManifest:
     return manifest
 
 
+def read_manifest(data: bytes) -> PlanManifest:
+    """Read a plan that a registry stored, perhaps a release ago: fields that it lacks have their defaults.
+
+    Raises: FedmeshError(PLAN_INVALID).
+    """
+    return validate_json(PlanManifest, data, "plan", Code.PLAN_INVALID)
+
+
 def canonical_bytes(manifest: PlanManifest) -> bytes:
     """The plan as canonical JSON: what is stored, hashed, signed and sent."""
     return canonical_json(manifest)
@@ -383,3 +478,8 @@ def canonical_bytes(manifest: PlanManifest) -> bytes:
 def plan_id(manifest: PlanManifest) -> str:
     """SHA-256 of the canonical bytes, in 64 lower-case hex digits."""
     return hashlib.sha256(canonical_bytes(manifest)).hexdigest()
+
+
+def schema_sha256(manifest: PlanManifest) -> str:
+    """SHA-256 of the canonical JSON of the feature schema, in hex: what the data of every hospital had to fit."""
+    return hashlib.sha256(canonical_json(manifest.feature_schema)).hexdigest()

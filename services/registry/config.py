@@ -76,6 +76,10 @@ class RegistryConfig(Section):
     server: ServerConfig = Field(description="where the registry listens, and its certificate, also used towards audit")
     postgres: PostgresConfig = Field(description="the database, as role registry_service")
     audit: ClientConfig = Field(description="the audit service that the outbox is relayed to")
+    signing_key: Path | None = Field(
+        default=None,
+        description="Ed25519 key in note format, for statements about model versions; without it nothing is promoted",
+    )
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig, description="logs and traces")
     blobs: BlobConfig = Field(default_factory=BlobConfig, description="limits of uploads")
     relay: RelayConfig = Field(

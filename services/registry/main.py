@@ -3,7 +3,14 @@
 from datetime import timedelta
 
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
-from fedmesh.registry.v1 import enrolment_pb2, enrolment_pb2_grpc, registry_pb2, registry_pb2_grpc
+from fedmesh.registry.v1 import (
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    promotion_pb2,
+    promotion_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+)
 
 from services.common.clock import Clock, SystemClock
 from services.common.config import read_secret
@@ -18,10 +25,12 @@ from services.registry.config import EnrolmentConfig, RegistryConfig
 from services.registry.domain.entities import StrikeRule
 from services.registry.enrolling import CredentialServicer, EnrolmentServicer
 from services.registry.issuing import Issuer
+from services.registry.promotion_servicer import PromotionServicer
 from services.registry.relay import Relay
 from services.registry.servicer import RegistryServicer, UseCases
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
+from services.registry.usecases.attestations import Attestor
 from services.registry.usecases.blobs import BlobUseCases
 from services.registry.usecases.enrolment import EnrolmentUseCases, Terms
 from services.registry.usecases.hospitals import HospitalUseCases
@@ -29,18 +38,22 @@ from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.plans import PlanUseCases
+from services.registry.usecases.promotions import PromotionUseCases
 from services.registry.usecases.rosters import RosterUseCases
 from services.registry.usecases.rounds import RoundUseCases
 from services.registry.usecases.survivors import SurvivorUseCases
+from services.transparency.checkpoint import load_signing_key
 
 
 def check(config: RegistryConfig) -> None:
     """Check what the configuration points at.
 
-    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates, an unreadable password file or an issuing authority
-        that is none.
+    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates or keys, an unreadable password file or an issuing
+        authority that is none.
     """
     load_tls(config.server.tls)
+    if config.signing_key is not None:
+        load_signing_key(config.signing_key)
     if config.postgres.password_file is not None:
         read_secret(config.postgres.password_file)
     if config.enrolment is not None:
@@ -70,7 +83,7 @@ async def main(config: RegistryConfig) -> None:
                 background.append(strangers(config, config.enrolment, enrolment).run)
             await run_server(
                 config.server,
-                [endpoint(usecases), credentials_endpoint(enrolment)],
+                build_endpoints(usecases, enrolment),
                 background=background,
                 dependencies=database.ready,
                 admit=standing.admit_certificate,
@@ -81,22 +94,25 @@ async def main(config: RegistryConfig) -> None:
         shutdown_telemetry()
 
 
-def endpoint(usecases: UseCases) -> Endpoint:
-    """The registry's own gRPC service."""
-    return Endpoint(
-        registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-        RegistryServicer(usecases),
-    )
-
-
-def credentials_endpoint(enrolment: EnrolmentUseCases | None) -> Endpoint:
-    """Invitations, renewals and revocations, over mutual TLS."""
-    return Endpoint(
-        enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"],
-        enrolment_pb2_grpc.add_CredentialServiceServicer_to_server,
-        CredentialServicer(enrolment),
-    )
+def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> list[Endpoint]:
+    """The services of the registry's server over mutual TLS; the last one invites, renews and revokes."""
+    return [
+        Endpoint(
+            registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
+            registry_pb2_grpc.add_RegistryServiceServicer_to_server,
+            RegistryServicer(usecases),
+        ),
+        Endpoint(
+            promotion_pb2.DESCRIPTOR.services_by_name["PromotionService"],
+            promotion_pb2_grpc.add_PromotionServiceServicer_to_server,
+            PromotionServicer(usecases.promotions),
+        ),
+        Endpoint(
+            enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"],
+            enrolment_pb2_grpc.add_CredentialServiceServicer_to_server,
+            CredentialServicer(enrolment),
+        ),
+    ]
 
 
 def strangers(config: RegistryConfig, settings: EnrolmentConfig, enrolment: EnrolmentUseCases) -> StrangersServer:
@@ -156,6 +172,7 @@ def build_relay(config: RegistryConfig, store: PostgresStore, audit: MeshChannel
 def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, relay: Relay) -> UseCases:
     """All use cases over one store."""
     mutations = Mutations(store, clock, relay.wake)
+    attestor = Attestor(None if config.signing_key is None else load_signing_key(config.signing_key))
     blobs = BlobUseCases(
         store,
         clock,
@@ -173,6 +190,7 @@ def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, r
         jobs=JobUseCases(store, mutations, clock),
         survivors=SurvivorUseCases(store, mutations, clock),
         ledgers=LedgerUseCases(store, mutations, clock),
-        rounds=RoundUseCases(store, mutations, clock),
+        rounds=RoundUseCases(store, mutations, clock, attestor),
+        promotions=PromotionUseCases(store, mutations, clock, attestor),
         blobs=blobs,
     )

@@ -27,6 +27,7 @@ from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
 from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.ports import Command
+from services.registry.usecases.promotions import PromotionUseCases
 from services.registry.usecases.rosters import RosterUseCases
 from services.registry.usecases.rounds import RoundUseCases
 from services.registry.usecases.survivors import SurvivorUseCases
@@ -43,6 +44,7 @@ class UseCases:
     survivors: SurvivorUseCases
     ledgers: LedgerUseCases
     rounds: RoundUseCases
+    promotions: PromotionUseCases
     blobs: BlobUseCases
 
 

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,9 +19,11 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.config import HospitalConfig
 from services.hospital_node.domain.ports import Int64Vector, LocalJob
 from services.hospital_node.main import run_node
+from services.hospital_node.training.checking import find
 from services.hospital_node.worker import WorkerThread
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
 from services.secure_sum.roster import MemberKeys, found, save_roster_file, sign_roster
+from services.transparency.findings import Finding
 
 PLANS = Path(__file__).parents[2] / "plans"
 TIMEOUT_S = 90.0
@@ -54,6 +56,9 @@ class NumpyTrainer:
 
     def personalise(self, state: bytes) -> bytes:
         return (np.frombuffer(state) + self._seed).tobytes()
+
+    def findings(self, peaks: Mapping[int, float], measured: Int64Vector) -> tuple[Finding, ...]:
+        return find(self._manifest, peaks, measured)
 
     def states_close(self, a: bytes, b: bytes) -> bool:
         if len(a) % 8 or len(b) % 8:

@@ -25,6 +25,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._:/@+-]+")
 _MAX_TYPE: Final = 100
 # Only the registry states these, and it gives them a list of contributions.
 _ROUND_TYPES: Final = frozenset({"round.committed", "round.burnt"})
+# This too; it gives it the job's cohort.
+_STATEMENT_TYPE: Final = "model.attested"
 _MAX_NAME: Final = 300
 # A safeguard against mistakes, not against intent: keys under which somebody's data would be found. Compared without
 # case, dashes and underscores.
@@ -104,9 +106,12 @@ def make_leaf(event: Event, source: Identity) -> Leaf:
     return Leaf(event_id, canonical_json(content), _attempt(event.subject, body))
 
 
-def counts_contribution(leaf: bytes, hospital_id: str) -> bool:
-    """Whether a leaf tells of a round that lists a contribution of this hospital."""
+def concerns(leaf: bytes, hospital_id: str) -> bool:
+    """Whether a leaf tells of a round that lists a contribution of this hospital, or of the statement about a version
+    of a job that it takes part in."""
     event = parse_canonical(leaf)
+    if event.get("type") == _STATEMENT_TYPE:
+        return hospital_id in event["body"].get("hospitals", [])
     if event.get("type") not in _ROUND_TYPES:
         return False
     listed = event["body"].get("contributions", [])

@@ -15,6 +15,7 @@ from services.plans.manifest import PlanManifest
 from services.privacy.chain import Entry, Head
 from services.secure_sum.epoch import EpochKeys
 from services.secure_sum.statements import Signed
+from services.transparency.findings import Finding
 
 Int64Vector = npt.NDArray[np.int64]
 P = ParamSpec("P")
@@ -41,6 +42,10 @@ class Trainer(Protocol):
 
     def metrics(self, total: Int64Vector) -> dict[str, float | None]:
         """Validation metrics that follow from the sum of a round that carries them; None where it does not say."""
+        ...
+
+    def findings(self, peaks: Mapping[int, float], measured: Int64Vector) -> tuple[Finding, ...]:
+        """The results of the hospitals' checks; see `training.checking.find`."""
         ...
 
     def states_close(self, a: bytes, b: bytes) -> bool:
@@ -281,6 +286,8 @@ class Mesh(Protocol):
         self, head: Head, signature: bytes, entries: Sequence[Entry], patience_s: float
     ) -> LedgerStanding: ...
 
+    async def report_checks(self, statement: bytes, signature: bytes, patience_s: float) -> None: ...
+
     async def decline(self, job_id: str, code: str, reason: str, patience_s: float) -> None: ...
 
     def watch(self, cursor: str) -> AsyncIterator[tuple[str, Task | None]]:
@@ -475,6 +482,32 @@ class PersonalStore(Protocol):
     def load(self, job_id: str, version: int) -> bytes | None:
         """What was kept; None also when it is damaged or of another version, for it can be made again."""
         ...
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What opened sums told of a job's model.
+
+    peaks: by round, the largest |coordinate| as a part of half a lane's range. values: the measuring round's sum behind
+    the training part, int64; None until it was opened.
+    """
+
+    peaks: Mapping[int, float]
+    values: Int64Vector | None
+
+
+class MeasuredStore(Protocol):
+    """What rounds told, kept until the job's checks are reported. Every method is durable on return."""
+
+    def note(self, job_id: str, seen: Measured) -> None:
+        """Add to what is kept of a job. Raises: FedmeshError(STORE_FULL)."""
+        ...
+
+    def load(self, job_id: str) -> Measured:
+        """What is kept; nothing also when it is damaged."""
+        ...
+
+    def forget(self, job_id: str) -> None: ...
 
 
 class EpochStore(Protocol):

@@ -180,7 +180,7 @@ def local_columns(manifest: PlanManifest, mapping: SourceMapping | None) -> dict
                 f"the mapping names columns that schema {schema.name!r} does not have: {', '.join(unknown)}",
             )
     needed = [schema.patient_id, schema.encounter_id, schema.label.name]
-    needed += [source_column(column) for column in manifest.columns]
+    needed += [source_column(column) for column in (*manifest.columns, *manifest.subgroup_columns)]
     needed += [rule.name for rule in schema.exclude]
     return {name: mapped.get(name, MappedColumn(column=name)) for name in dict.fromkeys(needed)}
 

@@ -22,7 +22,8 @@ class Rows:
     """The rows of one split, in the order of the source.
 
     x: float32 [n, d]; y: float32 [n], 0 or 1; patient: int64 [n], dense from 0 to patients - 1; encounter_ids and
-    patient_ids: text [n], as in the source. The ids never leave the hospital.
+    patient_ids: text [n], as in the source; groups: int64 [n, k], the group of each row in each of the plan's subgroup
+    columns, None where it has none. The ids never leave the hospital.
     """
 
     x: NDArray[np.float32]
@@ -31,6 +32,7 @@ class Rows:
     patients: int
     encounter_ids: NDArray[np.object_]
     patient_ids: NDArray[np.object_]
+    groups: NDArray[np.int64] | None = None
 
 
 def require_training_rows(rows: int) -> None:
@@ -46,7 +48,7 @@ class Dataset:
     x: float32 [n, d] in the order of `feature_names`; y: float32 [n], 0 or 1; split: int8 [n], values of SplitName;
     patient: int64 [n], dense within each split; `content_sha256` is the SHA-256 of the file's bytes in hex.
     `rows_read` counts the file's rows, `rows_excluded` those outside the cohort by the schema's exclusions,
-    `rows_elsewhere` those of patients that a partition file gives to others.
+    `groups` as in Rows; `rows_elsewhere` those of patients that a partition file gives to others.
     """
 
     feature_names: tuple[str, ...]
@@ -60,6 +62,7 @@ class Dataset:
     rows_read: int
     rows_excluded: int
     rows_elsewhere: int
+    groups: NDArray[np.int64] | None = None
 
     def rows(self, split: SplitName) -> Rows:
         """The rows of one split."""
@@ -72,4 +75,5 @@ class Dataset:
             patients=int(patient.max()) + 1 if len(patient) else 0,
             encounter_ids=self.encounter_ids[mask],
             patient_ids=self.patient_ids[mask],
+            groups=None if self.groups is None else self.groups[mask],
         )

@@ -5,7 +5,7 @@ many rows are wrong and the number of one such row; they never repeat a cell, wh
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,24 @@ def coordinates(column: Column, text: str | None) -> tuple[float, ...]:
     if isinstance(column, Numeric):
         return _numeric(column, text)
     return _flag(column, text) if isinstance(column, Flag) else _categorical(column, text)
+
+
+def encode_group(column: Column, bands: Sequence[float], cells: Cells) -> NDArray[np.int64]:
+    """The group of each row, numbered as in `services.plans.checks.Subgroup.groups`: int64 [n].
+
+    Raises: FedmeshError(DATA_INVALID).
+    """
+
+    def encoder(text: str | None) -> tuple[float, ...]:
+        if isinstance(column, Numeric):
+            return (float(np.searchsorted(bands, number_of(column, text), side="right")),)
+        if isinstance(column, Flag):
+            (value,) = _flag(column.model_copy(update={"centre": 0.0, "scale": 1.0}), text)
+            return (float(value >= 0.5),)
+        known, name = [level.name for level in column.levels], level_of(column, text)
+        return (float(len(known) if name is None else known.index(name)),)
+
+    return _encode_distinct(cells, encoder, 1)[:, 0].astype(np.int64)
 
 
 def encode_label(label: Label, cells: Cells) -> NDArray[np.float32]:
@@ -137,6 +155,22 @@ def _numeric(column: Numeric, text: str | None) -> tuple[float, ...]:
     if column.transform == "log1p":
         value = math.log1p(value)
     return ((value - column.centre) / column.scale,)
+
+
+def _value(column: Numeric, text: str | None) -> float:
+    """The number of a cell, in the column's own units. Raises: CellProblem."""
+    if text is None:
+        if column.missing is None:
+            raise CellProblem("is missing, and the schema has no value for a missing cell")
+        return column.missing
+    if column.values:
+        if text not in column.values:
+            raise CellProblem(f"is none of the values {_listed(column.values)}")
+        return column.values[text]
+    number = _number(text)
+    if number is None:
+        raise CellProblem("is not a number")
+    return number
 
 
 def _flag(column: Flag, text: str | None) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from services.hospital_node.sources.cohort import (
     partition_columns,
 )
 from services.hospital_node.sources.dataset import Dataset, SplitName
-from services.hospital_node.sources.encoder import Cells, encode, encode_label, require_present
+from services.hospital_node.sources.encoder import Cells, encode, encode_group, encode_label, require_present
 from services.hospital_node.sources.files import FileSource
 from services.hospital_node.sources.mapping import PartitionFile, SourceMapping
 from services.hospital_node.sources.standardise import standardised
@@ -112,6 +112,7 @@ def encode_cohort(cohort: Cohort, problems: Problems, merge_patients: bool) -> D
         problems.attempt(lambda column=column: encode(column, cohort.cells(source_column(column))))  # type: ignore[misc]
         for column in manifest.columns
     ]
+    groups = problems.attempt(lambda: _groups(cohort))
     label = cohort.cells(schema.label.name)
     y = problems.attempt(lambda: encode_label(schema.label, label))
     if y is not None:
@@ -131,7 +132,19 @@ def encode_cohort(cohort: Cohort, problems: Problems, merge_patients: bool) -> D
         rows_read=cohort.rows_read,
         rows_excluded=cohort.rows_read - cohort.in_cohort,
         rows_elsewhere=cohort.in_cohort - len(split),
+        groups=groups,
     )
+
+
+def _groups(cohort: Cohort) -> NDArray[np.int64] | None:
+    """The group of each row in each subgroup column, int64 [n, k]; None without subgroups."""
+    manifest = cohort.manifest
+    subgroups = () if manifest.checks is None else manifest.checks.subgroups
+    found = [
+        encode_group(column, subgroup.bands, cohort.cells(source_column(column)))
+        for subgroup, column in zip(subgroups, manifest.subgroup_columns, strict=True)
+    ]
+    return np.stack(found, axis=1) if found else None
 
 
 def splits_of(cohort: Cohort, patients: Cells) -> NDArray[np.int8]:

@@ -21,9 +21,9 @@ def read_metrics(manifest: PlanManifest, total: NDArray[np.int64]) -> dict[str, 
     """
     metrics = manifest.metrics
     nothing: dict[str, float | None] = dict.fromkeys(("loss", "auroc", "auprc", "positives", "negatives"))
-    if metrics is None or not np.any(total[manifest.train_length :]):
+    if metrics is None or not np.any(total[manifest.train_length : manifest.train_length + manifest.metrics_length]):
         return nothing
-    part = total[manifest.train_length :].astype(np.float64)
+    part = total[manifest.train_length : manifest.train_length + manifest.metrics_length].astype(np.float64)
     released = part[: 2 * metrics.score_bins].reshape(2, metrics.score_bins) / manifest.encoding.metrics_units
     positive, negative = np.maximum(released, 0.0)
     positives, negatives = float(positive.sum()), float(negative.sum())
@@ -36,7 +36,7 @@ def read_metrics(manifest: PlanManifest, total: NDArray[np.int64]) -> dict[str, 
     enough = positives >= _LEAST and negatives >= _LEAST
     return {
         "loss": max(0.0, losses / rows) if rows >= _LEAST else None,
-        "auroc": _auroc(positive, negative) if enough else None,
+        "auroc": auroc(positive, negative) if enough else None,
         "auprc": _auprc(positive, negative) if enough else None,
         "positives": positives,
         "negatives": negatives,
@@ -51,7 +51,7 @@ def _histogram_loss(released: NDArray[np.float64], logit_range: tuple[float, flo
     return float(released[0] @ np.logaddexp(0.0, -middle) + released[1] @ np.logaddexp(0.0, middle))
 
 
-def _auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
+def auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
     """Probability that a positive scores above a negative; a shared bin counts half (Mann-Whitney)."""
     below = np.cumsum(negative) - negative
     return float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))

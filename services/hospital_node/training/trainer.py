@@ -1,10 +1,10 @@
 """A hospital's side of one plan: contribution, update, metrics, predictions."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, Rows, SplitName, require_training_rows
 from services.hospital_node.training.cache import compiled_plan
+from services.hospital_node.training.checking import find, measure
 from services.hospital_node.training.metrics import read_metrics
 from services.hospital_node.training.personal import personalise
 from services.hospital_node.training.runtime import GraphRunner, Tensor
@@ -20,6 +21,7 @@ from services.hospital_node.training.speed import StepCount
 from services.hospital_node.training.state import State, initial_state, read_state
 from services.plans.algorithms import FedAvg
 from services.plans.manifest import MAX_HOSPITALS, PlanManifest
+from services.transparency.findings import Finding
 
 # Patients and validation rows that one call of a private plan's `work` sees, so that its memory does not grow with the
 # hospital: some ten vectors of 64-bit numbers for each patient of a call.
@@ -45,14 +47,22 @@ class Segment:
 
 
 def segments(manifest: PlanManifest, round_number: int) -> tuple[Segment, ...]:
-    """The parts that a round releases: `train` always, `metrics` in metrics rounds.
+    """The parts that a round releases: `train`, and `metrics` in metrics rounds; the measuring round releases
+    `measured` (metrics and subgroups) and `members` (the training patients' histograms) instead.
 
-    In the other rounds the metrics part is all zero, whatever the data: it needs no noise and is not charged.
+    What a round does not release is all zero, whatever the data: it needs no noise and is not charged.
     """
     train = Segment("train", 0, manifest.train_length, manifest.train_sensitivity)
+    start = manifest.train_length
+    if round_number == manifest.measuring_round:
+        members = manifest.vector_length - manifest.members_length
+        return (
+            Segment("measured", start, members, manifest.measured_sensitivity),
+            Segment("members", members, manifest.vector_length, manifest.members_sensitivity),
+        )
     if round_number not in manifest.metrics_rounds:
         return (train,)
-    return train, Segment("metrics", manifest.train_length, manifest.vector_length, manifest.metrics_sensitivity)
+    return train, Segment("metrics", start, start + manifest.metrics_length, manifest.metrics_sensitivity)
 
 
 def sensitivity(manifest: PlanManifest) -> tuple[int, int]:
@@ -73,8 +83,10 @@ class Trainer:
             FedmeshError(INTERNAL): compiling failed.
         """
         self._manifest = manifest
+        self._compiled_length = manifest.train_length + manifest.metrics_length
         self._metrics_rounds = frozenset(manifest.metrics_rounds)
-        self._data = None if dataset is None else _load(manifest, dataset, chunk)
+        self._parts = None if dataset is None else _capped_rows(manifest, dataset)
+        self._data = None if self._parts is None else _tensor_parts(manifest, *self._parts, chunk)
         algorithm = manifest.algorithm
         self._pace = None
         if isinstance(algorithm, FedAvg) and algorithm.target_s is not None:
@@ -101,17 +113,21 @@ class Trainer:
         """
         if self._data is None:
             raise FedmeshError(Code.WRONG_STATE, "this trainer has no data set: it cannot contribute")
-        measure = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
-        base = [*self._paced(), *_state_tensors(read_state(state, self._manifest))]
-        total = np.zeros(self._manifest.vector_length, dtype=np.int64)
+        measuring = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
+        present = read_state(state, self._manifest)
+        base = [*self._paced(), *_state_tensors(present)]
+        total = np.zeros(self._compiled_length, dtype=np.int64)
         for rows in self._data:
-            (part,) = self._work([*rows, measure, *base, self._modulus])
+            (part,) = self._work([*rows, measuring, *base, self._modulus])
             total += part
         if self._pace is not None:
             self._pace.end()
         # MapReduceForm's modular sum works on residues; back to signed integers.
         half = 1 << (self._manifest.encoding.bits - 1)
         vector = (total + half) % (2 * half) - half
+        vector = np.concatenate([vector, self._checked(present, round_number)])
+        if round_number == self._manifest.measuring_round:
+            vector[: self._manifest.train_length] = 0
         limit = half // MAX_HOSPITALS
         if self._manifest.privacy is not None:
             # Clipping a coordinate only brings two neighbouring data sets closer: the sensitivity stands.
@@ -131,6 +147,12 @@ class Trainer:
         scale = self._pace.scale(steps)
         return [Tensor(np.array(steps, dtype=np.int64)), Tensor(np.array(scale, dtype=np.float32))]
 
+    def _checked(self, present: State, round_number: int) -> NDArray[np.int64]:
+        """The coordinates behind the compiled plan's: zero but in the measuring round."""
+        if self._parts is not None and round_number == self._manifest.measuring_round:
+            return measure(self._manifest, present.average, *self._parts)
+        return np.zeros(self._manifest.groups_length + self._manifest.members_length, dtype=np.int64)
+
     def update(self, state: bytes, total: NDArray[np.int64], contributors: int) -> bytes:
         """The next state from the summed integers of `contributors` hospitals.
 
@@ -145,8 +167,8 @@ class Trainer:
                 f"the sum must be int64 [{self._manifest.vector_length}] of at least one contributor, "
                 f"not {total.dtype} {list(total.shape)} of {contributors}",
             )
-        outputs = self._update([*_state_tensors(read_state(state, self._manifest)), Tensor(total)])
-        updates, *arrays = outputs
+        inputs = [*_state_tensors(read_state(state, self._manifest)), Tensor(total[: self._compiled_length])]
+        updates, *arrays = self._update(inputs)
         if not all(np.isfinite(values).all() for values in arrays):
             raise FedmeshError(Code.WRONG_STATE, "the update is not finite: training diverged")
         return State(int(updates), *arrays).to_bytes()
@@ -157,6 +179,10 @@ class Trainer:
         They judge the state that the round started from.
         """
         return read_metrics(self._manifest, total)
+
+    def findings(self, peaks: Mapping[int, float], measured: NDArray[np.int64]) -> tuple[Finding, ...]:
+        """The results of the hospitals' checks; see `checking.find`."""
+        return find(self._manifest, peaks, measured)
 
     def personalise(self, state: bytes) -> bytes:
         """This hospital's own version of a state; see `personal.personalise`. It must not leave the hospital.
@@ -188,28 +214,45 @@ def predict(manifest: PlanManifest, state: bytes, x: NDArray[np.float32]) -> NDA
     return probabilities
 
 
-def _load(manifest: PlanManifest, dataset: Dataset, chunk: int) -> list[list[Tensor]]:
-    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`.
+def _capped_rows(manifest: PlanManifest, dataset: Dataset) -> tuple[Rows, Rows]:
+    """Training rows, by patient, and validation rows; at most as many of a patient as the plan's sensitivities say.
 
-    With privacy one such part for every `chunk` patients, in whatever order: integers add up exactly. Without it the
-    sums are of real numbers, whose rounding would depend on the parts: there is one.
+    Raises: FedmeshError(DATA_INVALID).
     """
     if dataset.feature_names != manifest.feature_names:
         raise FedmeshError(Code.DATA_INVALID, "the data set was read for another plan: its features differ")
     train, validation = dataset.rows(SplitName.TRAIN), dataset.rows(SplitName.VALIDATION)
     require_training_rows(len(train.y))
+    if manifest.privacy is not None:
+        train = _capped(train, manifest.privacy.max_encounters_per_patient)
+        if manifest.metrics is not None:
+            validation = _capped(validation, manifest.metrics.max_encounters_per_patient)
+    # The graphs take a patient's rows as they lie, without looking for others.
+    return _rows_at(train, np.argsort(train.patient, kind="stable")), validation
+
+
+def _rows_at(rows: Rows, at: NDArray[Any]) -> Rows:
+    """Some of the rows, by position or by mask; `patients` stays."""
+    return replace(
+        rows,
+        x=rows.x[at],
+        y=rows.y[at],
+        patient=rows.patient[at],
+        encounter_ids=rows.encounter_ids[at],
+        patient_ids=rows.patient_ids[at],
+        groups=None if rows.groups is None else rows.groups[at],
+    )
+
+
+def _tensor_parts(manifest: PlanManifest, train: Rows, validation: Rows, chunk: int) -> list[list[Tensor]]:
+    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`.
+
+    With privacy one such part for every `chunk` patients, in whatever order: integers add up exactly. Without it the
+    sums are of real numbers, whose rounding would depend on the parts: there is one.
+    """
     if manifest.privacy is None:
-        return [_tensors(_by_patient(train), train.patients, validation.x, validation.y)]
-    train = _capped(train, manifest.privacy.max_encounters_per_patient)
-    if manifest.metrics is not None:
-        validation = _capped(validation, manifest.metrics.max_encounters_per_patient)
-    return list(_chunks(_by_patient(train), validation, chunk))
-
-
-def _by_patient(rows: Rows) -> Rows:
-    """The rows by patient: the graphs take a patient's rows as they lie, without looking for others."""
-    order = np.argsort(rows.patient, kind="stable")
-    return replace(rows, x=rows.x[order], y=rows.y[order], patient=rows.patient[order])
+        return [_tensors(train, train.patients, validation.x, validation.y)]
+    return list(_chunks(train, validation, chunk))
 
 
 def _chunks(train: Rows, validation: Rows, chunk: int) -> Iterator[list[Tensor]]:
@@ -249,14 +292,7 @@ def _capped(rows: Rows, cap: int) -> Rows:
         patient = rows.patient[row]
         keep[row] = taken[patient] < cap
         taken[patient] += 1
-    return Rows(
-        x=rows.x[keep],
-        y=rows.y[keep],
-        patient=rows.patient[keep],
-        patients=rows.patients,
-        encounter_ids=rows.encounter_ids[keep],
-        patient_ids=rows.patient_ids[keep],
-    )
+    return _rows_at(rows, keep)
 
 
 def _state_tensors(state: State) -> list[Tensor]:

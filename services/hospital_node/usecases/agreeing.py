@@ -12,9 +12,10 @@ from services.common.telemetry import get_logger
 from services.hospital_node.domain.ports import Int64Vector, Seen, Trainer
 from services.hospital_node.domain.sums import SumCheck
 from services.hospital_node.domain.tasks import Task
+from services.hospital_node.usecases.checking import CheckSteps
 from services.hospital_node.usecases.jobs import OpenedSum, SealedState
 from services.hospital_node.usecases.states import seal
-from services.hospital_node.usecases.steps import Steps
+from services.hospital_node.usecases.steps import Steps, Tools
 from services.secure_sum.epoch import EpochKeys
 
 log = get_logger(__name__)
@@ -26,6 +27,10 @@ _CHOICE: Final = random.SystemRandom()
 
 
 class AgreeSteps(Steps):
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools)
+        self._checks = CheckSteps(tools)
+
     async def decrypt(self, task: Task) -> None:
         """Check and open the attempt's sum, compute and seal the next state, submit a keyed digest of the sum.
 
@@ -34,6 +39,7 @@ class AgreeSteps(Steps):
         """
         opened = await self._opened(task)
         next_state = await self._next_state(task)
+        await self._checks.note(task, opened.total)
         digest, signed = await self.sum(
             self._t.secure_sum.agree, opened.check, task.sum_sha256, opened.total, next_state.sha256
         )
@@ -124,10 +130,14 @@ class AgreeSteps(Steps):
     async def _next_state(self, task: Task) -> SealedState:
         trainer = await self.trainer(task)
         opened = await self._opened(task)
+        measuring = (await self.accepted(task)).manifest.measuring_round
 
         async def make() -> SealedState:
             base = await self.base_state(task)
             keys = opened.check.terms.keys
+            if task.attempt.round == measuring:
+                # It measured this very state, which is the next version's too.
+                return seal(keys, task.attempt.job_id, task.attempt.round, base)
             return await self.train(_update, trainer, base, opened, keys, task)
 
         key = (task.attempt, task.sum_sha256, task.base_version, task.base_state_sha256)

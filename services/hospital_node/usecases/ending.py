@@ -2,6 +2,7 @@
 
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.tasks import Task
+from services.hospital_node.usecases.checking import CheckSteps
 from services.hospital_node.usecases.disk import on_disk
 from services.hospital_node.usecases.personal import PersonalSteps
 from services.hospital_node.usecases.steps import Steps, Tools
@@ -12,7 +13,7 @@ log = get_logger(__name__)
 class EndSteps(Steps):
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools)
-        self._personal = PersonalSteps(tools)
+        self._personal, self._checks = PersonalSteps(tools), CheckSteps(tools)
 
     async def committed(self, task: Task) -> None:
         """Adopt the committed state, byte for byte, and let go of what led to it."""
@@ -30,7 +31,8 @@ class EndSteps(Steps):
         log.warning("version_burnt", attempt=str(task.attempt), reason=task.reason)
 
     async def job_ended(self, task: Task) -> None:
-        """Make the job's personal model and forget the job; its budget is free again only if nothing was ever sent."""
+        """Report the job's checks, make its personal model, and forget the job; its budget is free again only if
+        nothing was ever sent."""
         job_id = task.attempt.job_id
         try:
             released = await on_disk(self._t.ledger.release, job_id)
@@ -40,6 +42,7 @@ class EndSteps(Steps):
             if task.base_state_sha256:
                 # The end may overtake the last version's own task.
                 await self._adopt(task, task.base_state_sha256)
+                await self._checks.report(task)
                 await self._personal.personalise(task)
         finally:
             self._t.jobs.close(job_id)

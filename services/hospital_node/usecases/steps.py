@@ -10,6 +10,7 @@ from services.common.telemetry import get_logger
 from services.hospital_node.domain.policy import Policy
 from services.hospital_node.domain.ports import (
     Ledger,
+    MeasuredStore,
     Mesh,
     NodeState,
     NoiseAdder,
@@ -25,6 +26,7 @@ from services.hospital_node.usecases.jobs import Accepted, Jobs, JobSession, ver
 from services.hospital_node.usecases.rosters import Rosters
 from services.hospital_node.usecases.spending import Spending
 from services.hospital_node.usecases.states import ModelStates
+from services.secure_sum.roster import MemberKeys
 from services.secure_sum.wire import layout_of
 
 P = ParamSpec("P")
@@ -40,8 +42,9 @@ _MOST_PATIENCE_S: Final = 600.0
 class Tools:
     """What the steps work with.
 
-    worker: runs training; summer: runs the secure sum, which never waits for training. segments: how many segments of
-    a sum this hospital recomputes. spool: makes an empty file for an encrypted sum.
+    worker: runs training; summer: runs the secure sum, which never waits for training. keys: this hospital's own, for
+    what it signs. segments: how many segments of a sum this hospital recomputes. spool: makes an empty file for an
+    encrypted sum.
     """
 
     mesh: Mesh
@@ -57,6 +60,8 @@ class Tools:
     epochs: Epochs
     states: ModelStates
     personal: PersonalStore
+    measured: MeasuredStore
+    keys: MemberKeys
     policy: Policy
     clock: Clock
     segments: int

@@ -39,6 +39,13 @@ OWN_TYPES: Final = frozenset(
         "round.burnt",
         "ledger.reported",
         "ledger.differs",
+        "model.attested",
+        "model.checked",
+        "model.tagged",
+        "model.rolled_back",
+        "alias.moved",
+        "promotion.proposed",
+        "promotion.approved",
     }
 )
 """Facts that only the registry can state; nobody else may report them."""

@@ -14,6 +14,7 @@ from services.registry.store.jobs import PostgresJobs
 from services.registry.store.ledgers import PostgresLedgers
 from services.registry.store.outbox import PostgresOutbox
 from services.registry.store.plans import PostgresPlans
+from services.registry.store.promotions import PostgresPromotions
 from services.registry.store.requests import PostgresRequests
 from services.registry.store.rosters import PostgresRosters
 from services.registry.store.rounds import PostgresRounds
@@ -37,6 +38,7 @@ class PostgresTransaction:
         self.ledgers = PostgresLedgers(connection)
         self.rounds = PostgresRounds(connection)
         self.blobs = PostgresBlobs(connection)
+        self.promotions = PostgresPromotions(connection)
         self.outbox = PostgresOutbox(connection)
 
 

@@ -29,6 +29,7 @@ from services.registry.domain.entities import (
     Strike,
     SurvivorList,
 )
+from services.registry.usecases.promotion_ports import Promotions
 
 T = TypeVar("T")
 
@@ -321,6 +322,8 @@ class Transaction(Protocol):
     def rounds(self) -> Rounds: ...
     @property
     def blobs(self) -> Blobs: ...
+    @property
+    def promotions(self) -> Promotions: ...
     @property
     def outbox(self) -> Outbox: ...
 

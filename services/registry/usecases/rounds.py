@@ -9,9 +9,11 @@ from uuid import UUID
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity
+from services.plans.manifest import read_manifest
 from services.registry.domain.entities import CommittedRound, Event, Job, JobStatus, Metric, ModelVersion, Page, Round
 from services.registry.domain.events import event
 from services.registry.domain.lineage import committed_facts, contributions_root
+from services.registry.domain.promotion import Rollback, diverged
 from services.registry.domain.rules import (
     parse_metrics,
     require_burnt_form,
@@ -22,6 +24,7 @@ from services.registry.domain.rules import (
     require_running,
     require_survivors,
 )
+from services.registry.usecases.attestations import Attestor
 from services.registry.usecases.jobs import end_job, find_job
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
@@ -30,10 +33,11 @@ from services.transparency.canonical import canonical_json
 
 
 class RoundUseCases:
-    def __init__(self, store: Store, mutations: Mutations, clock: Clock) -> None:
+    def __init__(self, store: Store, mutations: Mutations, clock: Clock, attestor: Attestor) -> None:
         self._store = store
         self._mutations = mutations
         self._clock = clock
+        self._attestor = attestor
 
     async def commit(self, command: Command[Job], told: Round) -> bytes:
         """Make the next version of a job, exactly once; the last round completes the job.
@@ -79,18 +83,44 @@ class RoundUseCases:
     ) -> Job:
         now = self._clock.now()
         committed = CommittedRound(told, contributions_root(told), now)
-        job = replace(job, version=told.version, state_sha256=told.state_sha256)
+        before, job = job, replace(job, version=told.version, state_sha256=told.state_sha256)
         kind = "round.burnt" if told.burnt else "round.committed"
         telling = event(kind, now, caller, f"job/{job.job_id}", **committed_facts(job, committed))
-        await tx.rounds.add(replace(committed, event_id=telling.event_id), metrics)
+        committed = replace(committed, event_id=telling.event_id)
+        await tx.rounds.add(committed, metrics)
         await tx.survivors.drop_details(job.job_id)
         await tx.outbox.add([telling])
+        if not told.burnt:
+            await self._attestor.attest(tx, caller, before, committed)
+        back = await self._rolled_back(tx, caller, job, metrics)
+        if back is not None:
+            reason = f"diverged, version {back.good_version} is the result: {back.reason}"[:500]
+            return await end_job(tx, job, caller, JobStatus.FAILED, reason, now)
         if told.version < job.rounds:
             return job
         if not job.state_sha256:
             reason = "every round was burnt: there is no model; see `fedmesh rounds` for the reasons"
             return await end_job(tx, job, caller, JobStatus.FAILED, reason, now)
         return await end_job(tx, job, caller, JobStatus.COMPLETED, "", now)
+
+    async def _rolled_back(
+        self, tx: Transaction, caller: Identity, job: Job, metrics: Mapping[str, float]
+    ) -> Rollback | None:
+        """The roll-back that this round's measurement calls for by the plan's bound, recorded; mostly None."""
+        if "auroc" not in metrics:
+            return None
+        plan = await tx.plans.get(job.plan_id)
+        assert plan is not None, "a foreign key holds the plan"
+        checks = read_manifest(plan.manifest).checks
+        found = None if checks is None else diverged(checks, await tx.promotions.measurements(job.job_id))
+        if found is None:
+            return None
+        now = self._clock.now()
+        back = Rollback(job.job_id, *found, now)
+        await tx.promotions.add_rollback(back)
+        facts = {"diverged_version": back.diverged_version, "good_version": back.good_version, "reason": back.reason}
+        await tx.outbox.add([event("model.rolled_back", now, caller, f"job/{job.job_id}", **facts)])
+        return back
 
     async def list(self, caller: Identity, job_id: UUID, after: int, size: int) -> tuple[CommittedRound, ...]:
         """Raises: FedmeshError(NOT_FOUND)."""

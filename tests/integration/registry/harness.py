@@ -14,8 +14,8 @@ from typing import Any
 import psycopg
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.common.v1 import round_pb2
+from fedmesh.registry.v1 import promotion_pb2_grpc, registry_pb2_grpc
 from fedmesh.registry.v1 import registry_pb2 as pb
-from fedmesh.registry.v1 import registry_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.clock import SystemClock
@@ -30,14 +30,7 @@ from services.common.standing import Standing, StandingConfig
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
 from services.registry.config import BlobConfig, EnrolmentConfig, RegistryConfig, RelayConfig, StrikeConfig
-from services.registry.main import (
-    build_enrolment,
-    build_relay,
-    build_usecases,
-    credentials_endpoint,
-    endpoint,
-    strangers,
-)
+from services.registry.main import build_endpoints, build_enrolment, build_relay, build_usecases, strangers
 from services.registry.relay import Relay
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
@@ -53,6 +46,7 @@ from services.secure_sum.statements import (
     sign,
     sign_bytes,
 )
+from services.transparency.checkpoint import generate_key
 from tests.support.audit_log import ListAuditLog
 from tests.support.stores import PostgresDatabase
 
@@ -178,11 +172,11 @@ class Registry:
     enrolment: EnrolmentUseCases
     channels: dict[str, MeshChannel] = field(default_factory=dict)
 
-    def stub(self, tls: TlsConfig) -> Any:
+    def stub(self, tls: TlsConfig, kind: Any = registry_pb2_grpc.RegistryServiceStub) -> Any:
         key = str(tls.certificate)
         if key not in self.channels:
             self.channels[key] = MeshChannel(f"127.0.0.1:{self.server.port}", tls, max_message_bytes=MAX_RECORD_BYTES)
-        return self.channels[key].stub(registry_pb2_grpc.RegistryServiceStub)
+        return self.channels[key].stub(kind)
 
     def operator(self, name: str = "alice") -> Any:
         return self.stub(self._tls("operator", name))
@@ -192,6 +186,10 @@ class Registry:
 
     def service(self, name: str = "coordinator") -> Any:
         return self.stub(self._tls("service", name))
+
+    def promotion(self, name: str = "alice", kind: str = "operator") -> Any:
+        """The service of promotion, called as an operator unless another kind is given."""
+        return self.stub(self._tls(kind, name), promotion_pb2_grpc.PromotionServiceStub)
 
     def _tls(self, kind: str, name: str) -> TlsConfig:
         stem = name if kind == "service" else f"{kind}-{name}"
@@ -367,6 +365,14 @@ async def code(awaitable: Awaitable[Any]) -> Code:
     return (await refused(awaitable)).code
 
 
+def signing_key(folder: Path) -> Path:
+    """The registry's signing key in a folder; made when there is none."""
+    path = folder / "registry.key"
+    if not path.exists():
+        generate_key(path, f"{CONSORTIUM}/registry")
+    return path
+
+
 @contextlib.asynccontextmanager
 async def running_registry(
     database: PostgresDatabase, folder: Path, audit_endpoint: Endpoint | None = None
@@ -394,6 +400,7 @@ async def running_registry(
             postgres=database.config("registry_service"),
             audit=ClientConfig(target=f"127.0.0.1:{audit_server.port}"),
             blobs=BlobConfig(max_bytes=8 << 20, max_uploads=4, idle_s=1.0, memory_bytes=1 << 20, spool_dir=folder),
+            signing_key=signing_key(folder),
             relay=RelayConfig(interval_s=0.05, max_backoff_s=0.2),
             strikes=StrikeConfig(limit=3, window_s=60.0),
             standing=StandingConfig(interval_s=0.5),
@@ -418,7 +425,7 @@ async def running_registry(
         await standing.refresh()
         server = MeshServer(
             config.server,
-            [endpoint(usecases), credentials_endpoint(enrolment)],
+            build_endpoints(usecases, enrolment),
             admit=standing.admit_certificate,
             max_message_bytes=MAX_RECORD_BYTES,
         )

@@ -63,6 +63,7 @@ async def test_every_step_reaches_the_audit_log_in_order(registry: Registry) -> 
         "survivors.stored",
         "blob.stored",
         "round.committed",
+        "model.attested",
         "job.ended",
     ]
     by_type = {event.type: event for event in registry.audit.events}

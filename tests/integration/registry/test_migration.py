@@ -14,6 +14,7 @@ from services.common.postgres import Database, migrate
 from services.registry.domain.entities import StrikeRule
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
+from services.registry.usecases.attestations import Attestor
 from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.mutation import Mutations
@@ -93,7 +94,7 @@ async def test_data_and_writers_of_the_release_before_stay_good(postgres: Postgr
         jobs = JobUseCases(store, mutations, clock)
         found = (await jobs.list(OPERATOR, None, 10, None)).items[0]
         assert (found.version, found.state_sha256, found.roster_sha256, found.roster_size) == (2, STATE, "", 0)
-        rounds = await RoundUseCases(store, mutations, clock).list(OPERATOR, found.job_id, 0, 10)
+        rounds = await RoundUseCases(store, mutations, clock, Attestor(None)).list(OPERATOR, found.job_id, 0, 10)
         assert [(item.round.burnt, item.round.survivors_sha256, item.round.sum_sha256) for item in rounds] == [
             (False, "", "c" * 64)
         ] * 2

@@ -72,6 +72,12 @@ def test_id_depends_on_every_field_and_on_nothing_else() -> None:
     ("path", "value", "expected"),
     [
         ("surprise", 1, ["unknown field surprise", "allowed:", "algorithm"]),
+        ("checks", {"subgroups": [{"column": "sex"}]}, ["checks.subgroups: sex is no column of the schema"]),
+        ("checks", {"subgroups": [{"column": "age"}]}, ["checks.subgroups: age needs bands"]),
+        ("checks", {"subgroups": [{"column": "ward", "bands": [1]}]}, ["checks.subgroups: ward takes no bands"]),
+        ("checks", {"subgroups": [{"column": "age", "bands": [2, 1]}]}, ["bands must ascend"]),
+        ("checks", {"subgroups": [{"column": "ward"}] * 2}, ["a column appears twice"]),
+        ("checks", {"largest_attack_auc": 0.4}, ["largest_attack_auc = 0.4", "0.5"]),
         ("algorithm.speed", 1, ["algorithm.gradient_descent.speed", "learning_rate"]),
         ("feature_schema.columns.0.mean", 1, ["unknown field", "mean", "centre"]),
         ("privacy.epsilon", -1, ["privacy.epsilon = -1", "greater than 0"]),

@@ -68,6 +68,19 @@ def test_csv_and_parquet_give_the_same(tmp_path: Path) -> None:
     check_tiny(read_dataset(parquet, PLAN))
 
 
+def test_subgroups_are_read_beside_the_features(tmp_path: Path) -> None:
+    subgroups = [{"column": "ward"}, {"column": "age", "bands": [30.5, 71]}, {"column": "urgent"}]
+    document = {**PRIVATE, "features": ["visits"], "checks": {"subgroups": subgroups}}
+    data = read_dataset(csv_file(tmp_path, *ROWS), manifest(document))
+    assert data.x.shape == (3, 1)
+    assert data.groups is not None
+    # An age on an edge is in the upper band; a ward outside the levels is in `others`.
+    assert data.groups.tolist() == [[0, 1, 1], [1, 1, 0], [2, 2, 1]]
+    bare = csv_file(tmp_path, "e1,p1,yes,home,70,3,Yes", header=HEADER.replace("ward,", ""), name="bare.csv")
+    with pytest.raises(FedmeshError, match="lacks 1 column: ward"):
+        read_dataset(bare, manifest(document))
+
+
 def test_typed_parquet_columns_read_like_text(tmp_path: Path) -> None:
     path = tmp_path / "typed.parquet"
     duckdb.sql(

@@ -16,7 +16,7 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, SplitName
 from services.hospital_node.training.scoring import log_odds
 from services.hospital_node.training.state import State, initial_state, initial_weights, read_state, states_close
-from services.hospital_node.training.trainer import CHUNK, Trainer, _load, predict
+from services.hospital_node.training.trainer import CHUNK, Trainer, _capped_rows, _tensor_parts, predict
 from services.plans.algorithms import AdaptiveServer, FedProx, Ridge
 from services.plans.manifest import PlanManifest
 from tests.support.family_plans import BLOCKS, DOCUMENTS, PLANS
@@ -234,7 +234,7 @@ def test_no_patient_exceeds_the_sensitivity(cache: Path, name: str) -> None:
     )
     def check(rows: list[tuple[float, ...]], size: float) -> None:
         # Opening a trainer for every example would take minutes.
-        trainer._data = _load(plan, one_patient(plan, rows), CHUNK)
+        trainer._data = _tensor_parts(plan, *_capped_rows(plan, one_patient(plan, rows)), CHUNK)
         weights = (initial_weights(plan) * size + size).astype(np.float32)
         state = State(0, weights, np.zeros_like(weights), weights).to_bytes()
         vector = [int(value) for value in trainer.contribution(state, 1)[: plan.train_length]]

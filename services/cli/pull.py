@@ -1,0 +1,196 @@
+"""`fedmesh models pull`: a hospital takes a promoted model, once everything that is said of it was found to hold."""
+
+import asyncio
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
+from fedmesh.registry.v1 import promotion_pb2_grpc, registry_pb2, registry_pb2_grpc
+from rich.console import Console
+
+from services.cli.inspection import stack_dir
+from services.cli.lineage import Recorded, as_json, build
+from services.cli.mesh import awake
+from services.cli.receipts import Asker, read_asker
+from services.cli.stack import DEMO_DIR, Folder
+from services.cli.versions import Registry, read_recorded
+from services.cli.witnesses import look_at
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import MeshChannel, call, stream
+from services.common.grpc.server import MAX_RECORD_BYTES
+from services.hospital_node.config import read_membership, read_registry_key
+from services.hospital_node.store.epochs import EPOCH_FOLDER, load_epoch
+from services.hospital_node.usecases.states import open_newest
+from services.plans.manifest import PlanManifest
+from services.secure_sum.epoch import EpochKeys, open_epoch
+from services.secure_sum.roster import Roster
+from services.secure_sum.sealed import sealed_epoch
+from services.secure_sum.statements import Signed
+from services.transparency.provenance import Claim, Report, require_state, verify_claim
+from services.transparency.receipt import Place
+from services.transparency.witness import follow
+
+_MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A verified version: its opened state, and what was verified."""
+
+    recorded: Recorded
+    claim: Claim
+    state: bytes
+
+    @property
+    def manifest(self) -> PlanManifest:
+        return self.recorded.manifest
+
+
+def pull(
+    out: Annotated[Path, typer.Option("--out", help="New folder for the model")],
+    version: Annotated[
+        str, typer.Argument(help="An alias, MODEL@ALIAS, or JOB/NUMBER with the whole id of the job")
+    ] = "production",
+    config: Annotated[Path | None, typer.Option(help="Configuration file of the hospital's node")] = None,
+    hospital: Annotated[str, typer.Option(help="A hospital of the stack, instead of --config")] = "",
+    keras: Annotated[
+        bool, typer.Option("--keras/--no-keras", help="Write Keras and SavedModel too; takes TensorFlow's time to load")
+    ] = True,
+    folder: Folder = DEMO_DIR,
+) -> None:
+    """Get a promoted model into a hospital: check signature, lineage, checks and log inclusion; open it; export it.
+
+    Nothing is written unless everything holds.
+    """
+    if (config is None) == (not hospital):
+        raise FedmeshError(Code.INVALID_ARGUMENT, "name the hospital: by --config FILE, or by --hospital in a stack")
+    if out.exists():
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"{out} is there already: name a new folder")
+    with ExitStack() as opened:
+        targets = None
+        if config is None:
+            stack = opened.enter_context(awake(stack_dir(folder), ("audit", "registry")))
+            config = stack_dir(folder) / "config" / f"{hospital}.yaml"
+            if not config.is_file():
+                raise FedmeshError(Code.NOT_FOUND, f"no hospital {hospital} ever ran in {folder}")
+            targets = {name: stack.target(name) for name in ("registry", "audit")}
+        pulled = asyncio.run(fetch(read_asker(config, targets), version))
+    write(pulled, out, keras=keras)
+    claim = pulled.claim
+    Console().print(
+        f"[green]OK[/green] {pulled.recorded.plan.name} {claim.job_id}/{claim.version}: statement signed by the"
+        f" registry, entry {claim.entry.index} of a witnessed log of {claim.entry.size} entries, checks signed by"
+        f" {len(claim.reports)} hospitals, promoted by {claim.proposed_by.rpartition('/')[2]} and"
+        f" {claim.approved_by.rpartition('/')[2]}. Model: {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def write(pulled: Pulled, out: Path, *, keras: bool) -> None:
+    """Write the model, its statement and its lineage into a new folder."""
+    from services.hospital_node.training.export import export_keras, export_names, export_numpy
+
+    try:
+        out.mkdir(parents=True)
+        (out / "statement.json").write_bytes(pulled.claim.envelope)
+        (out / "verdict.json").write_bytes(pulled.claim.verdict)
+        (out / "plan.json").write_bytes(pulled.claim.plan)
+        (out / "lineage.json").write_text(as_json(build(pulled.recorded)) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {out}: {error.strerror}") from error
+    export_names(pulled.manifest, out)
+    export_numpy(pulled.manifest, pulled.state, out)
+    if keras:
+        export_keras(pulled.manifest, pulled.state, out)
+
+
+async def fetch(asker: Asker, version: str) -> Pulled:
+    """Get a version from the centre, check all that is said of it, and open its state with the hospitals' key.
+
+    Raises: FedmeshError(NOT_FOUND), (WRONG_STATE) when it is not promoted, or not in a witnessed log yet,
+        (PROOF_INVALID | STATEMENT_INVALID | CIPHERTEXT_INVALID) when something does not hold.
+    """
+    key = read_registry_key(asker.config, asker.founding.statement.consortium)
+    tls = asker.config.tls
+    async with (
+        MeshChannel(asker.config.registry.target, tls, max_message_bytes=MAX_RECORD_BYTES) as to_registry,
+        MeshChannel(asker.witness.audit.target, tls) as to_audit,
+    ):
+        registry = Registry(
+            to_registry.stub(registry_pb2_grpc.RegistryServiceStub),
+            to_registry.stub(promotion_pb2_grpc.PromotionServiceStub),
+        )
+        recorded = await read_recorded(registry, version)
+        claim = await _claim(asker, registry, to_audit.stub(audit_pb2_grpc.AuditServiceStub), recorded)
+        statement = verify_claim(claim, key, asker.verifier)
+        blob = await _download(registry.versions, claim.state_sha256)
+        require_state(blob, statement)
+        roster = next(one for one in claim.rosters if one.sha256 == statement.predicate["roster_sha256"])
+        keys = await _epoch(asker, registry.versions, roster, sealed_epoch(blob))
+    _, state = open_newest(keys, claim.job_id, claim.version, blob)
+    return Pulled(recorded, claim, state)
+
+
+async def _claim(asker: Asker, registry: Registry, audit: Any, recorded: Recorded) -> Claim:
+    said = recorded.provenance
+    approved = [one for one in said.promotions if one.approved_by]
+    if not approved:
+        raise FedmeshError(Code.WRONG_STATE, f"{recorded.reference} was not promoted: see `fedmesh models checks`")
+    if not said.HasField("attestation") or not said.attestation.HasField("index"):
+        raise FedmeshError(Code.WRONG_STATE, "the audit log does not hold the version's statement yet: try again soon")
+    answer = await call(registry.versions.ListRosters, registry_pb2.ListRostersRequest(after_version=1))
+    signed = [(item.statement, {one.hospital_id: one.signature for one in item.signatures}) for item in answer.rosters]
+    rosters = follow(asker.founding, signed)
+    seen, index = await look_at(audit, asker.verifier, rosters), said.attestation.index
+    if seen.best is None or seen.best[1].size <= index:
+        size = 0 if seen.best is None else seen.best[1].size
+        raise FedmeshError(
+            Code.WRONG_STATE, f"the statement is entry {index} of the log, and {size} entries are witnessed: come again"
+        )
+    note, checkpoint, _ = seen.best
+    found = await call(audit.GetEntry, audit_pb2.GetEntryRequest(index=index, tree_size=checkpoint.size))
+    return Claim(
+        job_id=recorded.version.job_id,
+        version=recorded.version.version,
+        state_sha256=recorded.version.state_sha256,
+        plan=bytes(recorded.plan.manifest),
+        envelope=bytes(said.attestation.envelope),
+        leaf=bytes(found.leaf),
+        entry=Place(index, checkpoint.size, tuple(found.hashes)),
+        checkpoint=note,
+        proposed_by=approved[0].proposed_by,
+        approved_by=approved[0].approved_by,
+        verdict=bytes(approved[0].verdicts[-1]),
+        reports=tuple(Report(one.hospital_id, one.statement, one.signature) for one in said.reports),
+        rosters=tuple(rosters),
+    )
+
+
+async def _download(versions: Any, sha256: str) -> bytes:
+    content = bytearray()
+    async for part in stream(versions.DownloadBlob, registry_pb2.DownloadBlobRequest(sha256=sha256)):
+        content += part.chunk
+        if len(content) > _MOST_BYTES:
+            raise FedmeshError(Code.TOO_LARGE, f"the state has more than {_MOST_BYTES} bytes")
+    return bytes(content)
+
+
+async def _epoch(asker: Asker, versions: Any, roster: Roster, epoch: int) -> EpochKeys:
+    """The keys of an epoch: the node's own copy, else what a member sealed to this hospital."""
+    kept = load_epoch(asker.config.data_dir / EPOCH_FOLDER, roster.sha256, epoch)
+    if kept is not None:
+        return kept
+    request = registry_pb2.GetEpochRequest(roster_sha256=roster.sha256, epoch=epoch)
+    answer = await call(versions.GetEpoch, request)
+    if not answer.HasField("epoch"):
+        raise FedmeshError(Code.NOT_FOUND, f"nobody has published key epoch {epoch} of the version's roster")
+    keys, _ = read_membership(asker.config)
+    sealed = answer.epoch
+    opened = open_epoch(Signed(sealed.hospital_id, sealed.statement, sealed.signature), keys, roster)
+    if opened.epoch != epoch:
+        raise FedmeshError(Code.STATEMENT_INVALID, f"the registry gave epoch {opened.epoch} for {epoch}")
+    return opened

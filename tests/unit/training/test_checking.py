@@ -1,0 +1,157 @@
+"""The measuring round: what a hospital adds to it, how it is noised, and what follows from its sum."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from services.hospital_node.domain.policy import compositions, plan_loss
+from services.hospital_node.domain.ports import NoiseRequest
+from services.hospital_node.noise import ShareOfNoise, mechanisms
+from services.hospital_node.sources.dataset import Dataset, SplitName
+from services.hospital_node.training.checking import attack_auc, find
+from services.hospital_node.training.trainer import Trainer, segments
+from services.plans.manifest import PlanManifest, plan_id
+from tests.support.tiny_plan import PRIVATE, dataset, manifest
+from tests.unit.training.test_trainer import some_state
+
+CHECKS: dict[str, Any] = {
+    "least_subgroup_count": 5,
+    "largest_attack_auc": 0.6,
+    "largest_subgroup_gap": 0.1,
+    "subgroups": [{"column": "ward"}, {"column": "age", "bands": [40, 65]}],
+}
+PLAN = manifest({**PRIVATE, "rounds": {"count": 5}, "checks": CHECKS})
+BINS = 8
+UNITS = PLAN.encoding.metrics_units
+WARDS, AGES = 3, 3
+
+
+def grouped(seed: int = 1, **changes: Any) -> Dataset:
+    data = dataset(PLAN, seed, **changes)
+    rng = np.random.default_rng(seed)
+    return replace(data, groups=np.stack([rng.integers(0, n, len(data.y)) for n in (WARDS, AGES)], axis=1))
+
+
+def parts(plan: PlanManifest, vector: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """(metrics, groups, members): counts, each [..., 2, bins]."""
+    counts = vector[plan.train_length :].reshape(-1, 2, BINS) / plan.encoding.metrics_units
+    return counts[0], counts[1:-1], counts[-1]
+
+
+def test_the_plan_trains_as_without_checks() -> None:
+    assert plan_id(PLAN.without_checks) == plan_id(manifest(PRIVATE))
+    assert (PLAN.measuring_round, PLAN.metrics_rounds) == (5, (2, 4, 5))
+    assert PLAN.groups == (
+        *(("ward", name) for name in ("a", "heart", "others")),
+        *(("age", name) for name in ("below-40", "40-to-65", "from-65")),
+    )
+
+
+def test_the_measuring_round_counts_each_encounter_once_in_every_part(cache: Path) -> None:
+    data = grouped()
+    state = some_state(PLAN.without_checks)
+    trainer = Trainer(PLAN, data, cache)
+    vector = trainer.contribution(state.to_bytes(), 5)
+    assert vector.shape == (PLAN.vector_length,)
+    assert not vector[: PLAN.train_length].any()
+    metrics, groups, members = parts(PLAN, vector)
+    # One encounter of each validation patient, two of each training patient at most.
+    assert metrics.sum() == data.rows(SplitName.VALIDATION).patients
+    for column, last in ((groups[:WARDS], WARDS), (groups[WARDS:], AGES)):
+        assert len(column) == last
+        np.testing.assert_array_equal(column.sum(axis=0), metrics)
+    rows = data.rows(SplitName.TRAIN)
+    _, encounters = np.unique(rows.patient, return_counts=True)
+    assert members.sum() == np.minimum(encounters, 2).sum()
+    # In the other rounds these parts are zero, whatever the data.
+    for number in (1, 4):
+        other = trainer.contribution(state.to_bytes(), number)
+        assert not other[PLAN.train_length + PLAN.metrics_length :].any()
+        assert other[: PLAN.train_length].any()
+
+
+def test_no_patient_exceeds_the_sensitivity_of_its_part(cache: Path) -> None:
+    state = some_state(PLAN.without_checks, size=2.0).to_bytes()
+    validation, members = segments(PLAN, 5)
+    assert (validation.sensitivity, members.sensitivity) == (PLAN.measured_sensitivity, PLAN.members_sensitivity)
+    for seed in range(6):
+        # One training patient and one validation patient: each part is the contribution of one of them.
+        data = grouped(seed, patients=2, size=30.0)
+        vector = [int(value) for value in Trainer(PLAN, data, cache).contribution(state, 5)]
+        for part in (validation, members):
+            square = sum(value * value for value in vector[part.slice])
+            assert 0 < square <= part.sensitivity**2
+    # Three histograms of one encounter: the bound is reached, up to rounding up.
+    assert PLAN.measured_sensitivity == int(np.ceil(UNITS * np.sqrt(3)))
+    assert PLAN.members_sensitivity == 2 * UNITS
+
+
+def test_the_measuring_round_is_noised_as_one_more_release_of_each_part() -> None:
+    assert PLAN.privacy is not None
+    assert compositions(PLAN) == (5 + 1, 3 + 1)
+    assert plan_loss(PLAN) == plan_loss(manifest(PRIVATE))
+    [(train, gradient)] = mechanisms(NoiseRequest(PLAN, 1, 5))
+    (validation, measured), (rest, members) = mechanisms(NoiseRequest(PLAN, 5, 5))
+    assert (train.stop, validation.start, validation.stop, rest.stop) == (
+        PLAN.train_length,
+        PLAN.train_length,
+        rest.start,
+        PLAN.vector_length,
+    )
+    assert (members.compositions, measured.compositions) == (gradient.compositions, 4)
+    ratio = members.noise().noise_multiplier / gradient.noise().noise_multiplier
+    assert ratio == pytest.approx(1.0, abs=1e-9)
+    noised = ShareOfNoise().add(np.zeros(PLAN.vector_length, dtype=np.int64), NoiseRequest(PLAN, 5, 5))
+    assert not noised[: PLAN.train_length].any()
+    assert noised[validation].any()
+    assert noised[rest].any()
+
+
+def summed(everybody: Any, groups: Any, members: Any) -> NDArray[np.int64]:
+    vector: NDArray[np.int64] = np.concatenate([np.ravel(part) for part in (everybody, groups, members)]) * UNITS
+    return vector.astype(np.int64)
+
+
+def spread(positive: int, negative: int) -> NDArray[np.float64]:
+    """Counts [2, bins] with all positives in one bin and all negatives in another."""
+    counts = np.zeros((2, BINS))
+    counts[0, positive], counts[1, negative] = 40, 60
+    return counts
+
+
+def test_the_attack_is_the_area_under_its_curve() -> None:
+    rng = np.random.default_rng(0)
+    inside, outside = rng.integers(0, 9, BINS).astype(float), rng.integers(0, 9, BINS).astype(float)
+    low = np.repeat(np.arange(BINS), inside.astype(int))[:, np.newaxis]
+    high = np.repeat(np.arange(BINS), outside.astype(int))[np.newaxis]
+    assert attack_auc(inside, outside) == pytest.approx(((low < high) + (low == high) / 2).mean())
+
+
+def test_what_hospitals_find_in_a_sum() -> None:
+    everybody = spread(5, 3) + spread(3, 5) + 3 * spread(5, 2)
+    groups = np.stack([everybody / 3] * WARDS + [everybody, np.zeros_like(everybody), everybody / 9])
+    good = {item.check: item for item in find(PLAN, {1: 0.1, 5: 0.01}, summed(everybody, groups, 2 * everybody))}
+    assert [item.passed for item in good.values()] == [True] * 3
+    assert good["membership-inference"].figures == {"auc_positives": 0.5, "auc_negatives": 0.5}
+    assert good["saturation"].figures == {"peak": 0.1, "rounds_seen": 2.0}
+    # The empty age band is too small to judge; its column has others.
+    assert "5 of 6 groups" in good["subgroups"].reason
+
+    # Members whose positives all score high and negatives low: the model has learnt them by heart.
+    leaky = {item.check: item for item in find(PLAN, {5: 0.1}, summed(everybody, groups, 9 * spread(7, 0)))}
+    assert (leaky["membership-inference"].passed, leaky["subgroups"].passed) == (False, True)
+    assert leaky["membership-inference"].figures["auc_positives"] == 1.0
+
+    unfair = groups.copy()
+    unfair[1] = spread(2, 5)
+    found = {item.check: item for item in find(PLAN, {5: 0.6}, summed(everybody, unfair, everybody))}
+    assert (found["saturation"].passed, found["subgroups"].passed) == (False, False)
+    assert "AUROC of ward=heart is 0.0000" in found["subgroups"].reason
+
+    nothing = find(PLAN, {}, summed(0 * everybody, 0 * groups, 0 * everybody))
+    assert [item.passed for item in nothing] == [False] * 3
+    assert "too few" in nothing[1].reason
