@@ -10,6 +10,7 @@ from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel, call
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.postgres import Database, require_migrated
+from services.common.postgres_watch import PostgresWatch
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.registry.config import RegistryConfig
@@ -27,6 +28,7 @@ from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.rosters import RosterUseCases
 from services.registry.usecases.rounds import RoundUseCases
 from services.registry.usecases.survivors import SurvivorUseCases
+from services.registry.watch import HospitalWatch
 
 
 def check(config: RegistryConfig) -> None:
@@ -64,7 +66,7 @@ async def main(config: RegistryConfig) -> None:
                         servicer,
                     )
                 ],
-                background=[relay.run],
+                background=[relay.run, HospitalWatch(store, clock, config).run, PostgresWatch(database).run],
                 dependencies=database.ready,
                 max_message_bytes=MAX_RECORD_BYTES,
             )
