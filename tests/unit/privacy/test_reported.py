@@ -26,7 +26,13 @@ class Ledger:
         self.spending.add(entry)
 
     def reserve(self, job_id: str, epsilon: float, population: str = "p", *, private: int = 1) -> None:
-        terms: dict[str, Any] = {"plan_id": "plan", "delta": 1e-6, "colluders": 1, "compositions": 2, "metrics_compositions": 0}
+        terms: dict[str, Any] = {
+            "plan_id": "plan",
+            "delta": 1e-6,
+            "colluders": 1,
+            "compositions": 2,
+            "metrics_compositions": 0,
+        }
         self.write(RESERVED, job_id=job_id, population=population, private=private, epsilon=epsilon, **terms)
 
     def charge(self, job_id: str, at: datetime = NOW) -> None:
