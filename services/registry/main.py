@@ -56,6 +56,7 @@ async def main(config: RegistryConfig) -> None:
         async with MeshChannel(config.audit.target, config.server.tls) as audit:
             store = PostgresStore(database)
             relay = build_relay(config, store, audit)
+            hospitals = HospitalWatch(store, clock, config.budget, config.strikes)
             servicer = RegistryServicer(build_usecases(config, store, clock, relay))
             await run_server(
                 config.server,
@@ -66,7 +67,7 @@ async def main(config: RegistryConfig) -> None:
                         servicer,
                     )
                 ],
-                background=[relay.run, HospitalWatch(store, clock, config).run, PostgresWatch(database).run],
+                background=[relay.run, hospitals.run, PostgresWatch(database).run],
                 dependencies=database.ready,
                 max_message_bytes=MAX_RECORD_BYTES,
             )

@@ -17,7 +17,7 @@ from services.common.telemetry import get_logger
 from services.privacy.budget import Limit
 from services.privacy.chain import Entry
 from services.privacy.reported import ReportedSpending
-from services.registry.config import RegistryConfig
+from services.registry.config import BudgetConfig, StrikeConfig
 from services.registry.domain.entities import Hospital, HospitalStatus
 from services.registry.usecases.ports import Store, Transaction
 
@@ -39,14 +39,14 @@ _EPSILON_LIMIT: Final = Gauge("fedmesh_registry_epsilon_limit", "Epsilon that a 
 
 
 class HospitalWatch:
-    def __init__(self, store: Store, clock: Clock, config: RegistryConfig) -> None:
+    def __init__(self, store: Store, clock: Clock, budget: BudgetConfig, strikes: StrikeConfig) -> None:
         self._store = store
         self._clock = clock
-        self._limit = Limit(config.budget.epsilon_limit, config.budget.delta_limit)
-        self._window = timedelta(seconds=config.strikes.window_s)
+        self._limit = Limit(budget.epsilon_limit, budget.delta_limit)
+        self._window = timedelta(seconds=strikes.window_s)
         self._spending: defaultdict[str, ReportedSpending] = defaultdict(ReportedSpending)
-        _STRIKE_LIMIT.set(config.strikes.limit)
-        _EPSILON_LIMIT.set(config.budget.epsilon_limit)
+        _STRIKE_LIMIT.set(strikes.limit)
+        _EPSILON_LIMIT.set(budget.epsilon_limit)
 
     async def run(self) -> None:
         """Look until cancelled. A database that is away ends nothing: all figures then stay as they were."""
