@@ -1,6 +1,5 @@
 """What follows from a reported privacy ledger for a population's budget, in the same terms as the hospital's own."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -41,13 +40,13 @@ class ReportedSpending:
 
     def left(self, now: datetime, limit: Limit) -> Remaining:
         """What the hospital's population may still lose; of several, the one that has least epsilon left."""
-        charges = [
-            Charge(job_id, job.population, job.epsilon, job.delta, job.at or now)
-            for job_id, job in self._jobs.items()
-            if job.counts
-        ]
-        return _least(remaining(charges, name, now, limit) for name in {"", *(each.population for each in charges)})
-
-
-def _least(each: Iterable[Remaining]) -> Remaining:
-    return min(each, key=lambda left: left.epsilon)
+        by_population: dict[str, list[Charge]] = {}
+        for job_id, job in self._jobs.items():
+            if job.counts:
+                charge = Charge(job_id, job.population, job.epsilon, job.delta, job.at or now)
+                by_population.setdefault(job.population, []).append(charge)
+        untouched = remaining((), "", now, limit)
+        return min(
+            [untouched, *(remaining(charges, name, now, limit) for name, charges in by_population.items())],
+            key=lambda left: left.epsilon,
+        )
