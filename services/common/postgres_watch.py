@@ -8,6 +8,7 @@ import asyncio
 import time
 from typing import Any, Final
 
+import psycopg
 from prometheus_client import Gauge
 
 from services.common.errors import FedmeshError
@@ -68,6 +69,10 @@ class PostgresWatch:
         except FedmeshError as error:
             UP.set(0)
             log.info("postgres_not_measured", code=error.code.value, reason=error.message)
+            return
+        except psycopg.Error as error:
+            # It answers, but not this: no reason to end the service, as a loop that fails would.
+            log.warning("postgres_tells_nothing", reason=str(error))
             return
         UP.set(1)
         _SECONDS.set(time.perf_counter() - started)
