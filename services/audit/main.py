@@ -8,6 +8,7 @@ from services.audit.servicer import AuditServicer
 from services.audit.store import MIGRATIONS, SCHEMA
 from services.audit.store.postgres import PostgresStore
 from services.audit.usecases import LogUseCases
+from services.audit.watch import WitnessWatch
 from services.audit.witnessing import WitnessUseCases
 from services.common.clock import SystemClock
 from services.common.config import read_secret
@@ -15,6 +16,7 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
 from services.common.postgres import Database, require_migrated
+from services.common.postgres_watch import PostgresWatch
 from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
@@ -62,7 +64,7 @@ async def main(config: AuditConfig) -> None:
             await run_server(
                 config.server,
                 [endpoint(log, witnesses)],
-                background=[sequencer.run, standing.run],
+                background=[sequencer.run, standing.run, WitnessWatch(store).run, PostgresWatch(database).run],
                 dependencies=database.ready,
                 admit=standing.admit,
             )

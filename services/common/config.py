@@ -75,6 +75,9 @@ class TelemetryConfig(Section):
         default=None, description="append finished spans to this file, one JSON object a line"
     )
     otlp_endpoint: str | None = Field(default=None, description="send spans to this OTLP/gRPC collector")
+    trace_calls: float = Field(
+        default=0.01, ge=0, le=1, description="part of the calls outside of rounds whose traces are kept"
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)

@@ -66,6 +66,10 @@ class Database:
     async def close(self) -> None:
         await self._pool.close()
 
+    def pool_stats(self) -> dict[str, int]:
+        """What the pool counts: https://www.psycopg.org/psycopg3/docs/advanced/pool.html#pool-stats"""
+        return self._pool.get_stats()
+
     async def ready(self) -> bool:
         """True when a connection answers."""
         try:

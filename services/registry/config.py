@@ -7,6 +7,7 @@ from pydantic import Field
 from services.common.config import ClientConfig, PostgresConfig, Section, ServerConfig, TelemetryConfig
 from services.common.grpc.strangers import StrangersConfig
 from services.common.standing import StandingConfig
+from services.privacy.budget import DEFAULT_LIMIT
 
 
 class BlobConfig(Section):
@@ -72,6 +73,16 @@ class StrikeConfig(Section):
     window_s: float = Field(default=3600.0, gt=0, le=86400 * 31, description="seconds within which strikes count")
 
 
+class BudgetConfig(Section):
+    epsilon_limit: float = Field(
+        default=DEFAULT_LIMIT.epsilon,
+        gt=0,
+        le=100,
+        description="epsilon that hospitals let a population spend in 365 days: from it the metrics say what is left",
+    )
+    delta_limit: float = Field(default=DEFAULT_LIMIT.delta, gt=0, lt=1, description="the same of delta")
+
+
 class RegistryConfig(Section):
     server: ServerConfig = Field(description="where the registry listens, and its certificate, also used towards audit")
     postgres: PostgresConfig = Field(description="the database, as role registry_service")
@@ -84,6 +95,9 @@ class RegistryConfig(Section):
     blobs: BlobConfig = Field(default_factory=BlobConfig, description="limits of uploads")
     relay: RelayConfig = Field(
         default_factory=RelayConfig, description="how events travel from the outbox to the audit log"
+    )
+    budget: BudgetConfig = Field(
+        default_factory=BudgetConfig, description="the hospitals' privacy budget, as far as the metrics show it"
     )
     epochs: EpochConfig = Field(default_factory=EpochConfig, description="key epochs of the secure sum")
     enrolment: EnrolmentConfig | None = Field(

@@ -18,6 +18,7 @@ from services.common.grpc.client import MeshChannel, call
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.grpc.strangers import StrangersServer
 from services.common.postgres import Database, require_migrated
+from services.common.postgres_watch import PostgresWatch
 from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
@@ -42,6 +43,7 @@ from services.registry.usecases.promotions import PromotionUseCases
 from services.registry.usecases.rosters import RosterUseCases
 from services.registry.usecases.rounds import RoundUseCases
 from services.registry.usecases.survivors import SurvivorUseCases
+from services.registry.watch import HospitalWatch
 from services.transparency.checkpoint import load_signing_key
 
 
@@ -78,7 +80,8 @@ async def main(config: RegistryConfig) -> None:
             usecases = build_usecases(config, store, clock, relay)
             enrolment = build_enrolment(config, store, clock, relay)
             standing = Standing(usecases.hospitals.members, config.standing)
-            background = [relay.run, standing.run]
+            hospitals = HospitalWatch(store, clock, config.budget, config.strikes)
+            background = [relay.run, standing.run, hospitals.run, PostgresWatch(database).run]
             if config.enrolment is not None and enrolment is not None:
                 background.append(strangers(config, config.enrolment, enrolment).run)
             await run_server(

@@ -16,13 +16,16 @@ from typing import Any, Final
 import grpc
 from cryptography.x509 import load_pem_x509_certificate
 from opentelemetry.propagate import extract
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind
 
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import Rule
+from services.common.grpc.certificates import note_peer
+from services.common.grpc.objective import FAILED
 from services.common.grpc.wire import INTERNAL_TEXT, to_status
 from services.common.identity import Identity, parse_identity
-from services.common.telemetry import CALLS, IN_FLIGHT, LATENCY, get_logger, tracer
+from services.common.telemetry import CALLS, IN_FLIGHT, LATENCY, exemplar, get_logger
+from services.common.tracing import fail_span, tracer
 
 log = get_logger(__name__)
 
@@ -60,6 +63,11 @@ class Gate(grpc.aio.ServerInterceptor):
     def __init__(self, policy: Mapping[str, Rule], consortium: str, admit: Admit | None = None) -> None:
         self._policy = policy
         self._consortium = consortium
+        # A failure that is the first of its kind is a change from 0, which a rate sees; from nothing it would not be.
+        for method, rule in policy.items():
+            if rule.objective:
+                for code in (grpc.StatusCode.OK, *FAILED):
+                    CALLS.labels(method, code.name, "yes")
         self._admit_caller = admit
 
     async def intercept_service(
@@ -136,6 +144,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 Code.PERMISSION_DENIED, f"{identity.kind.value} {identity.name} may not call {method.rsplit('/', 1)[1]}"
             )
         self._require_admitted(peer)
+        note_peer(identity, context.auth_context())
         require_time(context, needs_deadline=needs_deadline)
         _caller.set(identity)
         _peer.set(peer)
@@ -155,7 +164,13 @@ def observed(method: str, context: grpc.aio.ServicerContext[Any, Any], *, object
     code = grpc.StatusCode.OK.name
     with (
         IN_FLIGHT.labels(method).track_inprogress(),
-        tracer().start_as_current_span(method, context=extract(carrier), kind=SpanKind.SERVER) as span,
+        tracer().start_as_current_span(
+            method,
+            context=extract(carrier),
+            kind=SpanKind.SERVER,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span,
     ):
         try:
             yield call
@@ -167,9 +182,10 @@ def observed(method: str, context: grpc.aio.ServicerContext[Any, Any], *, object
             if error is not None:
                 fedmesh = error if isinstance(error, FedmeshError) else FedmeshError(Code.INTERNAL, INTERNAL_TEXT)
                 code = to_status(fedmesh)[0].name
-                span.set_status(Status(StatusCode.ERROR, fedmesh.code.value))
-            CALLS.labels(method, code, counts).inc()
-            LATENCY.labels(method, counts).observe(time.perf_counter() - started)
+                fail_span(span, fedmesh)
+            span.set_attribute("rpc.grpc.code", code)
+            CALLS.labels(method, code, counts).inc(exemplar=exemplar())
+            LATENCY.labels(method, counts).observe(time.perf_counter() - started, exemplar())
 
 
 def require_time(context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:

@@ -16,10 +16,11 @@ from prometheus_client import start_http_server
 from services.common.config import ServerConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import load_policy
+from services.common.grpc.certificates import note_own
 from services.common.grpc.gate import Admit, Gate
 from services.common.grpc.keepalive import server_keepalive
 from services.common.tasks import end_tasks
-from services.common.telemetry import get_logger
+from services.common.telemetry import SERVING, get_logger
 from services.common.tls import load_tls, server_credentials
 
 log = get_logger(__name__)
@@ -58,6 +59,8 @@ class MeshServer:
     ) -> None:
         self._config = config
         material = load_tls(config.tls)
+        note_own(material)
+        self._process = material.identity.name
         policy = load_policy(endpoint.descriptor for endpoint in endpoints)
         options = [
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -115,6 +118,7 @@ class MeshServer:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *self._names):
             await self._health.set(name, status)
+        SERVING.labels(self._process).set(serving)
 
     async def watch_health(self, dependencies: Callable[[], Awaitable[bool]]) -> None:
         """Keep the health answer true: NOT_SERVING while a store is away or the certificate is out of date."""
@@ -125,13 +129,16 @@ class MeshServer:
 
     def _certificate_valid(self) -> bool:
         try:
-            return load_tls(self._config.tls).not_after > datetime.now(UTC)
+            material = load_tls(self._config.tls)
         except FedmeshError:
             return False
+        note_own(material)
+        return material.not_after > datetime.now(UTC)
 
     async def stop(self) -> None:
         """Say NOT_SERVING, let calls in flight finish within the drain time, then close."""
         await self._health.enter_graceful_shutdown()
+        SERVING.labels(self._process).set(0)
         await self._server.stop(self._config.drain_s)
         if self._probe is not None:
             await self._probe.stop(0)

@@ -226,6 +226,10 @@ class Ledgers(Protocol):
         """Entries above a number, oldest first."""
         ...
 
+    async def newer(self, known: Mapping[str, int], size: int) -> Sequence[tuple[str, Entry]]:
+        """Entries of all hospitals above the numbers that are known, by hospital and number."""
+        ...
+
 
 class Rounds(Protocol):
     async def add(self, committed: CommittedRound, metrics: Mapping[str, float]) -> None:

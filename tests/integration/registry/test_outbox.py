@@ -74,8 +74,13 @@ async def test_nothing_is_lost_while_the_audit_log_is_away(registry: Registry) -
     async def measured() -> bool:
         return REGISTRY.get_sample_value("fedmesh_registry_outbox_failures_total", {"code": "store-unavailable"}) != 0
 
+    async def lagging() -> bool:
+        waiting = REGISTRY.get_sample_value("fedmesh_registry_outbox_waiting")
+        return waiting == 5 and (REGISTRY.get_sample_value("fedmesh_registry_outbox_lag_seconds") or 0.0) > 0
+
     await registry.settled(tried)
     await registry.settled(measured)
+    await registry.settled(lagging)
     assert registry.audit.events == []
     second = await record(registry, 5)
     registry.audit.away = False

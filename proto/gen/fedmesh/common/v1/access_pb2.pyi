@@ -78,7 +78,9 @@ class Access(google.protobuf.message.Message):
     ALLOW_FIELD_NUMBER: builtins.int
     OBJECTIVE_FIELD_NUMBER: builtins.int
     objective: builtins.bool
-    """True when the method counts towards the availability and latency objectives. Long-lived streams do not."""
+    """True when the method counts towards the availability and latency objectives; of unary methods only: what a stream
+    takes depends on how much is sent.
+    """
     @property
     def allow(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Caller.ValueType]:
         """The kinds of caller that are let in; everyone else gets PERMISSION_DENIED. Set by the proto's author, never empty."""
