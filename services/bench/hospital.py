@@ -1,7 +1,8 @@
 """`python -m services.bench.hospital --config FILE`: the real hospital node, with vectors from a seed for training.
 
-The node's `data.file` is JSON: `{"seed": 1, "hospital": 3}`. What it decrypted it notes beside that file, as the
-BLAKE2b digest of the sum's little-endian int64, so that the benchmark can check every hospital's sum.
+The node's `data.file` is JSON: `{"seed": 1, "hospital": 3}`, with `"training_s"` where training is to take time. What it
+decrypted it notes beside that file, as the BLAKE2b digest of the sum's little-endian int64, so that the benchmark can
+check every hospital's sum.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import json
 import signal
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -45,17 +47,19 @@ def noted_sums(data_file: Path) -> dict[int, str]:
 class VectorTrainer:
     """See `hospital_node.domain.ports.Trainer`. A state is a round number and the mean contribution as float32."""
 
-    def __init__(self, manifest: PlanManifest, seed: int, hospital: int, sums: Path) -> None:
+    def __init__(self, manifest: PlanManifest, seed: int, hospital: int, sums: Path, training_s: float = 0.0) -> None:
         self._length = manifest.vector_length
         self._lanes = manifest.encoding.lanes
         self._seed = seed
         self._hospital = hospital
         self._sums = sums
+        self._training_s = training_s
 
     def initial_state(self) -> bytes:
         return _HEADER.pack(_MAGIC, 0) + bytes(4 * self._length)
 
     def contribution(self, state: bytes, round_number: int) -> Int64Vector:
+        time.sleep(self._training_s)
         return vector(self._seed, self._hospital, round_number, self._length, self._lanes)
 
     def update(self, state: bytes, total: Int64Vector, contributors: int) -> bytes:
@@ -96,7 +100,7 @@ async def main(config: HospitalConfig) -> None:
     sums.mkdir(exist_ok=True)
 
     def open_job(manifest: PlanManifest) -> LocalJob:
-        trainer = VectorTrainer(manifest, facts["seed"], facts["hospital"], sums)
+        trainer = VectorTrainer(manifest, facts["seed"], facts["hospital"], sums, facts.get("training_s", 0.0))
         return LocalJob(trainer, hashlib.sha256(content).hexdigest())
 
     await run_node(config, open_job, WorkerThread(), stop)
