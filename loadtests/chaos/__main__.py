@@ -4,6 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from loadtests.chaos.faults import chosen
+from loadtests.chaos.faults_network import ALL
+from loadtests.chaos.figures import Figures
 from loadtests.chaos.programs import ROOT
 from loadtests.chaos.run import run_chaos
 from loadtests.chaos.settings import Options
@@ -24,6 +27,10 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, default=FOLDER, help="emptied first; holds logs and what was acknowledged")
     parser.add_argument("--report", type=Path, default=None, help="write figures to this JSON file, and HTML beside it")
     given = parser.parse_args()
+    try:
+        chosen((name for name in given.faults.split(",") if name), ALL)
+    except KeyError as unknown:
+        parser.error(f"no such fault or group: {unknown.args[0]}")
     options = Options(
         folder=given.dir,
         calls=given.calls,
@@ -36,13 +43,36 @@ def main() -> int:
         report=given.report,
     )
     try:
-        run_chaos(options)
+        figures = run_chaos(options)
     except FedmeshError as error:
         print(f"make chaos: {error.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
+    print_figures(figures)
+    return 1 if figures.missed else 0
+
+
+def print_figures(figures: Figures) -> None:
+    """What a person wants to know at once; the report has the rest."""
+    print(
+        f"{figures.calls:,} calls, {figures.failed} failed ({figures.failed_ratio:.4%}); p50 {figures.p50_ms:.0f} ms, "
+        f"p99 {figures.p99_ms:.0f} ms ({figures.p99_all_ms:.0f} ms with outages of stores); {figures.rounds} rounds; "
+        f"lost {figures.lost}, doubled {figures.doubled}, not exact {figures.inexact}"
+    )
+    for fault in figures.faults:
+        if fault.skipped:
+            print(f"  {fault.name}: SKIPPED, {fault.skipped}")
+            continue
+        away = "" if fault.outage_s is None else f", no writer for {fault.outage_s:.1f} s"
+        print(
+            f"  {fault.name}: {fault.count} times, {fault.failed} of {fault.calls:,} calls failed, p99 "
+            f"{fault.p99 or 0:.0f} ms, well after {fault.recovered_s:.1f} s{away}"
+        )
+    for note in figures.notes:
+        print(f"  note: {note}")
+    for missed in figures.missed:
+        print(f"MISSED {missed}")
 
 
 if __name__ == "__main__":

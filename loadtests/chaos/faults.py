@@ -1,9 +1,9 @@
-"""The faults: what each breaks, for how long, and how it is mended."""
+"""Faults of services and stores: what each breaks, for how long, and how it is mended."""
 
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +12,6 @@ from services.embedded import processes
 
 # How long the things last that do not end by themselves.
 FREEZE_S: Final = 8.0
-NETWORK_S: Final = 10.0
 # Longer than Patroni's lock, so that another node must take over.
 STORE_AWAY_S: Final = 32.0
 SERVE_S: Final = 90.0
@@ -41,7 +40,7 @@ class Skipped(Exception):
     """This machine cannot do it; the text says why."""
 
 
-def _replica(service: str, turn: int) -> str:
+def replica_of(service: str, turn: int) -> str:
     return f"{service}-{turn % REPLICAS[service] + 1}"
 
 
@@ -50,7 +49,7 @@ def _replica(service: str, turn: int) -> str:
 
 def _kill(service: str) -> Callable[[ChaosMesh, int], Broken]:
     def strike(mesh: ChaosMesh, turn: int) -> Broken:
-        replica = _replica(service, turn)
+        replica = replica_of(service, turn)
         mesh.supervisor.kill(replica)
         # A kubelet starts the container again within seconds.
         return Broken(replica, 2.0, lambda: mesh.start_replica(replica))
@@ -60,7 +59,7 @@ def _kill(service: str) -> Callable[[ChaosMesh, int], Broken]:
 
 def _freeze(service: str) -> Callable[[ChaosMesh, int], Broken]:
     def strike(mesh: ChaosMesh, turn: int) -> Broken:
-        replica = _replica(service, turn)
+        replica = replica_of(service, turn)
         pids = mesh.family(replica)
         processes.kill_all(pids, signal.SIGSTOP)
         return Broken(replica, FREEZE_S, lambda: processes.kill_all(pids, signal.SIGCONT))
@@ -127,10 +126,9 @@ STORE_FAULTS: Final = (
     Fault("redis-kill", "redis", _redis_kill),
     Fault("redis-freeze", "redis", _redis_freeze),
 )
-ALL: Final = (*SERVICE_FAULTS, *STORE_FAULTS)
 
 
-def chosen(names: Iterable[str], all_faults: tuple[Fault, ...] = ALL) -> list[Fault]:
+def chosen(names: Iterable[str], all_faults: Sequence[Fault]) -> list[Fault]:
     """The faults of these names and groups; of none, all. Raises: KeyError for a name that is neither."""
     wanted = list(names)
     unknown = set(wanted) - {fault.name for fault in all_faults} - {fault.group for fault in all_faults}

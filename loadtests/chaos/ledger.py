@@ -1,7 +1,7 @@
 """What is compared after a run: what was acknowledged, and what is stored. Pure; see `reading` for where it comes from.
 
-An acknowledgement is believed wherever it was seen: by the load, by a hospital's own database, by the probe. What is not
-stored, or stored otherwise, is lost; what is stored twice is doubled.
+An acknowledgement is believed wherever it was seen: by the load, by a hospital's own database, by the probe. What is
+not stored, or stored otherwise, is lost; what is stored twice is doubled.
 """
 
 from collections import Counter

@@ -43,11 +43,15 @@ WITNESS_INTERVAL_S: Final = 10.0
 class ChaosMesh:
     """Made in `folder`, which is emptied first. Everything in it ends with this process, or by `stop`."""
 
-    def __init__(self, folder: Path, programs: Programs, hospitals: Sequence[str], guard: Guard) -> None:
+    def __init__(
+        self, folder: Path, programs: Programs, hospitals: Sequence[str], guard: Guard, *, disks: bool = False
+    ) -> None:
+        """disks: PostgreSQL's servers get small disks of their own, which can be filled."""
         self.folder = folder.absolute()
         self.hospitals = tuple(hospitals)
         self.addresses = Addresses()
         self._programs = programs
+        self._disks = disks
         self._guard = guard
         self.supervisor = Supervisor(self.folder / "run", guard=guard)
         for service, replicas in REPLICAS.items():
@@ -79,7 +83,7 @@ class ChaosMesh:
         save_roster_file(
             self.roster_file, statement, {member.hospital_id: sign_roster(statement, member) for member in keys}
         )
-        self.postgres.prepare()
+        self.postgres.prepare(disks=self._disks)
 
     def start(self) -> None:
         """Start everything but the hospitals. Raises: FedmeshError naming what did not start."""
@@ -129,6 +133,11 @@ class ChaosMesh:
         return TlsConfig(ca=folder / "ca.pem", certificate=folder / f"{stem}.pem", key=folder / f"{stem}.key")
 
     ca: CertificateAuthority
+
+    @property
+    def faketime(self) -> Path | None:
+        """The library that gives a process another clock; None where it is missing."""
+        return self._programs.faketime
 
     @property
     def audit_key(self) -> Path:

@@ -1,7 +1,7 @@
 """Three PostgreSQL servers under Patroni, which keeps its lock in etcd: a primary and two synchronous standbys.
 
-A commit is acknowledged when one of the two standbys has it on disk too (`synchronous_mode: quorum`), and only a standby
-that has every acknowledged commit may take over.
+A commit is acknowledged when one of the two standbys has it on disk too (`synchronous_mode: quorum`), and only a
+standby that has every acknowledged commit may take over.
 """
 
 import json
@@ -19,6 +19,7 @@ import yaml
 from psycopg.conninfo import make_conninfo
 
 from loadtests.chaos.addresses import Addresses
+from loadtests.chaos.disks import mount_disk, unmount
 from loadtests.chaos.programs import ROOT, Programs
 from services.common.config import PostgresConfig
 from services.common.errors import Code, FedmeshError
@@ -56,8 +57,8 @@ class PatroniCluster:
 
     # ---- life cycle
 
-    def prepare(self) -> None:
-        """Make folders, passwords and configurations, anew."""
+    def prepare(self, *, disks: bool) -> None:
+        """Make folders, passwords and configurations, anew. disks: mount one for each node, where that is possible."""
         shutil.rmtree(self.folder, ignore_errors=True)
         accounts.private_folder(self.folder)
         self.folder.chmod(0o711)
@@ -66,6 +67,9 @@ class PatroniCluster:
             if not file.exists():
                 write_private(file, os.urandom(24).hex() + "\n")
         for name in NODES:
+            accounts.private_folder(self.folder / name)
+            if disks:
+                mount_disk(self.folder / f"{name}.img", self.folder / name)
             home = accounts.private_folder(self.folder / name, self._account)
             write_private(home / "patroni.yaml", yaml.safe_dump(self._config(name)))
             self._account.own(home / "patroni.yaml")
@@ -97,7 +101,9 @@ class PatroniCluster:
             )
 
     def stop(self) -> None:
-        """Remove the socket folder; the processes are the supervisor's."""
+        """Remove the socket folder and the disks; the processes are the supervisor's."""
+        for name in NODES:
+            unmount(self.folder / name)
         shutil.rmtree(self._sockets, ignore_errors=True)
 
     # ---- looking
@@ -107,7 +113,7 @@ class PatroniCluster:
         for name in NODES:
             try:
                 url = f"http://{LOOPBACK}:{self._addresses.own(name + '-api')}/cluster"
-                with urllib.request.urlopen(url, timeout=1) as answer:  # noqa: S310 - loopback
+                with urllib.request.urlopen(url, timeout=1) as answer:
                     found = json.load(answer)
             except (OSError, ValueError, urllib.error.URLError):
                 continue

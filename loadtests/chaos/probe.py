@@ -51,8 +51,12 @@ class PostgresProbe:
 
 class RedisProbe:
     def __init__(self, config: dict[str, Any]) -> None:
-        account = {"username": config["username"], "password": config["password"]}
-        limits = {"socket_timeout": TRY_S, "socket_connect_timeout": TRY_S, "retry": Retry(NoBackoff(), 0)}
+        account: dict[str, Any] = {"username": config["username"], "password": config["password"]}
+        limits: dict[str, Any] = {
+            "socket_timeout": TRY_S,
+            "socket_connect_timeout": TRY_S,
+            "retry": Retry(NoBackoff(), 0),
+        }
         watchers = Sentinel(  # type: ignore[no-untyped-call]
             [tuple(item) for item in config["sentinels"]], sentinel_kwargs={**account, **limits, "protocol": 2}
         )

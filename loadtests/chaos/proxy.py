@@ -108,7 +108,9 @@ class _End(asyncio.Protocol):
 
     def _pass_end_on(self) -> None:
         """One direction has ended; with both, so has the connection."""
-        assert self.other is not None and self.other.transport is not None and self.transport is not None
+        assert self.other is not None
+        assert self.other.transport is not None
+        assert self.transport is not None
         if self.other.said_end:
             self.other.transport.close()
             self.transport.close()
@@ -192,7 +194,7 @@ class Connection:
 
 
 class Proxy:
-    """Listens at one address for one part. look: the line of a connection, asked when it begins and when rules change."""
+    """Listens at one address for one part. look: a connection's line, asked when it begins and when rules change."""
 
     def __init__(self, name: str, upstream: tuple[str, int], look: Callable[[Connection, str], Line]) -> None:
         self.name = name

@@ -10,8 +10,8 @@ class Rule:
 
     sources: pids of the client's processes; empty means everybody. target: the name of a proxied part; "" means all.
     delay_s: each way, so a round trip takes twice as long. stall_share: part of the segments that come `stall_s` late,
-    and hold up what is behind them, as a lost one does until it is sent again. cut: nothing passes, in silence, and what
-    is sent meanwhile arrives when it ends, as by TCP's repetitions.
+    and hold up what is behind them, as a lost one does until it is sent again. cut: nothing passes, in silence, and
+    what is sent meanwhile arrives when it ends, as by TCP's repetitions.
     """
 
     target: str = ""

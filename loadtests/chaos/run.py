@@ -9,26 +9,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import psycopg
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
 from fedmesh.registry.v1 import registry_pb2
 
 from loadtests.chaos.calls import STUBS
+from loadtests.chaos.disks import own_namespace
 from loadtests.chaos.faults import Fault, Skipped, chosen, wait_whole
+from loadtests.chaos.faults_network import ALL
+from loadtests.chaos.figures import Figures, Window, judge, measure
+from loadtests.chaos.ledger import Findings
 from loadtests.chaos.mesh import ChaosMesh
 from loadtests.chaos.probe import CREATE
 from loadtests.chaos.programs import find_programs
-from loadtests.chaos.records import Appender, rows
+from loadtests.chaos.reading import judge as judge_ledger
+from loadtests.chaos.reading import read_stored, read_truth
+from loadtests.chaos.records import Appender, read_calls, rows
 from loadtests.chaos.redis_cluster import MASTER_NAME
-from loadtests.chaos.settings import Options
+from loadtests.chaos.report import write_report
+from loadtests.chaos.settings import Options, Targets
 from services.bench.secure_sum import BenchOptions, bench_plan
 from services.common.config import TlsConfig, read_secret
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call
 from services.common.ids import new_id
 from services.embedded.guard import Guard
-from services.embedded.processes import write_private
+from services.embedded.processes import wait_until, write_private
 from services.embedded.supervisor import ChildSpec
 from services.plans.manifest import PlanManifest, canonical_bytes
 from services.secure_sum.roster import read_roster_file
@@ -45,7 +53,7 @@ DRAIN_S: Final = 120.0
 
 def say(text: str) -> None:
     """A line of progress, with the time."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)  # noqa: T201 - this is a program for a terminal
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 class Run:
@@ -57,9 +65,9 @@ class Run:
         self.truth = mesh.folder / "truth"
         self.clients = tuple(f"client-{number:03d}" for number in range(1, options.clients + 1))
 
-    def execute(self) -> None:
+    def execute(self) -> Findings:
         """Raises: FedmeshError when something did not start or did not come back."""
-        faults = chosen(self.options.faults)
+        faults = chosen(self.options.faults, ALL)
         mesh = self.mesh
         say("starting PostgreSQL under Patroni, Redis under Sentinels, ten services")
         mesh.prepare()
@@ -79,6 +87,8 @@ class Run:
                     self._strike(fault, turn, log)
         self._wait_for_calls()
         self._drain()
+        say("comparing what was acknowledged with what is stored")
+        return judge_ledger(mesh, PARAMS, plan.encoding.lanes)
 
     # ---- before
 
@@ -232,17 +242,43 @@ class Run:
             self._quiet(min(60.0, 1.0 + (self.options.calls - made) / self.options.rate))
 
     def _drain(self) -> None:
-        """End the load, let the outbox reach the audit log, and the probes stop."""
+        """End the load and the rounds, and wait until everything is where it belongs."""
         say("ending the load, and waiting until everything acknowledged is in its place")
         self.mesh.supervisor.stop("load")
         self.mesh.supervisor.stop("probe")
-        deadline = time.monotonic() + DRAIN_S
-        while time.monotonic() < deadline:
+        asyncio.run(self._end_jobs())
+        if not wait_until(self._settled, DRAIN_S, interval_s=0.5):
+            say("not everything has settled: the comparison will say what")
+
+    async def _end_jobs(self) -> None:
+        """Hospitals stop where they are; what they have signed and charged is reported all the same."""
+        async with MeshChannel(
+            self.mesh.addresses.target("registry"), self.mesh.tls(f"operator-{OPERATORS[0]}")
+        ) as one:
+            registry = one.stub(STUBS["registry"])
+            running = registry_pb2.ListJobsRequest(status=registry_pb2.JOB_STATUS_RUNNING)
+            for job in (await call(registry.ListJobs, running, patience_s=60)).jobs:
+                end = registry_pb2.EndJobRequest(
+                    request_id=new_id(),
+                    job_id=job.job_id,
+                    status=registry_pb2.JOB_STATUS_CANCELLED,
+                    reason="the run is over",
+                )
+                await call(registry.EndJob, end, patience_s=60)
+
+    def _settled(self) -> bool:
+        """Whether the audit log has all of the outbox, and the registry the hospitals' whole ledgers, for a while."""
+        seen = []
+        for _ in range(2):
             with self.mesh.postgres.connect() as connection:
-                row = connection.execute("select count(*) from registry.outbox where log_index is null").fetchone()
-            if row is not None and row[0] == 0:
-                return
-            time.sleep(0.5)
+                stored = read_stored(connection, 0)
+            truth = read_truth(self.mesh)
+            ledgers = {name: hospital.ledger for name, hospital in truth.hospitals.items()}
+            if stored.outbox_waiting or any(stored.ledgers.get(name, ()) != own for name, own in ledgers.items()):
+                return False
+            seen.append((len(stored.entries), ledgers))
+            time.sleep(2.0)
+        return seen[0] == seen[1]
 
     def _require_running(self) -> None:
         """Raises: FedmeshError(INTERNAL) when a part of the rig itself has ended."""
@@ -257,20 +293,56 @@ def _hurried(plan: PlanManifest) -> PlanManifest:
     return plan.model_copy(update={"rounds": limits})
 
 
-def run_chaos(options: Options) -> Path:
-    """Run; returns the folder with the ledger of truth. Nothing is left running.
-
-    Raises: FedmeshError.
-    """
+def run_chaos(options: Options) -> Figures:
+    """Run, and write the report. Nothing is left running. Raises: FedmeshError."""
     programs = find_programs(say)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    disks = own_namespace()
     guard = Guard()
     hospitals = [f"hospital-{number:02d}" for number in range(1, options.hospitals + 1)]
-    mesh = ChaosMesh(options.folder, programs, hospitals, guard)
+    mesh = ChaosMesh(options.folder, programs, hospitals, guard, disks=disks)
     try:
-        Run(options, mesh).execute()
+        findings = Run(options, mesh).execute()
     finally:
         say("stopping everything")
         mesh.stop()
         guard.close()
-    return mesh.folder
+    return conclude(options, mesh.folder / "truth", findings)
+
+
+def conclude(options: Options, truth: Path, findings: Findings) -> Figures:
+    """Figures, judgement and report from the files of a run."""
+    calls = sorted(read_calls(truth / "calls.jsonl"), key=lambda item: item.at)
+    struck = [row[0] for row in rows(truth / "faults.jsonl")]
+    windows = [
+        Window(row["name"], row["group"], row["target"], row["writer"], row["start"], row["whole"])
+        for row in struck
+        if "skipped" not in row
+    ]
+    skipped = {row["name"]: row["skipped"] for row in struck if "skipped" in row}
+    writes = {name: [float(row[0]) for row in rows(truth / f"{name}.jsonl")] for name in ("postgres", "redis")}
+    figures = measure(calls, windows, writes, [float(row[0]) for row in rows(truth / "rounds.jsonl")], skipped)
+    figures.lost, figures.doubled, figures.inexact = findings.lost, findings.doubled, findings.inexact
+    figures.notes, figures.checked = findings.notes, findings.checked
+    figures.notes += [f"job {row[1]} ended by itself: {row[2]} {row[3]}" for row in rows(truth / "jobs.jsonl")]
+    figures.machine = describe_machine()
+    figures.options = {"rate": options.rate, "hospitals": options.hospitals, "clients": options.clients}
+    figures.missed = judge(figures, options, Targets())
+    report = options.report or options.folder / "report.json"
+    for path in write_report(report, figures, calls, windows, Targets()):
+        say(f"written: {path}")
+    return figures
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, cores and memory, and what else had work for them when this was asked."""
+    cpu = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
+    )
+    return {
+        "processor": cpu,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "kernel": os.uname().release.split("-")[0],
+        "load average": f"{os.getloadavg()[0]:.1f}",
+    }

@@ -12,8 +12,8 @@ FULL_REPEATS: Final = 3
 class Options:
     """calls: the least number of calls. repeats: how often each fault comes. faults: names or groups; empty means all.
 
-    rate: calls a second. hospitals: nodes that run rounds. clients: further hospitals that wait on task streams and make
-    calls. quiet_s: before the first fault. folder: emptied first; holds logs and the ledger of truth afterwards.
+    rate: calls a second. hospitals: nodes that run rounds. clients: further hospitals that wait on task streams and
+    make calls. quiet_s: before the first fault. folder: emptied first; holds logs and the ledger of truth afterwards.
     """
 
     folder: Path
