@@ -135,5 +135,5 @@ def _entry(index: int, event_id: object, leaf: bytes) -> tuple[int, str, str, Ro
     said = json.loads(leaf)
     body, subject = said["body"], str(said["subject"])
     version = body.get("version") if isinstance(body, dict) else None
-    named = subject.startswith("job/") and isinstance(version, int)
-    return index, str(event_id), str(said["type"]), (subject.removeprefix("job/"), int(version)) if named else None
+    named = (subject.removeprefix("job/"), version) if subject.startswith("job/") and isinstance(version, int) else None
+    return index, str(event_id), str(said["type"]), named
