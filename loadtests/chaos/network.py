@@ -21,6 +21,8 @@ from loadtests.chaos.names import NameServer
 from loadtests.chaos.proxy import Connection, Proxy
 from loadtests.chaos.rules import Line, Rule, line
 
+_MOMENT_S: Final = 0.1
+_ESTABLISHED: Final = "01"
 _ACTS: Final = ("reset", "half_open", "drop")
 
 
@@ -43,7 +45,7 @@ def owners(pids: Iterable[int]) -> dict[tuple[str, int], int]:
     found = {}
     for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = row.split()
-        if fields[9] in inodes:
+        if fields[3] == _ESTABLISHED and fields[9] in inodes:
             host, port = fields[1].split(":")
             found[(socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16))] = inodes[fields[9]]
     return found
@@ -54,7 +56,9 @@ class Network:
 
     def __init__(self) -> None:
         self._rules: list[Rule] = []
-        self._owners: dict[tuple[str, int], int] = {}
+        # None: of nobody that a rule is about.
+        self._owners: dict[tuple[str, int], int | None] = {}
+        self._finding: asyncio.TimerHandle | None = None
         self._proxies: dict[str, Proxy] = {}
 
     async def start(self, links: Iterable[dict[str, Any]]) -> None:
@@ -67,11 +71,19 @@ class Network:
     def _look(self, connection: Connection, target: str) -> Line:
         by_source = any(rule.sources and rule.target in ("", target) for rule in self._rules)
         if by_source and connection.peer not in self._owners:
-            self._find_owners()
+            # Whose it is takes a look at all processes: one for all connections that begin within a moment.
+            if self._finding is None:
+                self._finding = asyncio.get_running_loop().call_later(_MOMENT_S, self._find_owners)
+            return Line(cut=True)
         return line(self._rules, target, self._owners.get(connection.peer))
 
     def _find_owners(self) -> None:
-        self._owners.update(owners({pid for rule in self._rules for pid in rule.sources}))
+        self._finding = None
+        found = owners({pid for rule in self._rules for pid in rule.sources})
+        for proxy in self._proxies.values():
+            for connection in proxy.connections:
+                self._owners.setdefault(connection.peer, found.get(connection.peer))
+            proxy.refresh()
 
     def obey(self, order: dict[str, Any]) -> dict[str, Any]:
         """Raises: KeyError, TypeError or ValueError for an order that is none."""
@@ -79,8 +91,6 @@ class Network:
             self._rules = [Rule.parse(raw) for raw in order["rules"]]
             self._owners = {}
             self._find_owners()
-            for proxy in self._proxies.values():
-                proxy.refresh()
             return {"rules": len(self._rules)}
         if order["act"] not in _ACTS:
             raise ValueError(f"{order['act']} is none of {', '.join(_ACTS)}")
