@@ -1,8 +1,8 @@
 """`python -m services.bench.hospital --config FILE`: the real hospital node, with vectors from a seed for training.
 
-The node's `data.file` is JSON: `{"seed": 1, "hospital": 3}`, with `"training_s"` where training is to take time. What it
-decrypted it notes beside that file, as the BLAKE2b digest of the sum's little-endian int64, so that the benchmark can
-check every hospital's sum.
+The node's `data.file` is JSON: `{"seed": 1, "hospital": 3}`, with `"training_s"` where training is to take time. What
+it decrypted it notes beside that file, as the BLAKE2b digest of the sum's little-endian int64, so that the benchmark
+can check every hospital's sum.
 """
 
 import asyncio

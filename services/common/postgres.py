@@ -29,6 +29,9 @@ Connection = psycopg.AsyncConnection[DictRow]
 # frozen, or behind a network that lost it, says nothing at all: TCP goes on believing in it for a quarter of an hour.
 ANSWER_S: Final = 5.0
 CHECK_S: Final = 1.5
+# Calls that may wait for each connection of a pool. After an outage everybody comes at once: those beyond are refused
+# at no cost and come again, while those within are served in time; an unbounded queue serves nobody in time.
+WAITING_PER_CONNECTION: Final = 4
 _MAX_TRIES: Final = 8
 # A channel tries four times by itself: so the caller learns of a lost database within its default deadline of 10 s.
 _CONNECT_WAIT_S: Final = 2.0
@@ -85,6 +88,7 @@ class Database:
             min_size=1,
             max_size=config.pool_max,
             timeout=_CONNECT_WAIT_S,
+            max_waiting=WAITING_PER_CONNECTION * config.pool_max,
             open=False,
             check=AnsweringConnection.check,
             reconnect_timeout=5,

@@ -83,6 +83,33 @@ async def test_a_server_that_freezes_is_away_and_comes_back(
         assert await database.run_tx("afterwards", ask) == 1
 
 
+async def test_a_full_queue_for_connections_refuses_at_once_and_serves_who_waits(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CONNECT_WAIT_S", 60.0)
+    config = postgres.config("audit_service").model_copy(update={"pool_max": 1})
+    async with opened(config) as database:
+        held, release = asyncio.Event(), asyncio.Event()
+
+        async def hold(connection: Connection) -> int:
+            held.set()
+            await release.wait()
+            return await ask(connection)
+
+        first = asyncio.create_task(database.run_tx("first", hold))
+        await held.wait()
+        waiting = [asyncio.create_task(database.run_tx("waiting", ask)) for _ in range(module.WAITING_PER_CONNECTION)]
+        async with asyncio.timeout(30):
+            while database._pool.get_stats().get("requests_waiting") != len(waiting):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.01)
+        with pytest.raises(FedmeshError) as caught:
+            async with asyncio.timeout(30):
+                await database.run_tx("too many", ask)
+        assert caught.value.code is Code.STORE_UNAVAILABLE
+        release.set()
+        assert await asyncio.gather(first, *waiting) == [1] * (1 + module.WAITING_PER_CONNECTION)
+
+
 async def test_several_servers_are_tried_by_migrations_and_pools(postgres: PostgresDatabase, tmp_path: Path) -> None:
     def several(role: str) -> PostgresConfig:
         config = postgres.config(role)
