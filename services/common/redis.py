@@ -54,7 +54,8 @@ async def redis_errors() -> AsyncIterator[None]:
     """Turn a lost or full Redis into FedmeshError(STORE_UNAVAILABLE) or (STORE_FULL)."""
     try:
         yield
-    except (exceptions.BusyLoadingError, exceptions.ConnectionError, exceptions.TimeoutError) as error:
+    # redis-py lets an OSError through when a connection that it has just made anew is closed again: a master that dies.
+    except (exceptions.BusyLoadingError, exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise FedmeshError(Code.STORE_UNAVAILABLE, "Redis cannot be reached: try again") from error
     except exceptions.ResponseError as error:
         if str(error).startswith(("MISCONF", "OOM", "READONLY", "LOADING", "TRYAGAIN")) or "MISCONF" in str(error):

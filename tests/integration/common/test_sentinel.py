@@ -128,6 +128,14 @@ async def test_a_client_follows_the_master(watched: Watched) -> None:
         await client.aclose()
 
 
+async def test_a_connection_that_closes_while_it_is_made_is_a_store_that_is_away() -> None:
+    """What redis-py's `ensure_connection` raises then: its parser says so, and nothing there catches it."""
+    with pytest.raises(FedmeshError) as caught:
+        async with redis_errors():
+            raise OSError("Buffer is closed.")
+    assert caught.value.code is Code.STORE_UNAVAILABLE
+
+
 async def test_no_sentinel_and_no_master_are_a_store_that_is_away(tmp_path: Path) -> None:
     nobody = SentinelConfig(addresses=(f"127.0.0.1:{free_port()}",))
     client = connect_redis(RedisConfig(url="redis://nowhere:1/0", username="coordinator", sentinel=nobody))
