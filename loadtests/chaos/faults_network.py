@@ -56,26 +56,28 @@ def _redis_partition(mesh: ChaosMesh, turn: int) -> Broken:
     return Broken(server, FREEZE_S, _isolate(mesh, mesh.redis.family(server), server), writer="redis")
 
 
+def _lose(mesh: ChaosMesh, name: str, followers: tuple[int, ...], kill: Callable[[str], None]) -> None:
+    """Kill a server while its followers are behind, and lose what is on its way to them."""
+    mesh.network.set_rules([Rule(target=name, sources=followers, delay_s=LAG_S)])
+    time.sleep(LAGGING_S)
+    # From here on nothing reaches them that they have not got; clients are still answered.
+    mesh.network.set_rules([Rule(target=name, sources=followers, cut=True)])
+    kill(name)
+    mesh.network.act("drop", name)
+    mesh.network.set_rules([])
+
+
 def _postgres_lag_kill(mesh: ChaosMesh, turn: int) -> Broken:
-    """Kill the primary while its standbys are behind and what is on its way to them is lost."""
     node = mesh.postgres.primary()
     standbys = tuple(pid for name in NODES if name != node for pid in mesh.postgres.family(name))
-    mesh.network.set_rules([Rule(target=node, sources=standbys, delay_s=LAG_S)])
-    time.sleep(LAGGING_S)
-    mesh.postgres.kill_server(node)
-    mesh.network.act("drop", node)
-    mesh.network.set_rules([])
+    _lose(mesh, node, standbys, mesh.postgres.kill_server)
     return Broken(node, 0.0, lambda: None, writer="postgres")
 
 
 def _redis_lag_kill(mesh: ChaosMesh, turn: int) -> Broken:
     server = mesh.redis.master()
     replicas = tuple(pid for name in SERVERS if name != server for pid in mesh.redis.family(name))
-    mesh.network.set_rules([Rule(target=server, sources=replicas, delay_s=LAG_S)])
-    time.sleep(LAGGING_S)
-    mesh.redis.kill_server(server)
-    mesh.network.act("drop", server)
-    mesh.network.set_rules([])
+    _lose(mesh, server, replicas, mesh.redis.kill_server)
     return Broken(server, 6.0, lambda: mesh.redis.start_server(server), writer="redis")
 
 

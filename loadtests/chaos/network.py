@@ -68,6 +68,10 @@ class Network:
             await proxy.start(link["host"], link["port"])
             self._proxies[link["name"]] = proxy
 
+    async def stop(self) -> None:
+        for proxy in self._proxies.values():
+            await proxy.stop()
+
     def _look(self, connection: Connection, target: str) -> Line:
         by_source = any(rule.sources and rule.target in ("", target) for rule in self._rules)
         if by_source and connection.peer not in self._owners:

@@ -101,8 +101,12 @@ class PatroniCluster:
             )
 
     def stop(self) -> None:
-        """Remove the socket folder and the disks; the processes are the supervisor's."""
+        """After the supervisor has ended its own: end what it does not know, and remove sockets and disks.
+
+        A PostgreSQL is no child of its Patroni, and outlives one that had to be killed.
+        """
         for name in NODES:
+            processes.kill_all(self.family(name))
             unmount(self.folder / name)
         shutil.rmtree(self._sockets, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """The proxy between real sockets: what arrives, when, and how connections end."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 import uvloop
 
+from loadtests.chaos.network import Network
 from loadtests.chaos.proxy import WINDOW, Connection, Proxy
-from loadtests.chaos.rules import Line
+from loadtests.chaos.rules import Line, Rule
+from services.embedded.processes import free_port
 
 
 @pytest.fixture
@@ -168,3 +171,41 @@ async def test_nobody_behind_it_is_a_reset() -> None:
             writer.close()
     finally:
         await proxy.stop()
+
+
+async def test_one_process_can_be_cut_off_and_others_are_not() -> None:
+    made = Rig()
+    server = await asyncio.start_server(made.echo, "127.0.0.1", 0)
+    upstream = server.sockets[0].getsockname()
+    port = free_port()
+    network = Network()
+    await network.start(
+        [{"name": "echo", "host": "127.0.0.1", "port": port, "to_host": upstream[0], "to_port": upstream[1]}]
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(20):
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"a"
+            network.obey({"rules": [Rule(cut=True, sources=(os.getpid(),)).wire()]})
+            writer.write(b"b")
+            # A connection that begins now is found to be this process's too.
+            late_reader, late_writer = await asyncio.open_connection("127.0.0.1", port)
+            late_writer.write(b"c")
+            for silent in (reader, late_reader):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.3):
+                        await silent.read(1)
+            network.obey({"rules": [Rule(cut=True, sources=(1,)).wire()]})
+            assert await reader.readexactly(1) == b"b"
+            assert await late_reader.readexactly(1) == b"c"
+            assert network.obey({"act": "reset", "target": "echo"}) == {"connections": 2}
+            with pytest.raises(ConnectionResetError):
+                await reader.read(1)
+            with pytest.raises(ValueError, match="explode"):
+                network.obey({"act": "explode", "target": "echo"})
+    finally:
+        writer.close()
+        late_writer.close()
+        await network.stop()
+        server.close()
