@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -88,7 +88,6 @@ class Database:
             min_size=1,
             max_size=config.pool_max,
             timeout=_CONNECT_WAIT_S,
-            max_waiting=WAITING_PER_CONNECTION * config.pool_max,
             open=False,
             check=AnsweringConnection.check,
             reconnect_timeout=5,
@@ -99,6 +98,9 @@ class Database:
                 "connect_timeout": 3,
             },
         )
+        # Counted here: the pool's own limit also counts those who gave up, and refuses for ever when all of them have.
+        self._waiting = 0
+        self._most_waiting = WAITING_PER_CONNECTION * config.pool_max
 
     async def open(self) -> None:
         """Start filling the pool. A database that is away is no error here: calls report it and recover later."""
@@ -121,9 +123,22 @@ class Database:
         """A pooled connection. The pool drops a cancellation that comes while it hands one over; here it is heeded."""
         task = asyncio.current_task()
         cancelled_before = 0 if task is None else task.cancelling()
-        async with self._pool.connection(timeout=timeout_s) as connection:
+        async with AsyncExitStack() as stack:
+            self._waiting += 1
+            try:
+                connection = await stack.enter_async_context(self._pool.connection(timeout=timeout_s))
+            finally:
+                self._waiting -= 1
             if task is not None and task.cancelling() > cancelled_before:
                 raise asyncio.CancelledError
+            yield connection
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[Connection]:
+        """A pooled connection. Raises: PoolTimeout, at once when too many wait for one already."""
+        if self._waiting >= self._most_waiting:
+            raise PoolTimeout("too many wait for a connection")
+        async with self._connection() as connection:
             yield connection
 
     async def run_tx(self, name: str, body: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:
@@ -137,7 +152,7 @@ class Database:
         with _TX_SECONDS.labels(name).time():
             for attempt in range(1, _MAX_TRIES + 1):
                 try:
-                    async with store_errors(), self._connection() as connection:
+                    async with store_errors(), self._admitted() as connection:
                         await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
                         async with connection.transaction():
                             return await body(connection)
