@@ -43,11 +43,13 @@ def owners(pids: Iterable[int]) -> dict[tuple[str, int], int]:
     """The pid behind each local end (IPv4 address, port) of TCP connections of these processes (proc_net_tcp(5))."""
     inodes = sockets_of(pids)
     found = {}
-    for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = row.split()
-        if fields[3] == _ESTABLISHED and fields[9] in inodes:
-            host, port = fields[1].split(":")
-            found[(socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16))] = inodes[fields[9]]
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == _ESTABLISHED and fields[9] in inodes:
+                host, port = fields[1].split(":")
+                # gRPC reaches IPv4 by IPv6 sockets: the last word is the address.
+                found[(socket.inet_ntoa(bytes.fromhex(host[-8:])[::-1]), int(port, 16))] = inodes[fields[9]]
     return found
 
 

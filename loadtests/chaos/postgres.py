@@ -208,13 +208,15 @@ class PatroniCluster:
 
     def _etcd(self) -> ChildSpec:
         url = f"http://{LOOPBACK}:{self._addresses.own(ETCD)}"
+        # What it calls itself is where Patroni goes, whatever address it was told first.
+        known_as = f"http://{LOOPBACK}:{self._addresses.proxied(ETCD)}"
         peer = f"http://{LOOPBACK}:{processes.free_port()}"
         home = accounts.private_folder(self.folder / ETCD)
         return ChildSpec(
             name=ETCD,
             argv=[
                 *(str(self._programs.etcd), "--name", ETCD, "--data-dir", str(home / "data"), "--logger", "zap"),
-                *("--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", peer),
+                *("--listen-client-urls", url, "--advertise-client-urls", known_as, "--listen-peer-urls", peer),
                 *("--initial-advertise-peer-urls", peer, "--initial-cluster", f"{ETCD}={peer}"),
             ],
             env={"ETCD_UNSUPPORTED_ARCH": "arm64"},

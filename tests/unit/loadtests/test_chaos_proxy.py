@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from loadtests.chaos.network import Network
+from loadtests.chaos.network import Network, owners
 from loadtests.chaos.proxy import WINDOW, Connection, Proxy
 from loadtests.chaos.rules import Line, Rule
 from services.embedded.processes import free_port
@@ -171,6 +172,20 @@ async def test_nobody_behind_it_is_a_reset() -> None:
             writer.close()
     finally:
         await proxy.stop()
+
+
+def test_connections_by_ipv4_and_by_mapped_addresses_have_owners() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with (
+            socket.create_connection(("127.0.0.1", port)) as plain,
+            socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as mapped,
+        ):
+            mapped.connect(("::ffff:127.0.0.1", port))
+            ends = {("127.0.0.1", plain.getsockname()[1]), ("127.0.0.1", mapped.getsockname()[1])}
+            found = owners([os.getpid()])
+    assert {end: found.get(end) for end in ends} == dict.fromkeys(ends, os.getpid())
+    assert owners([]) == {}
 
 
 async def test_one_process_can_be_cut_off_and_others_are_not() -> None:
