@@ -1,8 +1,9 @@
-"""`python -m services.bench.hospital --config FILE`: the real hospital node, with vectors from a seed for training.
+"""`python -m services.bench.hospital --config FILE`: the real hospital node, with something light for training.
 
-The node's `data.file` is JSON: `{"seed": 1, "hospital": 3}`, with `"training_s"` where training is to take time. What
-it decrypted it notes beside that file, as the BLAKE2b digest of the sum's little-endian int64, so that the benchmark
-can check every hospital's sum.
+The node's `data.file` is JSON: `{"seed": 1, "hospital": 3}`, with `"training_s"` where training is to take time. For a
+plan that only sums it contributes vectors that follow from the seed, and notes what it decrypted beside that file, as
+the BLAKE2b digest of the sum's little-endian int64, so that the benchmark can check every hospital's sum. For any other
+plan it has a small population that pays for that plan.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from services.bench.cohort import CohortTrainer
 from services.bench.vectors import vector
 from services.common.errors import Code, FedmeshError
 from services.common.process import run_process
@@ -26,7 +28,7 @@ from services.hospital_node.config import HospitalConfig, check_config
 from services.hospital_node.domain.ports import Int64Vector, LocalJob
 from services.hospital_node.main import run_node
 from services.hospital_node.worker import WorkerThread
-from services.plans.manifest import PlanManifest
+from services.plans.manifest import IntegerVector, PlanManifest
 
 _HEADER: Final = struct.Struct("<4sI")
 _MAGIC: Final = b"FMBV"
@@ -100,8 +102,12 @@ async def main(config: HospitalConfig) -> None:
     sums.mkdir(exist_ok=True)
 
     def open_job(manifest: PlanManifest) -> LocalJob:
-        trainer = VectorTrainer(manifest, facts["seed"], facts["hospital"], sums, facts.get("training_s", 0.0))
-        return LocalJob(trainer, hashlib.sha256(content).hexdigest())
+        snapshot = hashlib.sha256(content).hexdigest()
+        if isinstance(manifest.model, IntegerVector):
+            training_s = facts.get("training_s", 0.0)
+            return LocalJob(VectorTrainer(manifest, facts["seed"], facts["hospital"], sums, training_s), snapshot)
+        trainer = CohortTrainer(manifest, facts["seed"], facts["hospital"])
+        return LocalJob(trainer, snapshot, population=f"{config.population}-{manifest.name}")
 
     await run_node(config, open_job, WorkerThread(), stop)
     shutdown_telemetry()

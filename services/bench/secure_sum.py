@@ -17,6 +17,7 @@ from rich.table import Table
 
 from services.bench.hospital import noted_sums, sum_digest
 from services.bench.kernels import Kernels, measure
+from services.bench.usage import WORKERS, cpu_seconds, families
 from services.bench.vectors import vector
 from services.cli.mesh import stub
 from services.common.errors import Code, FedmeshError
@@ -37,7 +38,6 @@ from services.secure_sum.wire import Layout, layout_of
 SEED: Final = 20
 # The first round also loads libraries and fills caches, and is not counted.
 WARM_UP: Final = 1
-_WORKERS: Final = "aggregator's workers"
 _PHASE_LINE: Final = re.compile(r'fedmesh_coordinator_phase_seconds_(sum|count)\{phase="(\w+)"\} (\S+)')
 
 
@@ -181,7 +181,7 @@ def _measure(
         phase_s=_phases(port),
         centre_cpu_s=sum(centre.values()),
         centre_cpu_by_service_s=centre,
-        centre_adding_cpu_s=usage.cpu_s[_WORKERS] / len(rounds),
+        centre_adding_cpu_s=usage.cpu_s[WORKERS] / len(rounds),
         hospital_cpu_s=sum(usage.cpu_s[name] for name in names) / len(names) / len(rounds),
         aggregator_peak_extra_mb=usage.aggregator_extra_mb,
         ciphertext_set_mb=layout.upload_bytes / 2**20,
@@ -222,38 +222,19 @@ async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: Vie
             nonlocal held_mb
             view.show(now)
             if len(now.rounds) >= WARM_UP and not before:
-                before.update(_cpu(stack))
+                before.update(cpu_seconds(stack))
                 # Now all workers have started: what each of them needs by itself is no matter of the data.
-                held_mb = _reset_peak(_families(stack)["aggregator"])
+                held_mb = _reset_peak(families(stack)["aggregator"])
 
         await watch_job(registry, coordinator, job_id, progress, changed)
     if progress.job is None or progress.job.status != registry_pb2.JOB_STATUS_COMPLETED:
         reason = "" if progress.job is None else progress.job.reason
         raise FedmeshError(Code.INTERNAL, f"the benchmark's job did not complete: {reason}")
-    after = _cpu(stack)
-    processes = _families(stack)
+    after = cpu_seconds(stack)
+    processes = families(stack)
     peak_mb = sum(_memory_mb(process, "VmHWM") for process in processes["aggregator"])
     largest = max(_memory_mb(process, "VmHWM") for family in processes.values() for process in family)
     return _Usage({name: after[name] - before.get(name, 0.0) for name in after}, max(0.0, peak_mb - held_mb), largest)
-
-
-def _families(stack: Stack) -> dict[str, list[psutil.Process]]:
-    """The running parts' processes with all their descendants."""
-    roots = {part.name: psutil.Process(part.pid) for part in stack.status() if part.pid is not None}
-    return {name: [root, *root.children(recursive=True)] for name, root in roots.items()}
-
-
-def _cpu(stack: Stack) -> dict[str, float]:
-    """CPU seconds so far of every part, children that ended included; and of the aggregator's children alone."""
-    used = {}
-    for name, family in _families(stack).items():
-        root, *rest = (process.cpu_times() for process in family)
-        children = sum(t.user + t.system + t.children_user + t.children_system for t in rest)
-        children += root.children_user + root.children_system
-        used[name] = root.user + root.system + children
-        if name == "aggregator":
-            used[_WORKERS] = children
-    return used
 
 
 def _memory_mb(process: psutil.Process, field: str) -> float:

@@ -36,6 +36,22 @@ def secure_sum(
         raise typer.Exit(1)
 
 
+@app.command("jobs")
+def jobs(
+    jobs: Annotated[int, typer.Option(min=1, max=10_000, help="Measured jobs, after one that warms up")] = 24,
+    concurrent: Annotated[int, typer.Option(min=1, max=64, help="Jobs that run at a time")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds of each job")] = 10,
+    hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospital processes")] = 15,
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file")] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="Where the run lives; replaced by the next")] = BENCH_DIR,
+) -> None:
+    """Measure how many small private jobs a stack finishes in an hour: light training, everything else real."""
+    from services.bench.jobs import JobsOptions, run_jobs
+
+    _require_writable(report)
+    run_jobs(JobsOptions(folder, jobs, concurrent, rounds, hospitals, report), Console())
+
+
 @app.command("privacy-audit")
 def privacy_audit(
     runs: Annotated[int, typer.Option(min=2000, max=1_000_000, help="Attacked releases in each world")] = 6000,

@@ -101,6 +101,7 @@ async def run_node(config: HospitalConfig, trainers: TrainerFactory, worker: Wor
         await stack.enter_async_context(health_probe(config.health_listen, lambda: agent.connected))
         await stack.enter_async_context(_witnessing(config, state))
         reporting = asyncio.ensure_future(tools.spending.keep())
+        stack.push_async_callback(tools.spending.close)
         stack.push_async_callback(end_tasks, [reporting])
         log.info("started", hospital=config.hospital_id, roster=tools.rosters.newest.sha256[:16])
         await _until(stop, agent)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from services.common.errors import Code, FedmeshError
-from services.hospital_node.domain.ports import JobFacts, Reservation
+from services.hospital_node.domain.ports import JobFacts, LocalJob, Reservation
 from services.hospital_node.domain.tasks import Task
 from services.plans.manifest import PlanManifest
 from services.secure_sum.cohort import require_private
@@ -80,14 +80,14 @@ def compositions(manifest: PlanManifest) -> tuple[int, int]:
     return manifest.rounds.count + extra, measured + extra if measured else 0
 
 
-def reservation(policy: Policy, task: Task, manifest: PlanManifest, data_sha256: str, roster: Roster) -> Reservation:
+def reservation(policy: Policy, task: Task, manifest: PlanManifest, local: LocalJob, roster: Roster) -> Reservation:
     """What a job asks of the ledger."""
     epsilon, delta = plan_loss(manifest)
     attempts, measured = compositions(manifest)
     return Reservation(
         job_id=task.attempt.job_id,
         plan_id=task.plan_id,
-        population=policy.population,
+        population=local.population or policy.population,
         private=manifest.privacy is not None,
         epsilon=epsilon,
         delta=delta,
@@ -95,7 +95,7 @@ def reservation(policy: Policy, task: Task, manifest: PlanManifest, data_sha256:
         compositions=attempts,
         metrics_compositions=measured,
         cohort=tuple(sorted(task.cohort)),
-        data_sha256=data_sha256,
+        data_sha256=local.data_sha256,
     )
 
 

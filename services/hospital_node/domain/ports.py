@@ -54,10 +54,14 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True)
 class LocalJob:
-    """A trainer and the digest of the data snapshot (SHA-256 in hex) that it works on."""
+    """A trainer and the digest of the data snapshot (SHA-256 in hex) that it works on.
+
+    population: whose budget pays, when it is not the one that the node's configuration names.
+    """
 
     trainer: Trainer
     data_sha256: str
+    population: str | None = None
 
 
 class TrainerFactory(Protocol):

@@ -164,7 +164,7 @@ class Jobs:
 
     async def _open(self, task: Task, accepted: Accepted) -> Trainer:
         local = await self._read(accepted)
-        reservation = rules.reservation(self._policy, task, accepted.manifest, local.data_sha256, accepted.roster)
+        reservation = rules.reservation(self._policy, task, accepted.manifest, local, accepted.roster)
         try:
             await asyncio.to_thread(self._ledger.reserve, reservation)
         except FedmeshError as error:

@@ -26,6 +26,10 @@ DIFFERS: Final = Gauge(
 )
 _BATCH: Final = 200
 _PATIENCE_S: Final = 20.0
+# What is charged within it is reported by one call: jobs that run side by side charge many times a second.
+_GATHERED_S: Final = 1.0
+# For the last report of a node that stops; whatever it misses is reported at the next start.
+_FAREWELL_S: Final = 2.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 60.0
 
@@ -77,6 +81,13 @@ class Spending:
                 continue
             pause_s = _FIRST_PAUSE_S
             await self._changed.wait()
+            await asyncio.sleep(_GATHERED_S)
+
+    async def close(self) -> None:
+        """Report what is still to be reported, if the registry answers soon."""
+        if self._changed.is_set():
+            with suppress(FedmeshError):
+                await self.report(_FAREWELL_S)
 
     async def report(self, patience_s: float) -> None:
         """Report the entries that the registry does not have. Raises: as `require_same`."""

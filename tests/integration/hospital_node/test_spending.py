@@ -45,6 +45,14 @@ async def test_every_charge_is_reported_also_after_the_registry_was_away(consort
     assert differing() == 0
 
 
+async def test_a_node_that_stops_reports_what_it_charged_last(consortium: Consortium) -> None:
+    consortium.create_job()
+    await consortium.start([H1])
+    await uploaded(consortium)
+    await consortium.nodes[H1].stop()
+    assert kinds(consortium) == ["reserved", "charged"]
+
+
 async def test_an_older_copy_of_everything_spends_nothing(consortium: Consortium, tmp_path: Path) -> None:
     """Ledger and second head are put back to an older state together: only the registry can tell."""
     home = consortium.nodes[H1].config.data_dir
