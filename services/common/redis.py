@@ -79,8 +79,9 @@ async def redis_errors() -> AsyncIterator[None]:
 async def redis_ready(client: aioredis.Redis) -> bool:
     """True when Redis answers."""
     try:
-        return bool(await client.ping())
-    except (exceptions.RedisError, OSError):
+        async with redis_errors():
+            return bool(await client.ping())
+    except (FedmeshError, exceptions.RedisError):
         return False
 
 

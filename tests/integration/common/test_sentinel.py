@@ -137,7 +137,20 @@ async def test_a_client_follows_the_master(watched: Watched) -> None:
         RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed"),
     ],
 )
-async def test_a_connection_that_closes_meanwhile_is_a_store_that_is_away(error: Exception) -> None:
+async def test_a_connection_that_closes_meanwhile_is_a_store_that_is_away(
+    error: Exception, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect_redis(redis_server.config("coordinator"))
+    try:
+        assert await redis_ready(client)
+
+        async def closes(*_arguments: object, **_options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(client, "execute_command", closes)
+        assert not await redis_ready(client)
+    finally:
+        await client.aclose()
     with pytest.raises(FedmeshError) as caught:
         async with redis_errors():
             raise error
