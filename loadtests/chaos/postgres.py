@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from loadtests.chaos.addresses import Addresses
 from loadtests.chaos.disks import mount_disk, unmount
-from loadtests.chaos.programs import ROOT, Programs
+from loadtests.chaos.programs import Programs
 from services.common.config import PostgresConfig
 from services.common.errors import Code, FedmeshError
 from services.embedded import accounts, postgres_roles, processes
@@ -45,8 +45,8 @@ class PatroniCluster:
         self._supervisor = supervisor
         self._account = accounts.store_account()
         # Patroni goes by absolute paths, which its account must be able to walk.
-        reachable = self._account.can_enter(ROOT)
-        self.folder = folder if reachable else accounts.CACHE_ROOT / "chaos-postgres"
+        made = next(parent for parent in folder.parents if parent.exists())
+        self.folder = folder if self._account.can_enter(made) else accounts.CACHE_ROOT / "chaos-postgres"
         # Short, for the Unix sockets in it, and open to the servers' account.
         self._sockets = Path(tempfile.mkdtemp(prefix="fedmesh-pg-"))
         self._account.own(self._sockets)
