@@ -64,6 +64,10 @@ bench-peers: $(SYNCED)  ## Secure sums of fedmesh, Flower and NVFlare side by si
 	@$(RUN) python -m loadtests.peers --report $(PEERS)/peers.json $(ARGS)
 	@$(RUN) python -m loadtests.peers.compare $(PEERS)/peers.json $(PEERS)/fedmesh-*.json
 
+.PHONY: chaos
+chaos: $(SYNCED)  ## Break replicas and stores under load and compare with what was acknowledged (45 minutes; REPORT=FILE)
+	@$(RUN) python -m loadtests.chaos $(if $(REPORT),--report $(abspath $(REPORT))) $(ARGS)
+
 .PHONY: fmt
 fmt: $(SYNCED)  ## Format the code
 	@$(RUN) ruff format .
