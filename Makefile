@@ -64,6 +64,10 @@ bench-peers: $(SYNCED)  ## Secure sums of fedmesh, Flower and NVFlare side by si
 	@$(RUN) python -m loadtests.peers --report $(PEERS)/peers.json $(ARGS)
 	@$(RUN) python -m loadtests.peers.compare $(PEERS)/peers.json $(PEERS)/fedmesh-*.json
 
+.PHONY: chaos
+chaos: $(SYNCED)  ## Break replicas and stores under load and compare with what was acknowledged (45 minutes; REPORT=FILE)
+	@$(RUN) python -m loadtests.chaos $(if $(REPORT),--report $(abspath $(REPORT))) $(ARGS)
+
 .PHONY: fmt
 fmt: $(SYNCED)  ## Format the code
 	@$(RUN) ruff format .
@@ -99,8 +103,17 @@ check-centre: $(UV)  ## The control plane installs without TensorFlow, in under 
 	@scripts/check_centre_dependencies.sh $(abspath $(UV))
 
 .PHONY: helm-check
-helm-check: $(UV)  ## The charts and the Dockerfile: Helm, schemas, policies, a played installation, checkov, hadolint
+helm-check: $(UV)  ## The charts and the Dockerfile: Helm, schemas, policies, alerts, a played installation, checkov, hadolint
 	@scripts/check_helm.sh $(abspath $(UV))
+
+.PHONY: observe-check
+observe-check: $(SYNCED)  ## A real Prometheus on a real run: rules load, no panel of a dashboard is empty, one trace a round
+	@scripts/fetch_prometheus.sh
+	@$(RUN) pytest -m slow tests/e2e/test_seen.py $(ARGS)
+
+.PHONY: dashboards
+dashboards: $(SYNCED)  ## Write the chart's Grafana dashboards anew from scripts/make_dashboards.py
+	@$(RUN) python scripts/make_dashboards.py helm/fedmesh/files/dashboards
 
 .PHONY: clean
 clean:  ## Remove caches and environments; data of stacks stays

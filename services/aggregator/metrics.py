@@ -18,4 +18,8 @@ STRIKES: Final = Counter("fedmesh_aggregator_strikes_total", "Uploads that no ho
 COMPUTE_SECONDS: Final = Histogram(
     "fedmesh_aggregator_compute_seconds", "Time that a sum took to compute", buckets=_SECONDS
 )
+DOWNLOAD_BYTES: Final = Counter(
+    "fedmesh_aggregator_download_bytes_total", "Bytes of sums that hospitals downloaded, segments for checks left out"
+)
+WAITING: Final = Gauge("fedmesh_aggregator_waiting_segments", "Segments that wait for a worker process")
 COMPUTE_BYTES: Final = Counter("fedmesh_aggregator_compute_bytes_total", "Bytes of uploads that were added to sums")

@@ -214,6 +214,7 @@ class AggregatorUseCases:
             segment = await self._chunks.read(held.result[0], index)
             if segment is None:
                 raise not_open(attempt)
+            metrics.DOWNLOAD_BYTES.inc(len(segment))
             yield segment
 
     async def segments(self, caller: str, attempt: AttemptId, index: int) -> AsyncIterator[dict[str, bytes]]:

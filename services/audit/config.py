@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.common.config import PostgresConfig, Section, ServerConfig, TelemetryConfig
+from services.common.config import ClientConfig, PostgresConfig, Section, ServerConfig, TelemetryConfig
+from services.common.standing import StandingConfig
 
 
 class BatchConfig(Section):
@@ -34,6 +35,8 @@ class WitnessConfig(Section):
 class AuditConfig(Section):
     server: ServerConfig = Field(description="where the audit service listens, and its certificate")
     postgres: PostgresConfig = Field(description="the database, as role audit_service")
+    registry: ClientConfig = Field(description="the registry, which says what hospitals may not call")
+    standing: StandingConfig = Field(default=StandingConfig(), description="how suspended hospitals come to be known")
     signing_key: Path = Field(
         description="file (mode 0600) with the log's Ed25519 key in C2SP note format; its name is <consortium>/audit"
     )

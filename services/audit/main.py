@@ -8,12 +8,16 @@ from services.audit.servicer import AuditServicer
 from services.audit.store import MIGRATIONS, SCHEMA
 from services.audit.store.postgres import PostgresStore
 from services.audit.usecases import LogUseCases
+from services.audit.watch import WitnessWatch
 from services.audit.witnessing import WitnessUseCases
 from services.common.clock import SystemClock
 from services.common.config import read_secret
 from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
 from services.common.postgres import Database, require_migrated
+from services.common.postgres_watch import PostgresWatch
+from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.transparency.checkpoint import load_signing_key
@@ -55,9 +59,15 @@ async def main(config: AuditConfig) -> None:
         log = LogUseCases(store, sequencer, key)
         witnesses = WitnessUseCases(store, key, SystemClock(), config.witness.period_s)
         await log.require_own_log()
-        await run_server(
-            config.server, [endpoint(log, witnesses)], background=[sequencer.run], dependencies=database.ready
-        )
+        async with MeshChannel(config.registry.target, config.server.tls) as registry:
+            standing = Standing(registry_members(registry), config.standing)
+            await run_server(
+                config.server,
+                [endpoint(log, witnesses)],
+                background=[sequencer.run, standing.run, WitnessWatch(store).run, PostgresWatch(database).run],
+                dependencies=database.ready,
+                admit=standing.admit,
+            )
     finally:
         await database.close()
         shutdown_telemetry()

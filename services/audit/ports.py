@@ -1,6 +1,6 @@
 """What the use cases need from a store. `services.audit.store` implements it on PostgreSQL."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeVar
@@ -82,6 +82,14 @@ class Transaction(Protocol):
 
     async def cosigned(self, before_size: int, limit: int) -> list[CosignedHead]:
         """Checkpoints with cosignatures, newest first, of fewer than `before_size` entries."""
+        ...
+
+    async def cosigned_sizes(self, newest: int | None) -> dict[str, int]:
+        """The largest tree that each hospital cosigned, among so many of the newest cosignatures; None: among all."""
+        ...
+
+    async def uncosigned_ages(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        """For how many seconds the log has had a checkpoint above the size that a hospital cosigned; 0 without one."""
         ...
 
     async def add_alarm(self, alarm: Alarm) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from services.audit.domain.witnesses import (
     MAX_ALARMS_OF_A_HOSPITAL,
@@ -39,8 +39,9 @@ _KEY_BYTES: Final = 32
 _CLOCK_SKEW_S: Final = 300
 
 _COSIGNATURES: Final = Counter("fedmesh_audit_cosignatures_total", "Cosignatures stored", ["hospital"])
-_COSIGNED_SIZE: Final = Gauge("fedmesh_audit_cosigned_size", "Entries that a witness cosigned last", ["hospital"])
 _ALARMS: Final = Counter("fedmesh_audit_alarms_total", "Alarms of witnesses, repetitions included", ["kind"])
+for _kind in AlarmKind:
+    _ALARMS.labels(_kind.value)
 
 
 class WitnessUseCases:
@@ -79,7 +80,6 @@ class WitnessUseCases:
 
         if await self._store.run("add_cosignature", add):
             _COSIGNATURES.labels(caller.name).inc()
-            _COSIGNED_SIZE.labels(caller.name).set(size)
 
     async def cosigned(self, before_size: int, limit: int) -> list[tuple[CosignedHead, str]]:
         """Checkpoints with cosignatures, newest first, and each as one note with all its signatures.

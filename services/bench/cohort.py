@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import Int64Vector
-from services.plans.manifest import GradientDescent, PlanManifest
+from services.plans.algorithms import GradientDescent
+from services.plans.manifest import PlanManifest
 from services.transparency.findings import Finding
 
 PATIENTS: Final = 200

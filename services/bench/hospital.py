@@ -1,9 +1,10 @@
 """`python -m services.bench.hospital --config FILE`: the real hospital node, with something light for training.
 
 The node's `data.file` is JSON: `{"seed": 1, "hospital": 3}`. For a plan that only sums it contributes vectors that
-follow from the seed, and notes what it decrypted beside that file, as the BLAKE2b digest of the sum's little-endian
-int64, so that the benchmark can check every hospital's sum. For any other plan it has a small population that pays for
-that plan.
+follow from the seed, and notes what it decrypted beside that file by plan, as the BLAKE2b digest of the sum's
+little-endian int64, so that the benchmark can check every hospital's sum. With `"train_s": {"some-plan": 0.5}` training
+for that plan takes so many seconds, without CPU, as on a machine of the hospital's own. For a plan of any other kind it
+has a small population that pays for that plan.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import json
 import signal
 import struct
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -20,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.bench.cohort import CohortTrainer
-from services.bench.vectors import vector
+from services.bench.vectors import WEIGHT_BITS, vector
 from services.common.errors import Code, FedmeshError
 from services.common.process import run_process
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
@@ -28,7 +30,8 @@ from services.hospital_node.config import HospitalConfig, check_config
 from services.hospital_node.domain.ports import Int64Vector, LocalJob
 from services.hospital_node.main import run_node
 from services.hospital_node.worker import WorkerThread
-from services.plans.manifest import IntegerVector, PlanManifest
+from services.plans.manifest import PlanManifest
+from services.plans.models import IntegerVector
 from services.transparency.findings import Finding
 
 _HEADER: Final = struct.Struct("<4sI")
@@ -42,26 +45,31 @@ def sum_digest(total: Int64Vector) -> str:
     return hashlib.blake2b(np.ascontiguousarray(total, dtype="<i8").data, digest_size=32).hexdigest()
 
 
-def noted_sums(data_file: Path) -> dict[int, str]:
-    """The digests that a hospital noted, by round."""
-    return {int(path.name): path.read_text() for path in (data_file.parent / "sums").iterdir()}
+def noted_sums(data_file: Path, plan_name: str) -> dict[int, str]:
+    """The digests that a hospital noted in a plan's rounds, by round."""
+    folder = data_file.parent / "sums" / plan_name
+    return {int(path.name): path.read_text() for path in folder.iterdir()} if folder.is_dir() else {}
 
 
 class VectorTrainer:
     """See `hospital_node.domain.ports.Trainer`. A state is a round number and the mean contribution as float32."""
 
-    def __init__(self, manifest: PlanManifest, seed: int, hospital: int, sums: Path) -> None:
+    def __init__(self, manifest: PlanManifest, seed: int, hospital: int, sums: Path, train_s: float) -> None:
         self._length = manifest.vector_length
         self._lanes = manifest.encoding.lanes
         self._seed = seed
         self._hospital = hospital
         self._sums = sums
+        self._train_s = train_s
+        self._spare = WEIGHT_BITS if manifest.rounds.asynchronous else 0
 
     def initial_state(self) -> bytes:
         return _HEADER.pack(_MAGIC, 0) + bytes(4 * self._length)
 
     def contribution(self, state: bytes, round_number: int) -> Int64Vector:
-        return vector(self._seed, self._hospital, round_number, self._length, self._lanes)
+        time.sleep(self._train_s)
+        # By the version trained on, whatever round it goes into.
+        return vector(self._seed, self._hospital, _round(state) + 1, self._length, self._lanes, self._spare)
 
     def update(self, state: bytes, total: Int64Vector, contributors: int) -> bytes:
         round_number = _round(state) + 1
@@ -98,15 +106,16 @@ async def main(config: HospitalConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    content = config.data.file.read_bytes()
+    content = config.data.tables[0].read_bytes()
     facts = json.loads(content)
-    sums = config.data.file.parent / "sums"
-    sums.mkdir(exist_ok=True)
 
     def open_job(manifest: PlanManifest) -> LocalJob:
         snapshot = hashlib.sha256(content).hexdigest()
         if isinstance(manifest.model, IntegerVector):
-            return LocalJob(VectorTrainer(manifest, facts["seed"], facts["hospital"], sums), snapshot)
+            sums = config.data.tables[0].parent / "sums" / manifest.name
+            sums.mkdir(parents=True, exist_ok=True)
+            train_s = float(facts.get("train_s", {}).get(manifest.name, 0.0))
+            return LocalJob(VectorTrainer(manifest, facts["seed"], facts["hospital"], sums, train_s), snapshot)
         trainer = CohortTrainer(manifest, facts["seed"], facts["hospital"])
         return LocalJob(trainer, snapshot, population=f"{config.population}-{manifest.name}")
 

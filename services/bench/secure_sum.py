@@ -38,6 +38,7 @@ from services.secure_sum.wire import Layout, layout_of
 SEED: Final = 20
 # The first round also loads libraries and fills caches, and is not counted.
 WARM_UP: Final = 1
+PLAN: Final = "bench-secure-sum"
 _PHASE_LINE: Final = re.compile(r'fedmesh_coordinator_phase_seconds_(sum|count)\{phase="(\w+)"\} (\S+)')
 
 
@@ -87,7 +88,7 @@ def bench_plan(options: BenchOptions) -> PlanManifest:
     """A plan that only sums. Raises: FedmeshError(PLAN_INVALID) for a length or lanes that no plan may have."""
     document: dict[str, Any] = json.loads(canonical_bytes(shipped_plan("readmission-logistic")))
     document |= {
-        "name": "bench-secure-sum",
+        "name": PLAN,
         "description": "Integers from a seed; measures the secure sum.",
         "model": {"family": "integer_vector", "length": options.params},
         "algorithm": {"kind": "sum_only"},
@@ -266,7 +267,7 @@ def _phases(port: int) -> dict[str, float]:
 
 def _exact(stack: Stack, progress: Progress, names: list[str], options: BenchOptions) -> bool:
     numbers = {name: number for number, name in enumerate(names)}
-    noted = {name: noted_sums(_data_file(stack, name)) for name in names}
+    noted = {name: noted_sums(_data_file(stack, name), PLAN) for name in names}
     for done in progress.rounds:
         contributors = [item.hospital_id for item in done.contributions]
         expected = np.zeros(options.params, dtype=np.int64)

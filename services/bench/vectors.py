@@ -9,9 +9,17 @@ import numpy.typing as npt
 VALUE_BITS: Final = {1: 40, 2: 20}
 
 
-def vector(seed: int, hospital: int, round_number: int, length: int, lanes: int) -> npt.NDArray[np.int64]:
-    """One hospital's contribution in one round: int64[length], uniform over the signed range of `VALUE_BITS`."""
-    half = 1 << (VALUE_BITS[lanes] - 1)
+# Bits that a staleness weight takes of a value.
+WEIGHT_BITS: Final = 8
+
+
+def vector(
+    seed: int, hospital: int, round_number: int, length: int, lanes: int, spare: int = 0
+) -> npt.NDArray[np.int64]:
+    """One hospital's contribution in one round: int64[length], uniform over the signed range of `VALUE_BITS`, less the
+    `spare` ones.
+    """
+    half = 1 << (VALUE_BITS[lanes] - spare - 1)
     values = np.random.default_rng((seed, hospital, round_number)).integers(-half, half, length, dtype=np.int64)
     # The extremes must survive too.
     values[0], values[-1] = -half, half - 1

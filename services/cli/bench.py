@@ -30,9 +30,26 @@ def secure_sum(
     """Measure rounds of the secure sum: 15 hospital processes, four services, mutual TLS. Exit code 1 if not exact."""
     from services.bench.secure_sum import BenchOptions, run_secure_sum
 
-    _require_writable(report)
+    require_writable(report)
     result = run_secure_sum(BenchOptions(folder, params, hospitals, lanes, rounds, report), Console())
     if not result.exact:
+        raise typer.Exit(1)
+
+
+@app.command("asynchronous")
+def asynchronous(
+    hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospital processes; the last one is the slow one")] = 6,
+    rounds: Annotated[int, typer.Option(min=4, max=1000, help="Rounds of an asynchronous job")] = 10,
+    train_s: Annotated[float, typer.Option(min=0.01, max=60, help="Seconds that a fast hospital trains")] = 1.0,
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file")] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="Where the run lives; replaced by the next")] = BENCH_DIR,
+) -> None:
+    """Measure by how much a hospital that trains ten times as long slows the others. Exit code 1 if not exact."""
+    from services.bench.asynchronous import AsynchronousOptions, run_asynchronous
+
+    require_writable(report)
+    options = AsynchronousOptions(folder, hospitals, rounds, train_s, report=report)
+    if not run_asynchronous(options, Console()).exact:
         raise typer.Exit(1)
 
 
@@ -48,7 +65,7 @@ def jobs(
     """Measure how many small private jobs a stack finishes in an hour: light training, everything else real."""
     from services.bench.jobs import JobsOptions, run_jobs
 
-    _require_writable(report)
+    require_writable(report)
     run_jobs(JobsOptions(folder, jobs, concurrent, rounds, hospitals, report), Console())
 
 
@@ -68,12 +85,32 @@ def privacy_audit(
     """
     from services.bench.privacy_audit import AuditOptions, run_privacy_audit
 
-    _require_writable(report)
+    require_writable(report)
     options = AuditOptions(runs, not independent, confidence, noise_factor, report)
     if not run_privacy_audit(options, Console()).holds:
         raise typer.Exit(1)
 
 
-def _require_writable(report: Path | None) -> None:
+@app.command("families")
+def families(
+    data: Annotated[Path, typer.Option(help="Folder with diabetes-130 data: as for `fedmesh demo --data`")],
+    plan: Annotated[list[str], typer.Option(help="A shipped plan's name, or a file; repeat for more")] = [  # noqa: B006
+        "readmission-logistic-private",
+        "readmission-ridge-private",
+    ],
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each plan, with fresh noise")] = 3,
+    test: Annotated[bool, typer.Option("--test", help="Judge on the test rows; tune on validation rows first")] = False,
+    cache: Annotated[Path, typer.Option(help="Folder for compiled plans")] = BENCH_DIR / "compiled",
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file")] = None,
+) -> None:
+    """Compare what plans of different families learn, by the hospitals' own code without the services."""
+    from services.bench.families import FamiliesOptions, run_families
+
+    require_writable(report)
+    run_families(FamiliesOptions(data, tuple(plan), seeds, test, cache, report), Console())
+
+
+def require_writable(report: Path | None) -> None:
+    """Raises: FedmeshError(INVALID_ARGUMENT) when a report has no folder to go to."""
     if report is not None and not report.absolute().parent.is_dir():
         raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {report}: no such folder")

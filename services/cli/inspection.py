@@ -13,6 +13,7 @@ from services.cli.mesh import ask
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
+from services.plans.staleness import WEIGHT_UNITS, weight_units
 
 _NEEDS = ("audit", "registry")
 Limit = Annotated[int, typer.Option(min=1, max=500, help="At most so many rows")]
@@ -70,7 +71,9 @@ def rounds(
     by_version: dict[int, dict[str, float]] = {}
     for metric in metrics:
         by_version.setdefault(metric.version, {})[metric.name] = metric.value
-    table = make_table("round", "attempt", "agreeing", "finalizer", "overhead", "loss", "AUROC", "burnt")
+    aged = any(item.age for done in found for item in done.contributions)
+    shown = ("finalizer", "ages") if aged else ("finalizer",)
+    table = make_table("round", "attempt", "agreeing", *shown, "overhead", "loss", "AUROC", "burnt")
     for done in found:
         seconds = (done.committed_at.ToDatetime() - done.sealed_at.ToDatetime()).total_seconds()
         measured = by_version.get(done.version, {})
@@ -79,6 +82,7 @@ def rounds(
             str(done.attempt.attempt),
             f"{len(done.agreeing)} of {len(done.contributions)}",
             "[red]burnt[/red]" if done.burnt else done.finalizer,
+            *([ages(done)] if aged else []),
             f"{seconds:.2f} s",
             *(f"{measured[name]:.4f}" if name in measured else "" for name in ("loss", "auroc")),
             (done.burnt_reason or "yes") if done.burnt else "",
@@ -89,6 +93,22 @@ def rounds(
         "[dim]overhead: sealed to committed. Loss and AUROC: the consortium's validation rows, from the secure sum, of "
         "the state that the round started from. A burnt round was opened for nobody: its version keeps the state of "
         "the one before, and its privacy budget stays spent.[/dim]"
+    )
+    if aged:
+        console.print(
+            "[dim]ages: how many versions older than the newest the hospitals' contributions were trained on, with the "
+            f"staleness weight in {WEIGHT_UNITS}ths. Public: each hospital signed its own.[/dim]"
+        )
+
+
+def ages(done: registry_pb2.CommittedRound) -> str:
+    """A round's contributions by age, with the weight of each age: `0 (64): 9, 2 (36): hospital-07`."""
+    by_age: dict[int, list[str]] = {}
+    for item in done.contributions:
+        by_age.setdefault(item.age, []).append(item.hospital_id)
+    return ", ".join(
+        f"{age} ({weight_units(age)}): {len(names) if age == 0 else ' '.join(sorted(names))}"
+        for age, names in sorted(by_age.items())
     )
 
 

@@ -6,7 +6,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.cli import audit, bench, hospital, inspection, members, models, plan, privacy, roster, stack
+from services.cli import (
+    audit,
+    bench,
+    hospital,
+    inspection,
+    measuring,
+    members,
+    membership,
+    models,
+    people,
+    plan,
+    privacy,
+    roster,
+    stack,
+    tradeoff,
+)
 from services.common.errors import Code, FedmeshError
 from services.plans.manifest import MAX_EPSILON
 
@@ -21,11 +36,15 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(bench.app, name="bench")
 app.add_typer(models.app, name="models")
 app.add_typer(plan.app, name="plan")
+tradeoff.register(plan.app)
+measuring.register(bench.app)
 app.add_typer(hospital.app, name="hospital")
+app.add_typer(membership.app, name="members")
 app.add_typer(roster.app, name="roster")
 app.add_typer(privacy.app, name="privacy")
 inspection.register(app)
 members.register(app)
+people.register(app)
 stack.register(app)
 
 

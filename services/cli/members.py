@@ -1,5 +1,6 @@
 """`fedmesh hospitals`, `roster show`, `epochs`: who takes part, in which standing, with which keys."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import typer
@@ -31,7 +32,7 @@ def hospitals(folder: Folder = DEMO_DIR) -> None:
         return await call(registry.ListHospitals, registry_pb2.ListHospitalsRequest())
 
     answer = ask(stack_dir(folder), "registry", read, _NEEDS)
-    table = make_table("hospital", "display name", "standing", "strikes", "since")
+    table = make_table("hospital", "display name", "standing", "strikes", "since", "certificate until (UTC)")
     for found in answer.hospitals:
         table.add_row(
             found.hospital_id,
@@ -39,8 +40,18 @@ def hospitals(folder: Folder = DEMO_DIR) -> None:
             registry_pb2.HospitalStatus.Name(found.status).removeprefix("HOSPITAL_STATUS_").lower(),
             str(found.strikes or ""),
             f"{found.created_at.ToDatetime():%Y-%m-%d}",
+            _until(found),
         )
     Console().print(table)
+
+
+def _until(found: registry_pb2.Hospital) -> str:
+    """When the newest certificate that the registry gave a hospital ends, and whether that still counts."""
+    if not found.HasField("certificate_not_after"):
+        return ""
+    ends = found.certificate_not_after.ToDatetime(tzinfo=UTC)
+    over = " [red]over[/red]" if ends <= datetime.now(UTC) else ""
+    return f"{ends:%Y-%m-%d %H:%M}{over}"
 
 
 @roster.app.command()

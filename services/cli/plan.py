@@ -5,10 +5,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from services.common.errors import FedmeshError
 from services.hospital_node.noise import training_noise
+from services.hospital_node.training.packages import check_installed, installed_families
+from services.plans.algorithms import InstalledFamily
 from services.plans.library import plan_names, plan_path
-from services.plans.manifest import canonical_bytes, load_manifest, plan_id
+from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest, plan_id
 from services.privacy.accounting import epsilon_of
 from services.privacy.noise import NoisePlan
 from services.secure_sum.cohort import threshold
@@ -38,10 +42,28 @@ def check(
         f"{len(manifest.feature_names)} features, {manifest.vector_length} integers a contribution, "
         f"{manifest.rounds.count} rounds, {len(canonical_bytes(manifest)):,} bytes on the wire"
     )
+    _show_family(console, manifest)
+    if manifest.rounds.asynchronous:
+        console.print(
+            f"asynchronous: groups of {manifest.rounds.k}; contributions of at most age {manifest.rounds.max_age}"
+        )
     if manifest.privacy is None:
         console.print("privacy: none")
     else:
         _show_privacy(console, training_noise(manifest, hospitals))
+
+
+def _show_family(console: Console, manifest: PlanManifest) -> None:
+    model, algorithm = manifest.model, manifest.algorithm
+    console.print(f"{model.family} with {manifest.weights_length:,} parameters, trained by {algorithm.kind}")
+    if isinstance(algorithm, InstalledFamily):
+        try:
+            check_installed(manifest)
+        except FedmeshError as error:
+            console.print(f"[yellow]this machine could not train it:[/yellow] {escape(error.message)}", soft_wrap=True)
+        else:
+            found = installed_families()[algorithm.family]
+            console.print(f"family {algorithm.family} is installed here: {escape(found)}", highlight=False)
 
 
 def _show_privacy(console: Console, noise: NoisePlan) -> None:

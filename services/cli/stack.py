@@ -9,7 +9,7 @@ from rich.table import Table
 
 from services.common.config import PostgresConfig, load_config
 from services.common.errors import Code, FedmeshError
-from services.embedded.stack import Stack
+from services.embedded.stack import ENROLMENT, Stack
 
 DEMO_DIR: Final = Path(".fedmesh/demo")
 UP_DIR: Final = Path(".fedmesh/up")
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def up(
     folder: Folder = UP_DIR,
-    port: Annotated[int, typer.Option(min=1024, max=65000, help="First of four loopback ports")] = BASE_PORT,
+    port: Annotated[int, typer.Option(min=1024, max=65000, help="First of five loopback ports")] = BASE_PORT,
 ) -> None:
     """Start PostgreSQL, Redis and the four services, and leave them running. Harmless when they run."""
     console = Console()
@@ -42,6 +42,7 @@ def up(
                 stack.stop()
             raise
     _print(console, stack)
+    console.print(f"Hospitals enrol at {stack.target(ENROLMENT)}: fedmesh members invite --help")
     console.print(f"Stop it with: fedmesh down --dir {folder}")
 
 

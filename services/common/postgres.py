@@ -1,8 +1,10 @@
 """PostgreSQL: a pool, transactions that are run again when PostgreSQL asks for it, and migrations."""
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -23,6 +25,13 @@ log = get_logger(__name__)
 ResultT = TypeVar("ResultT")
 Connection = psycopg.AsyncConnection[DictRow]
 
+# How long a server may take to answer one statement, and one that only asks whether it is there. A server that is
+# frozen, or behind a network that lost it, says nothing at all: TCP goes on believing in it for a quarter of an hour.
+ANSWER_S: Final = 5.0
+CHECK_S: Final = 1.5
+# Calls that may wait for each connection of a pool. After an outage everybody comes at once: those beyond are refused
+# at no cost and come again, while those within are served in time; an unbounded queue serves nobody in time.
+WAITING_PER_CONNECTION: Final = 4
 _MAX_TRIES: Final = 8
 # A channel tries four times by itself: so the caller learns of a lost database within its default deadline of 10 s.
 _CONNECT_WAIT_S: Final = 2.0
@@ -39,25 +48,59 @@ def conninfo(config: PostgresConfig) -> str:
     return make_conninfo(config.dsn, password=read_secret(config.password_file))
 
 
+class AnsweringConnection(psycopg.AsyncConnection[DictRow]):
+    """A connection that hangs up on a server which does not answer a statement within `answer_s` seconds.
+
+    What waits then ends with psycopg.OperationalError, and so does everything after it. A cancellation would not do:
+    psycopg asks the same server to cancel, and waits for that too.
+    """
+
+    answer_s: float = ANSWER_S
+
+    async def wait(self, *arguments: Any, **options: Any) -> Any:
+        watchdog = asyncio.get_running_loop().call_later(self.answer_s, self._hang_up)
+        try:
+            return await super().wait(*arguments, **options)
+        finally:
+            watchdog.cancel()
+
+    async def check(self) -> None:
+        """Ask whether the server is there. Raises: psycopg.Error."""
+        self.answer_s = CHECK_S
+        try:
+            await AsyncConnectionPool.check_connection(self)
+        finally:
+            self.answer_s = ANSWER_S
+
+    def _hang_up(self) -> None:
+        log.warning("database_does_not_answer", host=self.info.host, port=self.info.port, seconds=self.answer_s)
+        with suppress(OSError), socket.socket(fileno=os.dup(self.fileno())) as line:
+            # libpq then reads the end of the stream, as if the server had ended.
+            line.shutdown(socket.SHUT_RDWR)
+
+
 class Database:
     """A connection pool of one service role."""
 
     def __init__(self, config: PostgresConfig) -> None:
-        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+        self._pool: AsyncConnectionPool[AnsweringConnection] = AsyncConnectionPool(
             conninfo(config),
             min_size=1,
             max_size=config.pool_max,
             timeout=_CONNECT_WAIT_S,
             open=False,
-            check=AsyncConnectionPool.check_connection,
+            check=AnsweringConnection.check,
             reconnect_timeout=5,
-            connection_class=psycopg.AsyncConnection[DictRow],
+            connection_class=AnsweringConnection,
             kwargs={
                 "row_factory": dict_row,
                 "options": "-c statement_timeout=20000 -c idle_in_transaction_session_timeout=30000",
                 "connect_timeout": 3,
             },
         )
+        # Counted here: the pool's own limit also counts those who gave up, and refuses for ever when all of them have.
+        self._waiting = 0
+        self._most_waiting = WAITING_PER_CONNECTION * config.pool_max
 
     async def open(self) -> None:
         """Start filling the pool. A database that is away is no error here: calls report it and recover later."""
@@ -65,6 +108,10 @@ class Database:
 
     async def close(self) -> None:
         await self._pool.close()
+
+    def pool_stats(self) -> dict[str, int]:
+        """What the pool counts: https://www.psycopg.org/psycopg3/docs/advanced/pool.html#pool-stats"""
+        return self._pool.get_stats()
 
     async def ready(self) -> bool:
         """True when a connection answers."""
@@ -80,9 +127,22 @@ class Database:
         """A pooled connection. The pool drops a cancellation that comes while it hands one over; here it is heeded."""
         task = asyncio.current_task()
         cancelled_before = 0 if task is None else task.cancelling()
-        async with self._pool.connection(timeout=timeout_s) as connection:
+        async with AsyncExitStack() as stack:
+            self._waiting += 1
+            try:
+                connection = await stack.enter_async_context(self._pool.connection(timeout=timeout_s))
+            finally:
+                self._waiting -= 1
             if task is not None and task.cancelling() > cancelled_before:
                 raise asyncio.CancelledError
+            yield connection
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[Connection]:
+        """A pooled connection. Raises: PoolTimeout, at once when too many wait for one already."""
+        if self._waiting >= self._most_waiting:
+            raise PoolTimeout("too many wait for a connection")
+        async with self._connection() as connection:
             yield connection
 
     async def run_tx(self, name: str, body: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:
@@ -96,7 +156,7 @@ class Database:
         with _TX_SECONDS.labels(name).time():
             for attempt in range(1, _MAX_TRIES + 1):
                 try:
-                    async with store_errors(), self._connection() as connection:
+                    async with store_errors(), self._admitted() as connection:
                         await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
                         async with connection.transaction():
                             return await body(connection)
@@ -174,7 +234,8 @@ def _yoyo_url(dsn: str, schema: str) -> str:
     name = quote(str(parts.pop("dbname", "fedmesh")), safe="")
     host, port = str(parts.pop("host", "")), parts.pop("port", None)
     query = [f"schema={schema}"]
-    if host.startswith("/"):
+    # A socket's folder, or several servers of which one takes writes: neither fits in front of a URL's path.
+    if host.startswith("/") or "," in host:
         query.append(f"host={quote(host, safe='')}")
         host = ""
     location = f"{host}:{port}" if host and port else host

@@ -1,9 +1,10 @@
 """Redis: a client of one ACL user, errors mapped, Lua scripts loaded from files."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import redis.asyncio as aioredis
 from redis import exceptions
@@ -14,6 +15,12 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from services.common.config import RedisConfig, SentinelConfig, read_secret
 from services.common.errors import Code, FedmeshError
+
+# Since Redis 7 an error inside a script is told with other words around it.
+_DEMOTED: Final = re.compile(r"(^|-)READONLY\b")
+_FULL: Final = re.compile(r"(^|-)(MISCONF|OOM|LOADING|TRYAGAIN)\b")
+# What uvloop says, by a RuntimeError, of a transport that closed under redis-py's hands.
+_CLOSED: Final = "handler is closed"
 
 
 def connect_redis(config: RedisConfig) -> aioredis.Redis:
@@ -54,10 +61,17 @@ async def redis_errors() -> AsyncIterator[None]:
     """Turn a lost or full Redis into FedmeshError(STORE_UNAVAILABLE) or (STORE_FULL)."""
     try:
         yield
-    except (exceptions.BusyLoadingError, exceptions.ConnectionError, exceptions.TimeoutError) as error:
+    # redis-py lets an OSError through when a connection that it has just made anew is closed again: a master that dies.
+    except (exceptions.BusyLoadingError, exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+        raise FedmeshError(Code.STORE_UNAVAILABLE, "Redis cannot be reached: try again") from error
+    except RuntimeError as error:
+        if _CLOSED not in str(error):
+            raise
         raise FedmeshError(Code.STORE_UNAVAILABLE, "Redis cannot be reached: try again") from error
     except exceptions.ResponseError as error:
-        if str(error).startswith(("MISCONF", "OOM", "READONLY", "LOADING", "TRYAGAIN")) or "MISCONF" in str(error):
+        if _DEMOTED.search(str(error)):
+            raise FedmeshError(Code.STORE_UNAVAILABLE, "this Redis is the master no more: try again") from error
+        if _FULL.search(str(error)):
             raise FedmeshError(Code.STORE_FULL, "Redis takes no writes now: free disk or memory") from error
         raise
 
@@ -65,8 +79,9 @@ async def redis_errors() -> AsyncIterator[None]:
 async def redis_ready(client: aioredis.Redis) -> bool:
     """True when Redis answers."""
     try:
-        return bool(await client.ping())
-    except (exceptions.RedisError, OSError):
+        async with redis_errors():
+            return bool(await client.ping())
+    except (FedmeshError, exceptions.RedisError):
         return False
 
 
@@ -74,6 +89,7 @@ class Scripts:
     """The Lua scripts of a folder, called by name; each is one atomic transition."""
 
     def __init__(self, client: aioredis.Redis, folder: Path) -> None:
+        self._client = client
         self._scripts = {
             path.stem: client.register_script(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.lua"))
         }
@@ -84,4 +100,10 @@ class Scripts:
         Raises: FedmeshError(STORE_UNAVAILABLE | STORE_FULL); redis ResponseError for a fault in the script.
         """
         async with redis_errors():
-            return await self._scripts[name](keys=keys, args=arguments)
+            try:
+                return await self._scripts[name](keys=keys, args=arguments)
+            except exceptions.ResponseError as error:
+                if _DEMOTED.search(str(error)):
+                    # redis-py leaves a master that was demoted when a command says so, but not when a script does.
+                    await self._client.connection_pool.disconnect(inuse_connections=False)
+                raise

@@ -5,6 +5,11 @@ from collections.abc import Iterable
 from typing import Any
 
 
+async def until_cancelled() -> None:
+    """Wait for ever: what a loop is doing that only has to clean up in the end."""
+    await asyncio.Event().wait()
+
+
 async def end_tasks(tasks: "Iterable[asyncio.Future[Any]]", *, again_s: float = 1.0) -> None:
     """Cancel tasks and wait until every one has ended; their results and errors stay in them.
 

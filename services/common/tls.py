@@ -69,8 +69,10 @@ def certificate_identity(certificate: x509.Certificate) -> Identity:
     return parse_identity(uris[0])
 
 
-def server_credentials(config: TlsConfig) -> grpc.ServerCredentials:
+def server_credentials(config: TlsConfig, *, ask_clients: bool = True) -> grpc.ServerCredentials:
     """Server credentials that demand a client certificate and pick up renewed files at the next handshake.
+
+    ask_clients: False for the one listener whose callers have no certificate yet.
 
     Raises: FedmeshError(CONFIG_INVALID) as `load_tls`, at start only; later unreadable files keep the old certificate.
     """
@@ -78,7 +80,7 @@ def server_credentials(config: TlsConfig) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(
         _configuration(config),
         _reloader(config),  # type: ignore[arg-type]  # None means unchanged; the stubs do not know
-        require_client_authentication=True,
+        require_client_authentication=ask_clients,
     )
 
 

@@ -78,6 +78,8 @@ async def open_attempt(
         epoch=opened.epoch,
         failures=again.failures + 1 if again else 0,
         spent=before.spent if before is not None else 0,
+        enough=manifest.rounds.k or 0,
+        oldest=manifest.rounds.oldest,
     )
     await tenure.move(seen, attempt, fresh=True)
     log.info("attempt_opened", job_id=attempt.job_id, round=attempt.round, attempt=attempt.attempt, epoch=attempt.epoch)

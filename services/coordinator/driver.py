@@ -7,6 +7,7 @@ from typing import Final
 from services.common.errors import FedmeshError
 from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger
+from services.coordinator import metrics
 from services.coordinator.outward import Registry
 from services.coordinator.ports import Rounds
 from services.coordinator.runner import JobRunner
@@ -49,6 +50,7 @@ class Driver:
     async def _poll(self) -> None:
         self._runners = {job_id: held for job_id, held in self._runners.items() if not held[1].done()}
         running = {job.job_id for job in await self._registry.running_jobs()}
+        metrics.RUNNING.set(len(running))
         for job_id in set(self._runners) - running:
             self._runners[job_id][0].doubt()
         for job_id in running | await self._store.unfinished_jobs():

@@ -4,14 +4,14 @@ import asyncio
 from dataclasses import replace
 
 from services.common.errors import Code, FedmeshError
-from services.common.telemetry import get_logger
+from services.common.telemetry import exemplar, get_logger
 from services.coordinator import metrics
 from services.coordinator.domain import machine
-from services.coordinator.domain.attempt import OVER, Agreement, Attempt
+from services.coordinator.domain.attempt import OVER, Agreement, Attempt, Phase
 from services.coordinator.outward import Job
 from services.coordinator.ports import Observation
 from services.coordinator.tasks import Tasks, ended_tasks, phase_tasks
-from services.coordinator.tenure import Case, OutdatedError, Tenure
+from services.coordinator.tenure import ABORTED, BURNT, COMMITTED, Case, OutdatedError, Tenure
 
 log = get_logger(__name__)
 
@@ -35,8 +35,8 @@ async def commit(case: Case, decision: machine.Commit) -> None:
     tenure.job = job
     now = tenure.now_ms()
     await tenure.move(case.seen, attempt.committed(now))
-    metrics.ATTEMPTS.labels("committed").inc()
-    metrics.OVERHEAD_SECONDS.observe((now - attempt.sealed_ms) / 1000)
+    tenure.note_end(attempt, COMMITTED)
+    metrics.OVERHEAD_SECONDS.observe((now - attempt.sealed_ms) / 1000, exemplar())
     survivors, overhead_ms = len(attempt.contributions), now - attempt.sealed_ms
     log.info("round_committed", contributors=survivors, overhead_ms=overhead_ms, **case.facts)
     tenure.discard_aside(attempt.id)
@@ -80,7 +80,7 @@ async def burn(case: Case, reason: str) -> None:
             raise
         return
     await tenure.move(case.seen, attempt.burnt(reason, tenure.now_ms()))
-    metrics.ATTEMPTS.labels("burnt").inc()
+    tenure.note_end(attempt, BURNT)
     tenure.discard_aside(attempt.id)
 
 
@@ -94,7 +94,7 @@ async def abort(case: Case, reason: str, *, fatal: bool) -> bool:
         return False
     log.warning("attempt_aborted", reason=reason, **case.facts)
     await tenure.move(case.seen, attempt.aborted(reason, tenure.now_ms(), fatal=fatal))
-    metrics.ATTEMPTS.labels("aborted").inc()
+    tenure.note_end(attempt, ABORTED)
     tenure.discard_aside(attempt.id)
     return True
 
@@ -142,5 +142,7 @@ async def finish(tenure: Tenure, job: Job, seen: Observation) -> None:
         ended = replace(attempt, ended=True, reason=job.reason)
         if not await store.advance(tenure.owner, seen.version, ended, tasks):
             raise OutdatedError
+        if attempt.phase is Phase.ABORTED:
+            tenure.note_round_end(attempt, ABORTED)
     log.info("job_ended", job_id=job.job_id, status=job.status, reason=job.reason)
     tenure.over = True

@@ -66,6 +66,11 @@ class Hub:
         self._watchers: set[_Watcher] = set()
         self._due: set[str] = set()
         self._work = asyncio.Event()
+        metrics.UNREAD.set_function(self._unread)
+
+    def _unread(self) -> int:
+        # Called by the thread that answers Prometheus: the copy is made in one step.
+        return sum(watcher.queue.qsize() for watcher in tuple(self._watchers))
 
     # ---- for one hospital
 
@@ -99,12 +104,14 @@ class Hub:
             watcher.queue.put_nowait(Delivery(watcher.cursor, task))
         self._watchers.add(watcher)
         metrics.CONNECTED.set(len(self._watchers))
+        metrics.HOSPITALS.labels(hospital_id).inc()
         self._look([hospital_id])
         try:
             yield watcher
         finally:
             self._watchers.discard(watcher)
             metrics.CONNECTED.set(len(self._watchers))
+            metrics.HOSPITALS.labels(hospital_id).dec()
             await asyncio.shield(self._leave(watcher))
 
     async def _leave(self, watcher: _Watcher) -> None:

@@ -38,10 +38,11 @@ _MOST_SCENES: Final = 256
 
 @dataclass(frozen=True)
 class Judged:
-    """What may be kept of a report. marks: what no other hospital may use in the attempt."""
+    """What may be kept of a report. marks: what no other hospital may use in the attempt. age: that an advert says."""
 
     statements: Mapping[str, bytes] = field(default_factory=dict)
     marks: Sequence[str] = ()
+    age: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class Intake:
         if scene is None:
             return None
         _require_own(signed, hospital_id)
-        advert = opening.check_advert(signed, scene.roster, attempt_ref(named), scene.attempt.epoch)
+        attempt = scene.attempt
+        advert = opening.check_advert(signed, scene.roster, attempt_ref(named), attempt.epoch, attempt.oldest)
         opening.require_distinct([advert])
         marks = (advert.mask_key, advert.transport_key, advert.seed_commitment)
-        return Judged({advert_field(hospital_id): sealed_statement(signed)}, marks)
+        return Judged({advert_field(hospital_id): sealed_statement(signed)}, marks, advert.age)
 
     async def shares(self, named: AttemptId, hospital_id: str, signed: Sequence[Signed]) -> Judged | None:
         return await self._of_the_present(named, lambda: self._shares(named, hospital_id, signed))

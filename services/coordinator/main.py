@@ -7,7 +7,8 @@ from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
-from services.common.standing import Standing
+from services.common.redis_watch import RedisWatch
+from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.coordinator.config import CoordinatorConfig
@@ -49,7 +50,7 @@ async def main(config: CoordinatorConfig) -> None:
             MeshChannel(config.aggregator.target, tls) as to_aggregator,
         ):
             store = RedisRounds(redis, lease_ms=int(config.driver.lease_s * 1000))
-            standing = Standing(to_registry, config.standing)
+            standing = Standing(registry_members(to_registry), config.standing)
             registry = Registry(to_registry, config.driver.call_timeout_s)
             aggregator = Aggregator(to_aggregator, config.driver.call_timeout_s)
             rosters = Rosters(registry)
@@ -71,7 +72,7 @@ async def main(config: CoordinatorConfig) -> None:
             await run_server(
                 config.server,
                 [endpoint(usecases)],
-                background=[hub.run, driver.run, standing.run],
+                background=[hub.run, driver.run, standing.run, RedisWatch(redis).run],
                 admit=standing.admit,
                 dependencies=lambda: redis_ready(redis),
             )

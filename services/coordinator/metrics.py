@@ -7,6 +7,8 @@ from prometheus_client import Counter, Gauge, Histogram
 _PHASE_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 3600.0)
 
 ATTEMPTS: Final = Counter("fedmesh_coordinator_attempts_total", "Attempts that ended", ["outcome"])
+for _outcome in ("committed", "burnt", "aborted"):
+    ATTEMPTS.labels(_outcome)
 PHASE_SECONDS: Final = Histogram(
     "fedmesh_coordinator_phase_seconds", "Time that an attempt spent in a phase", ["phase"], buckets=_PHASE_BUCKETS
 )
@@ -19,4 +21,9 @@ REFUSED: Final = Counter(
     "fedmesh_coordinator_statements_refused_total", "Statements that no honest hospital sends", ["method"]
 )
 CONNECTED: Final = Gauge("fedmesh_coordinator_task_streams", "Task streams that this replica serves")
+HOSPITALS: Final = Gauge(
+    "fedmesh_coordinator_hospital_streams", "Task streams of a hospital that this replica serves", ["hospital"]
+)
+UNREAD: Final = Gauge("fedmesh_coordinator_unread_tasks", "Tasks and heartbeats that hospitals have not read yet")
+RUNNING: Final = Gauge("fedmesh_coordinator_running_jobs", "Jobs that the registry calls running")
 LEASES: Final = Gauge("fedmesh_coordinator_leases", "Jobs that this replica drives")

@@ -19,7 +19,7 @@ from services.coordinator.tasks import Papers
 from services.coordinator.tenure import Case
 from services.coordinator.wire import attempt_ref
 from services.secure_sum.opening import mask_keys, open_masks, survivors_statement
-from services.secure_sum.statements import Signed, adverts_digest
+from services.secure_sum.statements import Advert, Signed, adverts_digest, parse
 
 log = get_logger(__name__)
 
@@ -96,7 +96,8 @@ async def _given_up(case: Case, job: Job, error: FedmeshError) -> None:
 async def _seal(case: Case, group: tuple[str, ...]) -> None:
     tenure = case.tenure
     adverts = await tenure.shelf.new_adverts(case.attempt, group)
-    sealed = case.attempt.sealed(group, adverts_digest(adverts), tenure.now_ms(), case.phase_ends_ms())
+    ages = {item.hospital_id: parse(Advert, item.statement).age for item in adverts}
+    sealed = case.attempt.sealed(ages, adverts_digest(adverts), tenure.now_ms(), case.phase_ends_ms())
     await tenure.move(case.seen, sealed, Papers(adverts=adverts))
     tenure.record_aside(sealed)
 

@@ -2,16 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from services.common.clock import Clock
 from services.common.errors import FedmeshError
 from services.common.tasks import end_tasks
-from services.common.telemetry import get_logger
+from services.common.telemetry import exemplar, get_logger
+from services.common.tracing import trace_attempt, trace_round
 from services.coordinator import metrics
-from services.coordinator.domain.attempt import GONE_MS, OVER, Attempt, AttemptId, Surroundings
+from services.coordinator.domain.attempt import GONE_MS, OVER, Attempt, AttemptId, Phase, Surroundings
 from services.coordinator.domain.events import attempt_events
 from services.coordinator.domain.machine import Rules
 from services.coordinator.outward import Aggregator, Job, Registry
@@ -22,6 +23,11 @@ from services.coordinator.tasks import NO_PAPERS, Papers, phase_tasks
 from services.plans.manifest import PlanManifest
 
 log = get_logger(__name__)
+
+# How attempts and rounds end, in metrics and traces.
+COMMITTED: Final = "committed"
+BURNT: Final = "burnt"
+ABORTED: Final = "aborted"
 
 Barred = Callable[[str], bool]
 """Whether a hospital is suspended."""
@@ -70,6 +76,7 @@ class Tenure:
     _recording: asyncio.Lock = field(default_factory=asyncio.Lock)
     _missing_since: dict[str, float] = field(default_factory=dict)
     _side: set["asyncio.Task[None]"] = field(default_factory=set)
+    _began_ms: dict[AttemptId, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.shelf = Shelf(self.parts.store)
@@ -96,7 +103,26 @@ class Tenure:
         before = seen.attempt
         if before is not None and before.phase not in (*OVER, attempt.phase):
             spent_s = (self.now_ms() - before.phase_ms) / 1000
-            metrics.PHASE_SECONDS.labels(before.phase.name.lower()).observe(spent_s)
+            metrics.PHASE_SECONDS.labels(before.phase.name.lower()).observe(spent_s, exemplar())
+        if attempt.phase is Phase.TRAINING:
+            self._began_ms.setdefault(attempt.id, attempt.phase_ms)
+
+    def note_end(self, attempt: Attempt, outcome: str) -> None:
+        """Count an attempt that has ended, and write its span."""
+        metrics.ATTEMPTS.labels(outcome).inc(exemplar=exemplar())
+        trace_attempt(*attempt.id, outcome, self._began_ns(attempt, [attempt.id]))
+        if outcome != ABORTED:
+            self.note_round_end(attempt, outcome)
+
+    def note_round_end(self, attempt: Attempt, outcome: str) -> None:
+        """Write the span of the attempt's round, which nobody tries again."""
+        tried = [known for known in self._began_ms if known.round == attempt.round]
+        trace_round(attempt.job_id, attempt.round, outcome, self._began_ns(attempt, tried))
+
+    def _began_ns(self, attempt: Attempt, tried: Iterable[AttemptId]) -> int:
+        # Of an attempt that another replica opened, what is known began with its group.
+        known = [self._began_ms[each] for each in tried if each in self._began_ms]
+        return min([*known, attempt.sealed_ms or attempt.phase_ms]) * 1_000_000
 
     async def record(self, attempt: Attempt) -> None:
         """Make the attempt's events durable, as far as this replica has not seen to it already."""

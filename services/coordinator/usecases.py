@@ -78,10 +78,12 @@ class CoordinatorUseCases:
         return self._hub.watch(hospital_id, cursor, fingerprint)
 
     async def ready(self, sender: Sender, base_version: int, advert: Signed) -> Phase:
-        """Raises: as `_report`."""
+        """base_version: the one trained on, by the advert's age older than the attempt's. Raises: as `_report`."""
         judged = await self._judge(sender, self._intake.advert(sender.attempt, sender.hospital_id, advert))
         value = f"{base_version}:{shares_value([advert])}"
-        return await self._take(sender, Kind.READY, value, str(base_version), judged)
+        # What the phase is about is the version that the attempt builds on.
+        builds_on = base_version + (judged.age if judged is not None else 0)
+        return await self._take(sender, Kind.READY, value, str(builds_on), judged)
 
     async def shares(self, sender: Sender, shares: Sequence[Signed]) -> Phase:
         """Raises: as `_report`."""

@@ -37,7 +37,9 @@ def listed_uploads(attempt: Attempt) -> dict[str, str]:
 
 def wire_contributions(attempt: Attempt) -> list[round_pb2.Contribution]:
     return [
-        round_pb2.Contribution(hospital_id=item.hospital_id, ciphertext_sha256=item.sha256)
+        round_pb2.Contribution(
+            hospital_id=item.hospital_id, ciphertext_sha256=item.sha256, age=attempt.age(item.hospital_id)
+        )
         for item in attempt.contributions
     ]
 

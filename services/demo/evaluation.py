@@ -116,7 +116,12 @@ def with_personal(
 
 def pooled_test(datasets: Sequence[Dataset]) -> Rows:
     """The test rows of all hospitals together; patients stay distinct."""
-    parts = [dataset.rows(SplitName.TEST) for dataset in datasets]
+    return pooled(datasets, SplitName.TEST)
+
+
+def pooled(datasets: Sequence[Dataset], split: SplitName) -> Rows:
+    """The rows of one split of all hospitals together; patients stay distinct."""
+    parts = [dataset.rows(split) for dataset in datasets]
     offsets = np.cumsum([0, *(part.patients for part in parts)])
     return Rows(
         x=np.concatenate([part.x for part in parts]),

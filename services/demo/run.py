@@ -310,6 +310,11 @@ async def prepare(registry: Any, second: Any, stack: Stack, plan: PlanManifest, 
         ],
     )
     await call(registry.PublishRoster, roster, patience_s=30)
+    return await approved(registry, second, plan)
+
+
+async def approved(registry: Any, second: Any, plan: PlanManifest) -> str:
+    """Propose a plan and have a second person approve it: its id."""
     proposal = registry_pb2.CreatePlanRequest(request_id=new_id(), manifest=canonical_bytes(plan))
     plan_id: str = (await call(registry.CreatePlan, proposal, patience_s=30)).plan.plan_id
     approval = registry_pb2.ApprovePlanRequest(request_id=new_id(), plan_id=plan_id)

@@ -34,7 +34,7 @@ OLDEST_SYSTEM_MAJOR: Final = 7
 SERVICE_COMMANDS: Final = (
     "-@all +@read +@write +@transaction +@connection +@pubsub -@admin -@dangerous -@scripting "
     "-scan -randomkey -dbsize -pubsub -swapdb -copy -move "
-    "+eval +evalsha +script|load +script|exists +time +wait +client|id +client|setname +client|getname"
+    "+eval +evalsha +script|load +script|exists +time +wait +client|id +client|setname +client|getname +info"
 )
 
 

@@ -23,7 +23,7 @@ from services.common.postgres import migrate
 from services.common.tls import channel_credentials, load_tls
 from services.embedded import processes
 from services.embedded.accounts import private_folder
-from services.embedded.ca import create_ca, load_ca
+from services.embedded.ca import CA_CERTIFICATE, CA_KEY, create_ca, load_ca
 from services.embedded.guard import Guard
 from services.embedded.postgres import EmbeddedPostgres
 from services.embedded.redis import EmbeddedRedis
@@ -32,6 +32,8 @@ from services.secure_sum.roster import MemberKeys, Roster, found, load_roster_fi
 
 # Started in this order, stopped together: each only waits for what it calls.
 SERVICES: Final = ("audit", "registry", "aggregator", "coordinator")
+# The registry's second listener, behind the ports of the services.
+ENROLMENT: Final = "enrolment"
 CONSORTIUM: Final = "consortium.local"
 COMPILER: Final = "plan-compiler"
 # A stack on one machine often lives for a minute only, and is to have witnessed rounds by then.
@@ -73,7 +75,7 @@ class Stack:
         settings: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     ) -> None:
         """folder: the stack's own, made by `start`. guard: ends everything with this process. base_port: services
-        listen on loopback ports base_port to base_port + 3; None takes free ones at every start. settings: by service
+        listen on loopback ports base_port to base_port + 4; None takes free ones at every start. settings: by service
         and section of its configuration, what differs from the defaults.
         """
         self.folder = folder.absolute()
@@ -153,8 +155,13 @@ class Stack:
 
     # ---- identities and addresses
 
+    @property
+    def ca_file(self) -> Path:
+        """The certificate of this stack's authority."""
+        return self.folder / "ca" / CA_CERTIFICATE
+
     def target(self, service: str) -> str:
-        """The gRPC target of a service.
+        """The gRPC target of a service; `enrolment` is the registry's listener for hospitals without a certificate.
 
         Raises: FedmeshError(SERVICE_UNAVAILABLE) when the stack was never started.
         """
@@ -321,6 +328,10 @@ class Stack:
                 continue
             ports[name] = self._base_port + offset if self._base_port is not None else processes.free_port()
             processes.require_free_port(ports[name], name)
+        if "registry" not in running or ENROLMENT not in ports:
+            base = self._base_port
+            ports[ENROLMENT] = base + len(SERVICES) if base is not None else processes.free_port()
+            processes.require_free_port(ports[ENROLMENT], ENROLMENT)
         processes.write_private(self.folder / "config" / "ports.yaml", yaml.safe_dump(ports))
 
     def _service_config(self, name: str) -> dict[str, Any]:
@@ -338,6 +349,12 @@ class Stack:
         else:
             cache = self.redis.config(name)
             config["redis"] = {"url": cache.url, "username": name, "password_file": str(cache.password_file)}
+        if name == "registry":
+            config["enrolment"] = {
+                "listen": self.target(ENROLMENT),
+                "ca_certificate": str(self.ca_file),
+                "ca_key": str(self.folder / "ca" / CA_KEY),
+            }
         if name == "audit":
             config["signing_key"] = str(self.audit_key)
             config["witness"] = {"period_s": 2 * WITNESS_INTERVAL_S}
@@ -345,6 +362,7 @@ class Stack:
             config["signing_key"] = str(self.registry_key)
         for callee in {
             "registry": ["audit"],
+            "audit": ["registry"],
             "aggregator": ["registry"],
             "coordinator": ["registry", "aggregator"],
         }.get(name, []):

@@ -101,7 +101,7 @@ class Agent:
             try:
                 await self._steps.perform(task)
             except Verdict as verdict:
-                return await self._decline(task, verdict.error)
+                return await self._decline(task, verdict)
             except FedmeshError as error:
                 if error.code is Code.STORE_FULL:
                     # The disk may be this node's own. Newer tasks cancel this wait.
@@ -115,9 +115,9 @@ class Agent:
             log.debug("task_done", task=task.kind.name, attempt=str(task.attempt))
             return "done"
 
-    async def _decline(self, task: Task, error: FedmeshError) -> str:
-        job_id = task.attempt.job_id
-        log.error("job_declined", job_id=job_id, code=error.code.value, reason=error.message)
+    async def _decline(self, task: Task, verdict: Verdict) -> str:
+        job_id, error = task.attempt.job_id, verdict.error
+        log.error("job_declined", job_id=job_id, code=error.code.value, reason=verdict.particulars)
         try:
             await self._mesh.decline(job_id, error.code.value, error.message, _DECLINE_PATIENCE_S)
         except FedmeshError as refused:

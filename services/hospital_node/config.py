@@ -1,11 +1,21 @@
 """Configuration of the hospital node, and the checks of it that need the files it names."""
 
+from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
-from services.common.config import Address, ClientConfig, Section, TelemetryConfig, TlsConfig, require_private
+from services.common.config import (
+    Address,
+    ClientConfig,
+    Section,
+    TelemetryConfig,
+    TlsConfig,
+    read_secret,
+    require_private,
+)
+from services.common.credentials import CredentialFolder
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Kind
 from services.common.tls import load_tls
@@ -30,8 +40,49 @@ class PartitionConfig(Section):
     split_column: str = Field(default="split", min_length=1, description="column of the CSV with train, val or test")
 
 
+class OmopConfig(Section):
+    dsn_file: Path = Field(
+        description="file of mode 0600 with the libpq connection string of a role that may only read, password included"
+    )
+    cdm_schema: str = Field(
+        default="public", min_length=1, description="schema of the tables of the OMOP CDM, version 5.4"
+    )
+    vocabulary_schema: str | None = Field(
+        default=None, min_length=1, description="schema of the table `concept`; absent: the same"
+    )
+    connect_timeout_s: int = Field(default=10, ge=1, le=300, description="seconds to wait for a connection")
+    statement_timeout_s: int = Field(
+        default=600, ge=1, le=86_400, description="seconds after which the database ends a statement"
+    )
+
+
+class FhirConfig(Section):
+    folder: Path = Field(description="folder of a FHIR R4 bulk export: NDJSON files, plain or gzipped, named by type")
+
+
 class DataConfig(Section):
-    file: Path = Field(description="Parquet or CSV file with the encounters; it must not change while a job runs")
+    file: Path | None = Field(
+        default=None, description="Parquet or CSV file with the encounters; it must not change while a job runs"
+    )
+    files: tuple[Path, ...] = Field(default=(), description="several such files in the place of one")
+    patients_across_files: Literal["refuse", "merge"] = Field(
+        default="refuse",
+        description="what a patient id in several files means: a mistake, or (`merge`) the same person, whose records "
+        "count as one patient's",
+    )
+    omop: OmopConfig | None = Field(
+        default=None, description="a PostgreSQL in the layout of the OMOP CDM 5.4 in the place of a file"
+    )
+    fhir: FhirConfig | None = Field(default=None, description="a FHIR bulk export in the place of a file")
+    sql: Path | None = Field(
+        default=None,
+        description="SQL that maps OMOP or FHIR tables to the schema's columns; absent: the mapping that ships",
+    )
+    until: date | None = Field(
+        default=None,
+        description="leave out of OMOP or FHIR data what happened after this day, so that a job sees one snapshot of a "
+        "database that grows",
+    )
     mapping: Path | None = Field(
         default=None,
         description="YAML that maps local columns to the public feature schema; absent: the names are the same",
@@ -39,6 +90,22 @@ class DataConfig(Section):
     partition: PartitionConfig | None = Field(
         default=None, description="for public benchmarks: take only some patients"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        named = [self.file is not None, bool(self.files), self.omop is not None, self.fhir is not None]
+        if sum(named) != 1:
+            raise ValueError("name exactly one of file, files, omop and fhir")
+        if (self.sql or self.until) and self.tables:
+            raise ValueError("sql and until are for omop and fhir")
+        if len(set(self.tables)) != len(self.tables):
+            raise ValueError("files names a file twice")
+        return self
+
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        """The Parquet or CSV files; none with another source."""
+        return self.files if self.file is None else (self.file,)
 
 
 class PrivacyConfig(Section):
@@ -111,9 +178,18 @@ class WitnessConfig(Section):
     )
 
 
+class RenewalConfig(Section):
+    folder: Path = Field(
+        description="folder of `fedmesh hospital enrol`; `tls` must name the files in it, which the node replaces"
+    )
+
+
 class HospitalConfig(Section):
     hospital_id: Name = Field(description="this hospital's name; must equal the one in its certificate")
     tls: TlsConfig = Field(description="this hospital's certificate, used as a client")
+    renewal: RenewalConfig | None = Field(
+        default=None, description="how the node renews its certificate; absent: somebody else replaces the files"
+    )
     registry: ClientConfig = Field(description="the registry: plans, jobs, model states")
     coordinator: ClientConfig = Field(description="the coordinator: tasks and reports")
     aggregator: ClientConfig = Field(description="the aggregator: ciphertexts and sums")
@@ -131,6 +207,10 @@ class HospitalConfig(Section):
         description="the founding roster, signed by every member and brought out of band; later ones follow from it"
     )
     privacy: PrivacyConfig = Field(default=PrivacyConfig(), description="what this hospital agrees to spend")
+    plan_families: tuple[Name, ...] = Field(
+        default=(),
+        description="families of installed packages (entry points of fedmesh.plan_families) that plans may train by",
+    )
     compile_cache: Path | None = Field(
         default=None,
         description="folder for compiled plans, may be shared by nodes of one user; absent: inside data_dir",
@@ -166,6 +246,7 @@ def check_config(config: HospitalConfig) -> None:
             f"hospital_id is {config.hospital_id}, but {config.tls.certificate} belongs to {identity}",
         )
     require_private(config.tls.key, "the private key")
+    _require_own_files(config)
     _, roster = read_membership(config)
     if config.witness is not None:
         read_log_key(config.witness, roster.statement.consortium)
@@ -177,11 +258,32 @@ def check_config(config: HospitalConfig) -> None:
         privacy.approval,
         privacy.approvers,
     )
-    named = [config.data.file, config.data.mapping]
-    named += [config.data.partition.file] if config.data.partition is not None else []
+    check_data_files(config.data)
+
+
+def check_data_files(data: DataConfig) -> None:
+    """Whether what the section `data` names is there. Raises: FedmeshError(CONFIG_INVALID)."""
+    named = [*data.tables, data.mapping, data.sql, None if data.partition is None else data.partition.file]
     for path in named:
         if path is not None and not path.is_file():
             raise FedmeshError(Code.CONFIG_INVALID, f"there is no file {path}")
+    if data.fhir is not None and not data.fhir.folder.is_dir():
+        raise FedmeshError(Code.CONFIG_INVALID, f"there is no folder {data.fhir.folder}")
+    if data.omop is not None:
+        read_secret(data.omop.dsn_file)
+
+
+def _require_own_files(config: HospitalConfig) -> None:
+    if config.renewal is None:
+        return
+    renewed = CredentialFolder(config.renewal.folder).tls
+    named = {name: path.absolute() for name, path in config.tls}
+    if named != dict(renewed):
+        raise FedmeshError(
+            Code.CONFIG_INVALID,
+            f"renewal.folder is {config.renewal.folder}: then tls.ca is {renewed.ca}, tls.certificate is "
+            f"{renewed.certificate} and tls.key is {renewed.key}",
+        )
 
 
 def read_membership(config: HospitalConfig) -> tuple[MemberKeys, Roster]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from services.hospital_node.config import DataConfig
 from services.hospital_node.domain.ports import LocalJob
-from services.hospital_node.sources.mapping import PartitionFile, load_mapping
+from services.hospital_node.opening import mapping_of, opened_source, partition_of
 from services.hospital_node.sources.reader import read_dataset
 from services.hospital_node.training import state
+from services.hospital_node.training.packages import check_installed
 from services.hospital_node.training.trainer import Trainer
 from services.plans.manifest import PlanManifest
 
@@ -22,20 +23,20 @@ class PlanTrainer(Trainer):
 def open_local_job(manifest: PlanManifest, data: DataConfig, cache: Path) -> LocalJob:
     """Read and check the data, compile the plan or take it from `cache`.
 
-    Raises: FedmeshError(PLAN_INVALID for a family that is not trained, DATA_INVALID, CONFIG_INVALID, or INTERNAL when
-        compiling failed).
+    Raises: FedmeshError(PLAN_INVALID for a family that is not trained or not installed, DATA_INVALID, CONFIG_INVALID,
+        STORE_UNAVAILABLE when the hospital's database does not answer, or INTERNAL when compiling failed).
     """
-    _ = manifest.logistic
-    mapping = None if data.mapping is None else load_mapping(data.mapping)
-    dataset = read_dataset(data.file, manifest, mapping, _partition(data))
+    _ = manifest.network
+    check_installed(manifest)
+    with opened_source(data, manifest) as source:
+        dataset = read_dataset(
+            source,
+            manifest,
+            mapping_of(data),
+            partition_of(data),
+            merge_patients=data.patients_across_files == "merge",
+        )
     return LocalJob(PlanTrainer(manifest, dataset, cache), _snapshot(data, dataset.content_sha256))
-
-
-def _partition(data: DataConfig) -> PartitionFile | None:
-    named = data.partition
-    if named is None:
-        return None
-    return PartitionFile(named.file, named.hospital, named.patient_column, named.hospital_column, named.split_column)
 
 
 def _snapshot(data: DataConfig, content_sha256: str) -> str:

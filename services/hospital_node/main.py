@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import IO, Final
 
 from services.common.clock import SystemClock
+from services.common.credentials import CredentialFolder
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import start_metrics
 from services.common.tasks import end_tasks
 from services.common.telemetry import get_logger, setup_telemetry, shutdown_telemetry
 from services.hospital_node.agent import Agent
 from services.hospital_node.audit_log import GrpcAuditLog
-from services.hospital_node.config import HospitalConfig, check_config, read_log_key, read_membership
+from services.hospital_node.authority import certificate_from
+from services.hospital_node.config import HospitalConfig, RenewalConfig, check_config, read_log_key, read_membership
 from services.hospital_node.domain.policy import Policy
 from services.hospital_node.domain.ports import LocalJob, TrainerFactory
 from services.hospital_node.mesh import GrpcMesh
@@ -32,6 +34,7 @@ from services.hospital_node.store.personal import PersonalFiles
 from services.hospital_node.store.state import SqliteNodeState, open_data_dir
 from services.hospital_node.usecases.epochs import Epochs
 from services.hospital_node.usecases.jobs import Jobs
+from services.hospital_node.usecases.renewal import Renewal
 from services.hospital_node.usecases.rosters import Rosters
 from services.hospital_node.usecases.rounds import RoundSteps
 from services.hospital_node.usecases.spending import Spending
@@ -101,12 +104,21 @@ async def run_node(config: HospitalConfig, trainers: TrainerFactory, worker: Wor
             start_metrics(config.metrics_listen)
         await stack.enter_async_context(health_probe(config.health_listen, lambda: agent.connected))
         await stack.enter_async_context(_witnessing(config, state))
-        reporting = asyncio.ensure_future(tools.spending.keep())
+        keeping = [asyncio.ensure_future(tools.spending.keep())]
+        if config.renewal is not None:
+            keeping.append(asyncio.ensure_future(_renewal(config, config.renewal, channels[0]).keep()))
+        else:
+            log.warning("no_renewal", reason="the configuration has no section `renewal`")
         stack.push_async_callback(tools.spending.close)
-        stack.push_async_callback(end_tasks, [reporting])
+        stack.push_async_callback(end_tasks, keeping)
         log.info("started", hospital=config.hospital_id, roster=tools.rosters.newest.sha256[:16])
         await _until(stop, agent)
         log.info("stopping", training=worker.busy)
+
+
+def _renewal(config: HospitalConfig, settings: RenewalConfig, registry: MeshChannel) -> Renewal:
+    ask = certificate_from(registry, config.limits.call_timeout_s)
+    return Renewal(config.hospital_id, CredentialFolder(settings.folder), ask, SystemClock())
 
 
 @asynccontextmanager
@@ -219,4 +231,5 @@ def _policy(config: HospitalConfig) -> Policy:
         allow_without_privacy=config.privacy.allow_without_privacy,
         max_rounds=config.limits.max_rounds,
         max_vector_length=config.limits.max_vector_length,
+        plan_families=frozenset(config.plan_families),
     )

@@ -41,7 +41,7 @@ def mechanisms(request: NoiseRequest) -> list[tuple[slice, Mechanism]]:
     length, hospitals = manifest.train_length, request.hospitals
     if request.round == manifest.measuring_round:
         return _measuring(request, attempts, measured)
-    train = Mechanism(privacy.epsilon, privacy.delta, attempts, manifest.train_sensitivity, length, hospitals)
+    train = Mechanism(privacy.epsilon, privacy.delta, attempts, manifest.summed_sensitivity, length, hospitals)
     released = [(slice(0, length), train)]
     metrics = manifest.metrics
     if metrics is not None and request.round in manifest.metrics_rounds:

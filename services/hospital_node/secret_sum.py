@@ -15,7 +15,7 @@ from services.hospital_node.store.attempts import AttemptStore
 from services.secure_sum import encoding, masks, opening, public, secret
 from services.secure_sum.member import Member, MemberState
 from services.secure_sum.roster import MemberKeys
-from services.secure_sum.statements import Signed, Survivors, Upload, parse
+from services.secure_sum.statements import Advert, Signed, Survivors, Upload, parse
 from services.secure_sum.wire import Layout
 
 _MOST_REMEMBERED = 8
@@ -43,10 +43,12 @@ class MaskedSums:
             return None
         return state.advert
 
-    def begin(self, terms: SumTerms, values: Int64Vector) -> Signed:
+    def begin(self, terms: SumTerms, values: Int64Vector, age: int) -> Signed:
         before = self._state(terms.attempt)
         if before is not None and before.upload is not None:
             raise FedmeshError(Code.WRONG_STATE, "this attempt has its upload: it cannot begin again")
+        if before is not None and parse(Advert, before.advert.statement).age != age:
+            raise FedmeshError(Code.WRONG_STATE, "this attempt was begun with a contribution of another age")
         layout = terms.layout
         try:
             encoding.require_encodable(values, layout.params, layout.lanes)
@@ -57,13 +59,13 @@ class MaskedSums:
         zeros = secret.encrypt_zeros(terms.require_group_key(), layout)
         sha256 = self._store.save_unmasked(terms.attempt, _prepared(layout, zeros, values))
         # One advert an attempt, even when its ciphertext was lost before anybody had it.
-        state = before or self._member(terms).begin(terms.attempt.ref, terms.keys.epoch, terms.cohort)
+        state = before or self._member(terms).begin(terms.attempt.ref, terms.keys.epoch, terms.cohort, age)
         self._save(state, unmasked_sha256=sha256)
         return state.advert
 
     def share(self, terms: SumTerms, adverts: Sequence[Signed]) -> tuple[Signed, ...]:
         before = self._begun(terms.attempt)
-        state = self._member(terms).share(before, adverts)
+        state = self._member(terms).share(before, adverts, terms.oldest)
         self._save_changed(before, state)
         return state.shares_out
 

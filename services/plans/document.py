@@ -3,10 +3,10 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from services.common.errors import Code, FedmeshError
@@ -31,6 +31,12 @@ class Strict(BaseModel):
 
 
 Model = TypeVar("Model", bound=Strict)
+Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
+
+
+def without_null(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A model's values without some that are null: fields of a later release, so that older plans keep their ids."""
+    return {name: value for name, value in values.items() if name not in names or value is not None}
 
 
 class _Loader(yaml.SafeLoader):
@@ -165,7 +171,7 @@ def _models_at(model: type[Strict], location: tuple[int | str, ...]) -> list[typ
             found = [item for annotation in fields for item in _models_in(annotation)]
         else:
             # Not a field: a position in a list, or the tag of a discriminated union.
-            found = [item for item in found if isinstance(part, int) or _kind(item) == part]
+            found = [item for item in found if isinstance(part, int) or part in _tags(item)]
     return found
 
 
@@ -175,6 +181,7 @@ def _models_in(annotation: object) -> list[type[Strict]]:
     return [item for argument in get_args(annotation) for item in _models_in(argument)]
 
 
-def _kind(model: type[Strict]) -> str | None:
-    kind = model.model_fields.get("kind")
-    return get_args(kind.annotation)[0] if kind else None
+def _tags(model: type[Strict]) -> tuple[object, ...]:
+    """The values of the fields by which unions tell their members apart."""
+    fields = [model.model_fields[name] for name in ("kind", "family") if name in model.model_fields]
+    return tuple(value for field in fields for value in get_args(field.annotation))

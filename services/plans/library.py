@@ -28,3 +28,9 @@ def plan_path(name: str) -> Path:
 def shipped_plan(name: str) -> PlanManifest:
     """Load a shipped plan. Raises: as `plan_path` and `load_manifest`."""
     return load_manifest(plan_path(name))
+
+
+def plan_named(text: str) -> PlanManifest:
+    """A plan by the path of its file, or by its name if it ships with fedmesh. Raises: as `load_manifest`."""
+    path = Path(text)
+    return shipped_plan(text) if not path.exists() and text in plan_names() else load_manifest(path)

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from services.common.errors import Code, FedmeshError
+from services.plans.algorithms import Algorithm, FedAvg, PatientSum
 from services.plans.checks import MAX_GROUPS, Checks, group_names
 from services.plans.document import (
+    Seconds,
     Strict,
     canonical_json,
     parse_yaml,
@@ -23,84 +25,22 @@ from services.plans.document import (
     shorten,
     validate,
     validate_json,
+    without_null,
 )
+from services.plans.models import MAX_VECTOR_LENGTH, IntegerVector, LogisticModel, Model, Network
 from services.plans.schema import Column, FeatureSchema, Identifier
+from services.plans.staleness import MAX_AGE, WEIGHT_UNITS
 
 MAX_EPSILON: Final = 10.0
 LANE_BITS: Final = {1: 48, 2: 24}
 # Honest contributions that fit under the parameter set's plaintext modulus together with headroom.
 MAX_HOSPITALS: Final = 16
-MAX_VECTOR_LENGTH: Final = 1 << 25
+# Algorithms whose update is a sum over hospitals that may carry weights.
+_WEIGHTABLE: Final = frozenset({"fedavg", "fedprox", "fedadam", "fedyogi", "gradient_descent", "sum_only"})
 
 PlanName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Epsilon = Annotated[float, Field(gt=0, le=MAX_EPSILON)]
 Delta = Annotated[float, Field(gt=0, le=1e-3)]
-Rate = Annotated[float, Field(gt=0, le=1e4)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-Seconds = Annotated[float, Field(gt=0, le=7 * 86400)]
-
-
-class LogisticModel(Strict):
-    """Logistic regression on the plan's features.
-
-    `l2` is the ridge penalty on the mean loss (the intercept is free). `initial_intercept` is the log-odds of the
-    outcome according to public statistics; all other weights start at 0.
-    """
-
-    family: Literal["logistic"]
-    l2: Annotated[float, Field(ge=0, le=1e3)] = 0.0
-    initial_intercept: Annotated[float, Field(ge=-20, le=20)] = 0.0
-
-
-class IntegerVector(Strict):
-    """`length` integers that hospitals only sum. For benchmarks of the secure sum: no hospital trains it."""
-
-    family: Literal["integer_vector"]
-    length: Annotated[int, Field(ge=1, le=MAX_VECTOR_LENGTH)]
-
-
-Model = Annotated[LogisticModel | IntegerVector, Field(discriminator="family")]
-
-
-class FedAvg(Strict):
-    """Federated averaging (McMahan et al. 2017): `local_steps` full-batch gradient steps with momentum at each
-    hospital, deltas averaged by the number of training rows, then applied with `server_learning_rate` and momentum.
-
-    Several local steps have no usable per-patient sensitivity: refused when the plan has privacy.
-    """
-
-    kind: Literal["fedavg"]
-    local_steps: Annotated[int, Field(ge=1, le=1000)]
-    learning_rate: Rate
-    momentum: Momentum = 0.0
-    server_learning_rate: Rate = 1.0
-    server_momentum: Momentum = 0.0
-
-
-class GradientDescent(Strict):
-    """One full-batch gradient step a round, with momentum at the server.
-
-    A patient's contribution is the sum or the mean of the gradients of its encounters. The step divides by
-    `expected_patients`, a public constant: the true number of patients is private. The model that is served is the
-    mean of the last `average_last` iterates (Polyak and Juditsky 1992): averaging is free post-processing and takes
-    noise out; 1 turns it off.
-    """
-
-    kind: Literal["gradient_descent"]
-    learning_rate: Rate
-    momentum: Momentum = 0.0
-    expected_patients: Annotated[int, Field(ge=1, le=10**9)]
-    patient_aggregation: Literal["sum", "mean"] = "mean"
-    average_last: Annotated[int, Field(ge=1, le=10_000)] = 1
-
-
-class SumOnly(Strict):
-    """The sum is all there is; the next state is the mean of the contributions. Only for `integer_vector`."""
-
-    kind: Literal["sum_only"]
-
-
-Algorithm = Annotated[FedAvg | GradientDescent | SumOnly, Field(discriminator="kind")]
 
 
 class Privacy(Strict):
@@ -120,12 +60,39 @@ class Privacy(Strict):
 
 
 class Rounds(Strict):
-    """How many rounds, numbered from 1 to `count`, and how long each phase may take."""
+    """How many rounds, numbered from 1 to `count`, and how long each phase may take.
+
+    Asynchronous: a group is sealed as soon as `k` hospitals are ready (at least t by the roster, which the plan does
+    not know), with contributions trained on versions up to `max_age` older than the newest, weighted by
+    1 / sqrt(1 + age): FedBuff (Nguyen et al. 2022).
+    """
 
     count: Annotated[int, Field(ge=1, le=10_000)]
-    mode: Literal["synchronous"] = "synchronous"
+    mode: Literal["synchronous", "asynchronous"] = "synchronous"
     ready_deadline_s: Seconds = 120.0
     phase_deadline_s: Seconds = 60.0
+    k: Annotated[int, Field(ge=1, le=MAX_HOSPITALS)] | None = None
+    max_age: Annotated[int, Field(ge=0, le=MAX_AGE)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = (self.k is not None, self.max_age is not None)
+        if self.mode == "synchronous":
+            return self.require(not any(given), "k and max_age must be null for mode = 'synchronous'")
+        return self.require(all(given), "k and max_age are required for mode = 'asynchronous'")
+
+    @model_serializer(mode="wrap")
+    def _spelled(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_null(handler(self), "k", "max_age")
+
+    @property
+    def asynchronous(self) -> bool:
+        return self.mode == "asynchronous"
+
+    @property
+    def oldest(self) -> int:
+        """The greatest age of a contribution that counts."""
+        return self.max_age or 0
 
 
 class Encoding(Strict):
@@ -227,13 +194,19 @@ class PlanManifest(Strict):
         # First: the vector's length follows from the subgroups.
         self._check_checks()
         self._check_features()
-        self.require(
-            isinstance(self.model, IntegerVector) == isinstance(self.algorithm, SumOnly),
-            "model.family = 'integer_vector' and algorithm.kind = 'sum_only' go together",
-        )
+        reason = self.algorithm.refusal(self)
+        self.require(reason is None, reason or "")
         self.require(
             self.personalisation is None or isinstance(self.model, LogisticModel),
             f"personalisation must be null for model.family = {self.model.family!r}",
+        )
+        self.require(
+            not self.rounds.asynchronous or self.algorithm.kind in _WEIGHTABLE,
+            f"rounds.mode = 'asynchronous' is refused for algorithm.kind = {self.algorithm.kind!r}",
+        )
+        self.require(
+            not self.rounds.asynchronous or self.checks is None,
+            "checks must be null for rounds.mode = 'asynchronous': no round is known beforehand to be the last one",
         )
         self._check_privacy()
         return self._check_range()
@@ -275,11 +248,8 @@ class PlanManifest(Strict):
         if self.privacy is None:
             self.require(not released, "metrics.epsilon and metrics.delta must be null when privacy is null")
             return
-        self.require(
-            self.algorithm.kind == "gradient_descent",
-            f"algorithm.kind = {self.algorithm.kind!r} is refused with privacy: it has no per-patient bound; "
-            "use 'gradient_descent' or set privacy to null",
-        )
+        reason = self.algorithm.no_privacy
+        self.require(reason is None, f"algorithm.kind = {self.algorithm.kind!r} is refused with privacy: {reason}")
         self.require(
             self.standardisation == "schema",
             "standardisation = 'local' is refused with privacy: a patient moves the constants, which no noise covers; "
@@ -287,10 +257,12 @@ class PlanManifest(Strict):
         )
         complete = self.metrics is None or (self.metrics.epsilon is not None and self.metrics.delta is not None)
         self.require(complete, "metrics.epsilon and metrics.delta are required with privacy: metrics are a release too")
+        # Rounding may take sqrt(coordinates) / 2 of the clip norm: at most an eighth.
+        least = max(32, math.ceil(4 * math.sqrt(self.train_length)))
         self.require(
-            self.train_sensitivity >= 32,
-            f"encoding.scale = {self.encoding.scale:g}: clip_norm * scale must be at least 32 integer units, "
-            "or rounding would swallow the gradients",
+            self.train_sensitivity >= least,
+            f"encoding.scale = {self.encoding.scale:g}: clip_norm * scale must be at least {least} integer units for "
+            f"{self.train_length} coordinates, or rounding would swallow what patients contribute",
         )
         self.require(
             self.train_sensitivity <= 1 << 30,
@@ -300,10 +272,16 @@ class PlanManifest(Strict):
 
     def _check_range(self) -> Self:
         """The sum over all patients must fit a lane; the factor 2 is room for noise and for more patients."""
-        if not isinstance(self.algorithm, GradientDescent):
+        if not isinstance(self.algorithm, PatientSum):
             return self
-        largest = self.train_sensitivity if self.privacy else math.ceil(self.encoding.scale * self.largest_gradient)
-        needed = 2 * largest * self.algorithm.expected_patients
+        largest: float = self.train_sensitivity
+        if self.privacy is None:
+            bound = self.algorithm.largest_coordinate(self)
+            if bound is None:
+                # Nothing to check in advance: a hospital refuses a contribution that does not fit its lane.
+                return self
+            largest = math.ceil(self.encoding.scale * bound)
+        needed = 2 * largest * self.weight_units * self.algorithm.expected_patients
         limit = 1 << (self.encoding.bits - 1)
         return self.require(
             needed <= limit,
@@ -329,21 +307,23 @@ class PlanManifest(Strict):
         return tuple(name for column in self.columns for name in column.features)
 
     @property
-    def logistic(self) -> LogisticModel:
+    def network(self) -> Network:
         """The model, if it is one that hospitals can train. Raises: FedmeshError(PLAN_INVALID) for another family."""
-        if isinstance(self.model, LogisticModel):
+        if isinstance(self.model, Network):
             return self.model
         raise FedmeshError(Code.PLAN_INVALID, f"hospitals do not train plans of family {self.model.family!r}")
 
     @property
     def weights_length(self) -> int:
-        """Model parameters: one a feature, and the intercept as the last."""
-        return self.model.length if isinstance(self.model, IntegerVector) else len(self.feature_names) + 1
+        """Model parameters; the last one is the intercept."""
+        if isinstance(self.model, IntegerVector):
+            return self.model.length
+        return self.model.weights_length(len(self.feature_names))
 
     @property
     def train_length(self) -> int:
-        """Coordinates of the training part: the weights; with fedavg one more, for the number of training rows."""
-        return self.weights_length + (1 if isinstance(self.algorithm, FedAvg) else 0)
+        """Coordinates of the training part."""
+        return self.algorithm.train_length(self.weights_length)
 
     @property
     def metrics_length(self) -> int:
@@ -396,14 +376,29 @@ class PlanManifest(Strict):
         return tuple(number for number in range(1, count + 1) if number % every == 0 or number == count)
 
     @property
-    def largest_gradient(self) -> float:
-        """Upper bound of |coordinate| of one encounter's gradient, from the schema's bounds alone."""
+    def largest_feature(self) -> float:
+        """Upper bound of |coordinate| of one encounter's features, the intercept's 1 included."""
         return max(1.0, *(bound for column in self.columns for bound in column.bounds))
 
     @property
     def train_sensitivity(self) -> int:
         """Integer L2 bound of one patient's training contribution; 0 without privacy (there is no bound)."""
         return 0 if self.privacy is None else math.floor(self.privacy.clip_norm * self.encoding.scale)
+
+    @property
+    def target_s(self) -> float | None:
+        """Seconds that a hospital's local steps should take; None when their number is fixed."""
+        return self.algorithm.target_s if isinstance(self.algorithm, FedAvg) else None
+
+    @property
+    def weight_units(self) -> int:
+        """What a training contribution of weight 1 is multiplied by before it is summed; 1 in synchronous rounds."""
+        return WEIGHT_UNITS if self.rounds.asynchronous else 1
+
+    @property
+    def summed_sensitivity(self) -> int:
+        """Integer L2 bound of one patient's part of the training sum: no weight is more than 1."""
+        return self.train_sensitivity * self.weight_units
 
     @property
     def metrics_sensitivity(self) -> int:

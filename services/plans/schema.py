@@ -6,9 +6,10 @@ that nobody accounted for.
 """
 
 import math
-from typing import Annotated, Literal, Self
+from itertools import pairwise
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from services.plans.document import Strict
 
@@ -16,6 +17,10 @@ Identifier = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,62}$")]
 CellText = Annotated[str, Field(max_length=120)]
 Finite = Annotated[float, Field(ge=-1e9, le=1e9)]
 PositiveScale = Annotated[float, Field(ge=1e-6, le=1e9)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NUMERIC_BINS: Final = 10
+MISSING: Final = "missing"
+OTHERS: Final = "others"
 
 
 class Numeric(Strict):
@@ -190,6 +195,29 @@ class Split(Strict):
         return self.require(abs(total - 1) < 1e-9, f"train + validation + test must be 1, not {total:g}")
 
 
+def numeric_edges(column: Numeric) -> list[float]:
+    """Edges of NUMERIC_BINS bins, equally wide after the column's transform, from minimum to maximum."""
+    low, high = column.minimum, column.maximum
+    if column.transform == "log1p":
+        low, high = math.log1p(low), math.log1p(high)
+    edges = [low + (high - low) * step / NUMERIC_BINS for step in range(NUMERIC_BINS + 1)]
+    return [math.expm1(edge) for edge in edges] if column.transform == "log1p" else edges
+
+
+def bin_names(column: "Column | Label") -> tuple[str, ...]:
+    """The bins in which a column's cells are counted when populations are compared: public, whatever the data."""
+    if isinstance(column, Label):
+        return ("positive", "negative")
+    if isinstance(column, Flag):
+        return ("true", "false", MISSING)
+    if isinstance(column, Categorical):
+        return (*(level.name for level in column.levels), OTHERS, MISSING)
+    if column.values:
+        return (*column.values, MISSING)
+    edges = numeric_edges(column)
+    return (*(f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)), MISSING)
+
+
 class FeatureSchema(Strict):
     """The public schema of one kind of data set; a hospital maps its own column names to the names used here."""
 
@@ -203,6 +231,33 @@ class FeatureSchema(Strict):
     # Cell texts that mean "missing", besides an empty cell.
     missing_values: tuple[CellText, ...] = ()
     split: Split
+    # Shares of columns' bins (`bin_names`) in a published population, by the column's or the label's name:
+    # what a hospital's data is compared with, by the hospital alone. Training does not look at them.
+    reference: dict[Identifier, dict[CellText, Share]] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _serialise(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A schema that declares none has the bytes, and a plan the id, that it had before the field existed.
+        document: dict[str, Any] = handler(self)
+        if not self.reference:
+            document.pop("reference", None)
+        return document
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        columns: dict[str, Column | Label] = {column.name: column for column in self.columns}
+        columns[self.label.name] = self.label
+        for name, shares in self.reference.items():
+            self.require(name in columns, f"reference: the schema has no column {name!r}")
+            unknown = sorted(set(shares) - set(bin_names(columns[name])))
+            self.require(
+                not unknown,
+                f"reference of {name!r}: {', '.join(unknown)} is no bin; "
+                f"there are: {', '.join(bin_names(columns[name]))}",
+            )
+            total = sum(shares.values())
+            self.require(abs(total - 1) <= 0.02, f"reference of {name!r}: the shares add up to {total:g}, not 1")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -5,6 +5,9 @@ from pathlib import Path
 from pydantic import Field
 
 from services.common.config import ClientConfig, PostgresConfig, Section, ServerConfig, TelemetryConfig
+from services.common.grpc.strangers import StrangersConfig
+from services.common.standing import StandingConfig
+from services.privacy.budget import DEFAULT_LIMIT
 
 
 class BlobConfig(Section):
@@ -49,9 +52,35 @@ class EpochConfig(Section):
     )
 
 
+class EnrolmentConfig(StrangersConfig):
+    ca_certificate: Path = Field(
+        description="PEM file with the issuing authority, then those between it and a root of `server.tls.ca`"
+    )
+    ca_key: Path = Field(description="PEM file (mode 0600) with the issuing authority's key; both may be replaced")
+    lifetime_s: float = Field(
+        default=7 * 86400.0, ge=10, le=90 * 86400, description="seconds for which a hospital's certificate is valid"
+    )
+    backdate_s: float = Field(
+        default=300.0,
+        ge=0,
+        le=3600,
+        description="seconds in the past at which certificates begin, for clocks that are behind",
+    )
+
+
 class StrikeConfig(Section):
     limit: int = Field(default=5, ge=1, le=1000, description="strikes that suspend a hospital")
     window_s: float = Field(default=3600.0, gt=0, le=86400 * 31, description="seconds within which strikes count")
+
+
+class BudgetConfig(Section):
+    epsilon_limit: float = Field(
+        default=DEFAULT_LIMIT.epsilon,
+        gt=0,
+        le=100,
+        description="epsilon that hospitals let a population spend in 365 days: from it the metrics say what is left",
+    )
+    delta_limit: float = Field(default=DEFAULT_LIMIT.delta, gt=0, lt=1, description="the same of delta")
 
 
 class RegistryConfig(Section):
@@ -67,7 +96,16 @@ class RegistryConfig(Section):
     relay: RelayConfig = Field(
         default_factory=RelayConfig, description="how events travel from the outbox to the audit log"
     )
+    budget: BudgetConfig = Field(
+        default_factory=BudgetConfig, description="the hospitals' privacy budget, as far as the metrics show it"
+    )
     epochs: EpochConfig = Field(default_factory=EpochConfig, description="key epochs of the secure sum")
+    enrolment: EnrolmentConfig | None = Field(
+        default=None, description="how hospitals get certificates from the registry; null: from elsewhere"
+    )
+    standing: StandingConfig = Field(
+        default_factory=StandingConfig, description="how revoked certificates come to be known"
+    )
     strikes: StrikeConfig = Field(
         default_factory=StrikeConfig, description="when a hospital that sends what no honest node sends is suspended"
     )

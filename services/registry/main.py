@@ -3,17 +3,29 @@
 from datetime import timedelta
 
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
-from fedmesh.registry.v1 import promotion_pb2, promotion_pb2_grpc, registry_pb2, registry_pb2_grpc
+from fedmesh.registry.v1 import (
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    promotion_pb2,
+    promotion_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+)
 
 from services.common.clock import Clock, SystemClock
 from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel, call
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
+from services.common.grpc.strangers import StrangersServer
 from services.common.postgres import Database, require_migrated
+from services.common.postgres_watch import PostgresWatch
+from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
-from services.registry.config import RegistryConfig
+from services.registry.config import EnrolmentConfig, RegistryConfig
 from services.registry.domain.entities import StrikeRule
+from services.registry.enrolling import CredentialServicer, EnrolmentServicer
+from services.registry.issuing import Issuer
 from services.registry.promotion_servicer import PromotionServicer
 from services.registry.relay import Relay
 from services.registry.servicer import RegistryServicer, UseCases
@@ -21,6 +33,7 @@ from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
 from services.registry.usecases.attestations import Attestor
 from services.registry.usecases.blobs import BlobUseCases
+from services.registry.usecases.enrolment import EnrolmentUseCases, Terms
 from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
@@ -30,19 +43,23 @@ from services.registry.usecases.promotions import PromotionUseCases
 from services.registry.usecases.rosters import RosterUseCases
 from services.registry.usecases.rounds import RoundUseCases
 from services.registry.usecases.survivors import SurvivorUseCases
+from services.registry.watch import HospitalWatch
 from services.transparency.checkpoint import load_signing_key
 
 
 def check(config: RegistryConfig) -> None:
     """Check what the configuration points at.
 
-    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates or keys, or an unreadable password file.
+    Raises: FedmeshError(CONFIG_INVALID) for unusable certificates or keys, an unreadable password file or an issuing
+        authority that is none.
     """
     load_tls(config.server.tls)
     if config.signing_key is not None:
         load_signing_key(config.signing_key)
     if config.postgres.password_file is not None:
         read_secret(config.postgres.password_file)
+    if config.enrolment is not None:
+        build_issuer(config, config.enrolment, SystemClock())
 
 
 async def main(config: RegistryConfig) -> None:
@@ -60,11 +77,19 @@ async def main(config: RegistryConfig) -> None:
         async with MeshChannel(config.audit.target, config.server.tls) as audit:
             store = PostgresStore(database)
             relay = build_relay(config, store, audit)
+            usecases = build_usecases(config, store, clock, relay)
+            enrolment = build_enrolment(config, store, clock, relay)
+            standing = Standing(usecases.hospitals.members, config.standing)
+            hospitals = HospitalWatch(store, clock, config.budget, config.strikes)
+            background = [relay.run, standing.run, hospitals.run, PostgresWatch(database).run]
+            if config.enrolment is not None and enrolment is not None:
+                background.append(strangers(config, config.enrolment, enrolment).run)
             await run_server(
                 config.server,
-                build_endpoints(build_usecases(config, store, clock, relay)),
-                background=[relay.run],
+                build_endpoints(usecases, enrolment),
+                background=background,
                 dependencies=database.ready,
+                admit=standing.admit_certificate,
                 max_message_bytes=MAX_RECORD_BYTES,
             )
     finally:
@@ -72,8 +97,8 @@ async def main(config: RegistryConfig) -> None:
         shutdown_telemetry()
 
 
-def build_endpoints(usecases: UseCases) -> list[Endpoint]:
-    """The services of the registry's server."""
+def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> list[Endpoint]:
+    """The services of the registry's server over mutual TLS; the last one invites, renews and revokes."""
     return [
         Endpoint(
             registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
@@ -85,7 +110,46 @@ def build_endpoints(usecases: UseCases) -> list[Endpoint]:
             promotion_pb2_grpc.add_PromotionServiceServicer_to_server,
             PromotionServicer(usecases.promotions),
         ),
+        Endpoint(
+            enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"],
+            enrolment_pb2_grpc.add_CredentialServiceServicer_to_server,
+            CredentialServicer(enrolment),
+        ),
     ]
+
+
+def strangers(config: RegistryConfig, settings: EnrolmentConfig, enrolment: EnrolmentUseCases) -> StrangersServer:
+    """The listener at which a hospital enrols, with the registry's own server certificate."""
+    service = Endpoint(
+        enrolment_pb2.DESCRIPTOR.services_by_name["EnrolmentService"],
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server,
+        EnrolmentServicer(enrolment),
+    )
+    return StrangersServer(settings, config.server.tls, service, config.server.drain_s)
+
+
+def build_issuer(config: RegistryConfig, settings: EnrolmentConfig, clock: Clock) -> Issuer:
+    """Raises: FedmeshError(CONFIG_INVALID)."""
+    return Issuer(settings.ca_certificate, settings.ca_key, config.server.tls.ca, clock)
+
+
+def build_enrolment(
+    config: RegistryConfig, store: PostgresStore, clock: Clock, relay: Relay
+) -> EnrolmentUseCases | None:
+    """What issues certificates; None when this registry does not.
+
+    Raises: FedmeshError(CONFIG_INVALID).
+    """
+    settings = config.enrolment
+    if settings is None:
+        return None
+    terms = Terms(
+        timedelta(seconds=settings.lifetime_s),
+        timedelta(seconds=settings.backdate_s),
+        load_tls(config.server.tls).identity,
+    )
+    mutations = Mutations(store, clock, relay.wake)
+    return EnrolmentUseCases(store, mutations, clock, build_issuer(config, settings, clock), terms)
 
 
 def build_relay(config: RegistryConfig, store: PostgresStore, audit: MeshChannel) -> Relay:

@@ -59,8 +59,11 @@ class Relay:
         while True:
             self._woken.clear()
             try:
-                more = await self.send_once()
-                await self._measure()
+                try:
+                    more = await self.send_once()
+                finally:
+                    # Above all while nothing can be sent: then the lag is what an operator must see.
+                    await self._measure()
                 failures = 0
             except FedmeshError as error:
                 failures += 1

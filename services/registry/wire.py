@@ -137,6 +137,7 @@ def read_round(request: pb.CommitRoundRequest) -> entities.Round:
             entities.Contribution(
                 require_name(item.hospital_id, "contributions.hospital_id"),
                 require_sha256(item.ciphertext_sha256, "contributions.ciphertext_sha256"),
+                _require_age(item.age, told.version),
             )
             for item in told.contributions
         ),
@@ -154,6 +155,14 @@ def read_round(request: pb.CommitRoundRequest) -> entities.Round:
         burnt=told.burnt,
         burnt_reason=require_text(told.burnt_reason, "burnt_reason", 500),
     )
+
+
+def _require_age(age: int, version: int) -> int:
+    if age >= version:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT, f"no contribution to version {version} is of age {age}", field="contributions.age"
+        )
+    return age
 
 
 def _made(burnt: bool, value: str, field: str, require: Callable[[str, str], str]) -> str:
@@ -236,6 +245,8 @@ def hospital(value: entities.Hospital) -> pb.Hospital:
         status=_HOSPITAL_STATUS_OUT[value.status],
         created_at=timestamp(value.created_at),
         strikes=value.strikes,
+        certificates_from=None if value.certificates_from is None else timestamp(value.certificates_from),
+        certificate_not_after=None if value.certificate_not_after is None else timestamp(value.certificate_not_after),
     )
 
 
@@ -278,7 +289,7 @@ def committed_round(value: entities.CommittedRound) -> pb.CommittedRound:
         attempt=attempt(told.job_id, told.version, told.attempt),
         version=told.version,
         contributions=[
-            round_pb2.Contribution(hospital_id=item.hospital_id, ciphertext_sha256=item.ciphertext_sha256)
+            round_pb2.Contribution(hospital_id=item.hospital_id, ciphertext_sha256=item.ciphertext_sha256, age=item.age)
             for item in told.contributions
         ],
         sum_sha256=told.sum_sha256,

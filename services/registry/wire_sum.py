@@ -107,6 +107,7 @@ def epoch_standing(value: entities.EpochStanding) -> pb.GetEpochResponse:
         due=value.due,
         due_for_s=value.due_for_s,
         roster_sha256=value.present_roster,
+        barred=value.barred,
     )
 
 

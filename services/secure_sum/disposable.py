@@ -115,6 +115,8 @@ class DisposablePool:
             self._slots.put_nowait(None)
         self._live: set[_Worker] = set()
         self._closed = False
+        self.waiting = 0
+        """Calls that wait for a worker."""
 
     async def __aenter__(self) -> "DisposablePool":
         return self
@@ -140,7 +142,11 @@ class DisposablePool:
                 ran into the time limit; SERVICE_UNAVAILABLE if the process was killed or did not start, or the pool
                 is closed; INTERNAL for any other exception in `function`.
         """
-        worker = await self._slots.get()
+        self.waiting += 1
+        try:
+            worker = await self._slots.get()
+        finally:
+            self.waiting -= 1
         healthy = False
         try:
             if self._closed:

@@ -8,6 +8,7 @@ the signed SHA-256 of what it got, so that a maker cannot give two members diffe
 import base64
 import os
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, Self
 
@@ -75,20 +76,28 @@ class EpochKeys:
 
 
 def make_epoch(
-    keys: MemberKeys, roster: Roster, epoch: int, params: ParameterSet = DEFAULT
+    keys: MemberKeys, roster: Roster, epoch: int, params: ParameterSet = DEFAULT, *, without: Collection[str] = ()
 ) -> tuple[EpochKeys, Signed]:
     """Make the keys of an epoch and seal them to every member. Use them only once the registry took the statement.
 
-    Raises: FedmeshError(STATEMENT_INVALID) when the maker is not a member.
+    without: members that get no keys, because they are suspended.
+
+    Raises: FedmeshError(STATEMENT_INVALID) when the maker is not a member, (PRIVACY_REFUSED) when fewer than t are
+        left.
     """
     roster.position(keys.hospital_id)
+    members = [name for name in roster.ids if name not in without or name == keys.hospital_id]
+    if len(members) < roster.threshold:
+        raise FedmeshError(
+            Code.PRIVACY_REFUSED, f"{len(members)} members are not suspended, keys need {roster.threshold} at least"
+        )
     group_key, state_key = secret.generate_group_key(params), os.urandom(STATE_KEY_BYTES)
     made = EpochKeys(roster.sha256, epoch, group_key, state_key, _digest(roster.sha256, epoch, state_key, group_key))
     content_key, nonce = AESGCM.generate_key(256), os.urandom(_NONCE_BYTES)
     context = _context(roster.sha256, epoch, keys.hospital_id, params.name, made.sha256)
     content = nonce + AESGCM(content_key).encrypt(nonce, state_key + group_key, context)
     boxes = tuple(
-        Box(to=name, box=_seal(content_key, roster.sealing_key(name), context, name).hex()) for name in roster.ids
+        Box(to=name, box=_seal(content_key, roster.sealing_key(name), context, name).hex()) for name in members
     )
     statement = EpochStatement(
         roster=roster.sha256,
@@ -105,13 +114,18 @@ def make_epoch(
 def open_epoch(signed: Signed, keys: MemberKeys, roster: Roster) -> EpochKeys:
     """Open the keys of an epoch as a member.
 
-    Raises: FedmeshError(STATEMENT_INVALID) with `culprit`, the maker, when they do not open, are not the ones that it
-        signed for, or are no keys of the parameter set.
+    Raises: FedmeshError(WRONG_STATE) when they were sealed without this member; (STATEMENT_INVALID) with `culprit`,
+        the maker, when they do not open, are not the ones that it signed for, or are no keys of the parameter set.
     """
     statement = check_epoch(signed, roster)
     maker = statement.maker
     context = _context(statement.roster, statement.epoch, maker, statement.parameter_set, statement.key_sha256)
-    box = statement.boxes[roster.position(keys.hospital_id) - 1]
+    roster.position(keys.hospital_id)
+    box = next((box for box in statement.boxes if box.to == keys.hospital_id), None)
+    if box is None:
+        raise FedmeshError(
+            Code.WRONG_STATE, f"key epoch {statement.epoch} was made while {keys.hospital_id} was suspended"
+        )
     content = statement.content_bytes()
     try:
         content_key = _unseal(bytes.fromhex(box.box), keys, context)

@@ -54,8 +54,10 @@ class Member:
         self._roster = roster
         self._id = keys.hospital_id
 
-    def begin(self, attempt: AttemptRef, epoch: int, cohort: Sequence[str]) -> MemberState:
+    def begin(self, attempt: AttemptRef, epoch: int, cohort: Sequence[str], age: int = 0) -> MemberState:
         """Draw the secrets of an attempt and advertise their public halves. Every call makes another attempt's worth.
+
+        age: of the contribution, in versions.
 
         Raises: FedmeshError(PRIVACY_REFUSED) when the cohort has fewer than t hospitals; (STATEMENT_INVALID) when it is
             not a part of the roster with this hospital in it.
@@ -69,6 +71,7 @@ class Member:
         transport = X25519PrivateKey.generate()
         with _arguments():
             advert = Advert(
+                age=age,
                 roster=self._roster.sha256,
                 epoch=epoch,
                 attempt=attempt,
@@ -88,8 +91,10 @@ class Member:
             advert=sign(advert, self._keys),
         )
 
-    def share(self, state: MemberState, adverts: Sequence[Signed]) -> MemberState:
+    def share(self, state: MemberState, adverts: Sequence[Signed], oldest: int = 0) -> MemberState:
         """Take the sealed group, and share both seeds among it. Sets `adverts`, `shares_out`.
+
+        oldest: the greatest age of a contribution.
 
         Raises: FedmeshError(PRIVACY_REFUSED) for a group below t; (STATEMENT_INVALID) for one that is not a part of the
             cohort with this hospital's own advert, or in which something is not in order; (EQUIVOCATION).
@@ -99,7 +104,7 @@ class Member:
         if state.adverts:
             _require_same(adverts_digest(ordered) == adverts_digest(state.adverts), "group")
             return state
-        group = opening.check_group(ordered, self._roster, state.attempt, state.epoch, state.cohort)
+        group = opening.check_group(ordered, self._roster, state.attempt, state.epoch, state.cohort, oldest)
         if state.advert.statement not in (signed.statement for signed in ordered):
             _refuse("the group does not have this hospital's advert")
         t, n = self._roster.threshold, self._roster.size

@@ -56,30 +56,36 @@ class MaskKey:
 
 
 def check_epoch(signed: Signed, roster: Roster) -> EpochStatement:
-    """A member's publication of an epoch of this roster, with one box for every member.
+    """A member's publication of an epoch of this roster, with a box for at least t members, its maker among them.
 
-    Raises: FedmeshError(STATEMENT_INVALID).
+    Members that are suspended get none. Raises: FedmeshError(STATEMENT_INVALID).
     """
     statement = open_signed(EpochStatement, signed, roster)
     if statement.roster != roster.sha256:
         _refuse("the epoch belongs to another roster", statement.maker)
-    if tuple(box.to for box in statement.boxes) != roster.ids:
-        _refuse("the epoch's keys are not sealed to every member", statement.maker)
+    sealed_to = {box.to for box in statement.boxes}
+    if not sealed_to <= set(roster.ids) or statement.maker not in sealed_to:
+        _refuse("the epoch's keys are sealed to strangers, or not to their maker", statement.maker)
+    if len(sealed_to) < roster.threshold:
+        _refuse("the epoch's keys are sealed to too few members", statement.maker)
     return statement
 
 
-def check_advert(signed: Signed, roster: Roster, attempt: AttemptRef, epoch: int) -> Advert:
-    """A member's advert for this attempt, with two fit keys."""
+def check_advert(signed: Signed, roster: Roster, attempt: AttemptRef, epoch: int, oldest: int = 0) -> Advert:
+    """A member's advert for this attempt, with two fit keys. oldest: the greatest age of a contribution."""
     advert = open_signed(Advert, signed, roster)
     if (advert.roster, advert.epoch, advert.attempt) != (roster.sha256, epoch, attempt):
         _refuse("the advert is for another roster, epoch or attempt", advert.hospital_id)
+    # There are as many versions before a round as rounds.
+    if advert.age > min(oldest, attempt.round - 1):
+        _refuse(f"the advert is for a contribution of age {advert.age}, more than {oldest}", advert.hospital_id)
     for public in (advert.mask_key, advert.transport_key):
         derive.require_public_key(bytes.fromhex(public), advert.hospital_id)
     return advert
 
 
 def check_group(
-    adverts: Sequence[Signed], roster: Roster, attempt: AttemptRef, epoch: int, cohort: Iterable[str]
+    adverts: Sequence[Signed], roster: Roster, attempt: AttemptRef, epoch: int, cohort: Iterable[str], oldest: int = 0
 ) -> dict[str, Advert]:
     """The adverts of a sealed group by hospital: at least t members of the cohort, no key or commitment twice.
 
@@ -89,7 +95,7 @@ def check_group(
     """
     if len(adverts) > roster.size:
         _refuse("there are more adverts than members")
-    group = {signed.hospital_id: check_advert(signed, roster, attempt, epoch) for signed in adverts}
+    group = {signed.hospital_id: check_advert(signed, roster, attempt, epoch, oldest) for signed in adverts}
     if len(group) != len(adverts):
         _refuse("a hospital advertised twice")
     if not group.keys() <= set(cohort):

@@ -161,7 +161,7 @@ class Box(_Spelled):
 
 
 class EpochStatement(Statement):
-    """The keys of a key epoch, sealed to every member; see `epoch`. `content` is base64."""
+    """The keys of a key epoch, sealed to every member that is not suspended; see `epoch`. `content` is base64."""
 
     MAX_BYTES: ClassVar[int] = 256 * 1024
 
@@ -193,8 +193,12 @@ class EpochStatement(Statement):
 
 
 class Advert(Statement):
-    """Fresh public keys of one hospital for one attempt, and a commitment to its self seed."""
+    """Fresh public keys of one hospital for one attempt, and a commitment to its self seed.
 
+    age: of its contribution, in versions; 0 when it was trained on the version that the attempt builds on.
+    """
+
+    age: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     attempt: AttemptRef
     epoch: Counter
     hospital_id: Name

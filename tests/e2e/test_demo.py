@@ -25,6 +25,7 @@ from services.cli.witnesses import log_key
 from services.common.clock import SystemClock
 from services.common.grpc.client import MeshChannel, call
 from services.common.ids import new_id
+from services.common.tracing import ALLOWED
 from services.embedded.stack import CONSORTIUM, Stack
 from services.hospital_node.audit_log import GrpcAuditLog
 from services.hospital_node.store.state import SqliteNodeState
@@ -211,15 +212,22 @@ def test_the_log_is_witnessed_and_checked_with_files_alone(finished: Path, tmp_p
 
 
 def test_one_trace_joins_a_round_across_the_processes(finished: Path) -> None:
-    named, joined = set[str](), dict[str, set[str]]()
-    for path in (finished / "stack" / "traces").glob("*.jsonl"):
-        for line in path.read_text().splitlines():
-            span = json.loads(line)
-            joined.setdefault(span["context"]["trace_id"], set()).add(path.stem)
-            if span["attributes"].get("fedmesh.round") == 2:
-                named.add(span["context"]["trace_id"])
-    (trace,) = named
-    assert joined[trace] >= {"registry", "coordinator", "aggregator", "audit", "hospital-00", "hospital-03"}
+    """Every span of a round but its root has a parent that was written too, by some process."""
+    spans = [
+        json.loads(line) | {"process": path.stem}
+        for path in (finished / "stack" / "traces").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    (trace,) = {span["context"]["trace_id"] for span in spans if span["attributes"].get("fedmesh.round") == 2}
+    joined = [span for span in spans if span["context"]["trace_id"] == trace]
+    written = {span["context"]["span_id"] for span in joined}
+    (root,) = [span for span in joined if span["parent_id"] is None]
+    assert root["name"] == "round committed"
+    assert {span["parent_id"] for span in joined if span is not root} <= written
+    processes = {span["process"] for span in joined}
+    assert processes >= {"registry", "coordinator", "aggregator", "audit", "hospital-00", "hospital-03"}
+    assert {key for span in spans for key in span["attributes"]} <= ALLOWED
+    assert not any(span["events"] or span["status"].get("description") for span in spans)
 
 
 def test_no_patient_identifier_is_in_the_centre(finished: Path) -> None:

@@ -49,15 +49,15 @@ async def register(folder: Path) -> None:
         await call(registry.RegisterHospital, request, patience_s=30)
 
 
-def four_free_ports() -> int:
-    """The first of four ports in a row that nobody listens on."""
+def five_free_ports() -> int:
+    """The first of five ports in a row that nobody listens on."""
     taken = {connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr}
-    return next(port for port in range(21_000, 60_000, 10) if not taken & set(range(port, port + 4)))
+    return next(port for port in range(21_000, 60_000, 10) if not taken & set(range(port, port + 5)))
 
 
 def test_a_stack_stays_and_comes_back_with_its_data(tmp_path: Path) -> None:
     folder = tmp_path / "stack"
-    port = str(four_free_ports())
+    port = str(five_free_ports())
     missing = fedmesh(folder, "status")
     assert (missing.returncode, "fedmesh up" in missing.stderr) == (1, True)
     try:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from services.common.config import load_config
 from services.deployment.config import SecretsConfig
 from services.deployment.secrets import make_secrets
 from services.embedded.ca import create_ca
+from services.hospital_node.config import HospitalConfig
 from services.secure_sum.roster import MemberKeys, found, save_roster_file, sign_roster
 from services.transparency.checkpoint import generate_key
 from tests.support.charts import CENTRE, HOSPITAL, MemorySecrets, Object, PodFolder, named, pods, render, values_of
@@ -91,6 +93,25 @@ def test_the_hospital_accepts_its_configuration(tmp_path: Path) -> None:
     folder.mount(spec, container)
     (tmp_path / "pod/var/lib/fedmesh-data/encounters.parquet").touch()
     assert check(container["command"], folder).endswith("is OK\n")
+
+
+@pytest.mark.parametrize("source", ["omop", "fhir"])
+def test_the_hospitals_other_sources_reach_its_configuration(source: str) -> None:
+    values = {
+        "data": {"source": source, "until": "2024-12-31", "omop": {"existingSecret": "omop"}, "sqlConfigMap": "sql"},
+        "networkPolicy": {"database": {"peers": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]}},
+    }
+    objects = render(HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **values))
+    text = named(objects, "ConfigMap", "fedmesh")["data"]["hospital_node.yaml"]
+    data = HospitalConfig.model_validate(yaml.safe_load(text)).data
+    assert data.until == date(2024, 12, 31)
+    spec = named(objects, "StatefulSet", "fedmesh")["spec"]["template"]["spec"]
+    mounted = {Path(item["mountPath"]) for item in spec["containers"][0]["volumeMounts"]}
+    wanted = data.omop.dsn_file if data.omop is not None else data.fhir.folder if data.fhir is not None else None
+    assert data.sql is not None
+    assert {wanted.parent if wanted else None, data.sql.parent} <= mounted
+    ways = [rule["ports"] for rule in named(objects, "NetworkPolicy", "fedmesh")["spec"]["egress"]]
+    assert ([{"port": 5432}] in ways) == (source == "omop")
 
 
 def hospital_secrets(tmp_path: Path) -> dict[str, dict[str, bytes]]:

@@ -13,7 +13,8 @@ from tests.support.charts import CENTRE, HOSPITAL, render, values_of
 KUBERNETES = ("1.29", "1.33", "1.37")
 # Of operators; their schemas are in no package.
 FOREIGN = {
-    "Issuer", "Certificate", "Cluster", "ObjectStore", "ScheduledBackup", "ExternalSecret", "TLSRoute"
+    "Issuer", "Certificate", "Cluster", "ObjectStore", "ScheduledBackup", "ExternalSecret", "TLSRoute", "PodMonitor",
+    "PrometheusRule"
 }  # fmt: skip
 BAD = Path(__file__).parent / "refused"
 GATEWAY = {
@@ -23,13 +24,26 @@ GATEWAY = {
         "gateway": {"parentRefs": [{"name": "edge", "sectionName": "tls"}], "peers": [{"namespaceSelector": {}}]},
     }
 }
+OMOP = {
+    "data": {"source": "omop", "omop": {"existingSecret": "hospital-01-omop"}, "sqlConfigMap": "hospital-01-sql"},
+    "networkPolicy": {"database": {"peers": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]}},
+}
+WATCHED = {
+    "monitoring": {
+        "rules": {"form": "configMap"},
+        "dashboards": {"enabled": True},
+        "alertmanagerExample": {"enabled": True},
+    }
+}
 VARIANTS = {
     "defaults": (CENTRE, {}),
     "kind": (CENTRE, values_of(CENTRE / "values-kind.yaml")),
     "production": (CENTRE, values_of(CENTRE / "values-production.yaml")),
     "gateway": (CENTRE, values_of(CENTRE / "values-production.yaml", **GATEWAY)),
+    "watched without operators": (CENTRE, values_of(CENTRE / "values-kind.yaml", **WATCHED)),
     "sentinel": (CENTRE, values_of(CENTRE / "values-kind.yaml", valkey={"mode": "sentinel"})),
     "hospital": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml")),
+    "hospital with OMOP": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **OMOP)),
     "hospital in kind": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", HOSPITAL / "values-kind.yaml")),
 }
 

@@ -3,22 +3,26 @@
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 
-from tests.simulation.arithmetic import Arithmetic
+from tests.simulation.asynchronous import build_slow, play_slow
 from tests.simulation.oracle import Violation
 from tests.simulation.schedules import build, encrypted, play_all, total
+from tests.simulation.world import Summary
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="the (first) seed")
     parser.add_argument("--count", type=int, default=1, help="seeds from there on; one is shown event by event")
+    parser.add_argument("--asynchronous", action="store_true", help="asynchronous rounds with slow hospitals")
     parser.add_argument("--encrypted", action="store_true", help="with the real BFV layer")
     arguments = parser.parse_args()
     arithmetic = encrypted() if arguments.encrypted else None
     if arguments.count > 1:
-        return run_many(range(arguments.seed, arguments.seed + arguments.count), arithmetic)
-    world = build(arguments.seed, arithmetic)
+        seeds = range(arguments.seed, arguments.seed + arguments.count)
+        return run_many(seeds, map(play_slow, seeds) if arguments.asynchronous else play_all(seeds, arithmetic))
+    world = build_slow(arguments.seed) if arguments.asynchronous else build(arguments.seed, arithmetic)
     try:
         world.run()
     except Violation as violation:
@@ -30,9 +34,9 @@ def main() -> int:
     return 0
 
 
-def run_many(seeds: range, arithmetic: Arithmetic | None) -> int:
+def run_many(seeds: range, playing: Iterable[Summary]) -> int:
     began = time.monotonic()
-    whole = total(play_all(seeds, arithmetic))
+    whole = total(playing)
     print(f"{len(seeds)} schedules in {time.monotonic() - began:.1f} s: {whole.attempts} attempts, ", end="")
     print(f"{whole.committed} rounds committed, {whole.burnt} burnt")
     print(", ".join(f"{what} {count}" for what, count in sorted(whole.happened.items())))

@@ -92,11 +92,23 @@ Ciphertexts = dict[tuple[AttemptRef, str], Segments]
 
 
 class Coordinator:
-    """Leads one round at a time. `patient` waits for everybody where t would do."""
+    """Leads one round at a time. `patient` waits for everybody where t would do.
+
+    enough: so many ready hospitals seal an asynchronous group, 0 for all; oldest: the greatest age of a contribution.
+    """
 
     def __init__(
-        self, registry: Registry, ciphertexts: Ciphertexts, roster: Roster, arithmetic: Arithmetic, patient: bool
+        self,
+        registry: Registry,
+        ciphertexts: Ciphertexts,
+        roster: Roster,
+        arithmetic: Arithmetic,
+        patient: bool,
+        enough: int = 0,
+        oldest: int = 0,
     ) -> None:
+        self._enough = enough
+        self._oldest = oldest
         self.blamed: list[tuple[str, FedmeshError]] = []
         self.aborted: list[AttemptRef] = []
         self._registry = registry
@@ -161,6 +173,7 @@ class Coordinator:
             run.attempt,
             self.roster.ids,
             self.epoch,
+            self._oldest,
             adverts=run.sealed,
             sharers=run.sharers,
             shares=self.shares_for(hospital) if step is Step.UPLOAD else (),
@@ -199,7 +212,7 @@ class Coordinator:
         if answer.step is not run.step:
             return
         if run.step is Step.TRAIN:
-            opening.check_advert(answer.signed[0], self.roster, run.attempt, self.epoch)
+            opening.check_advert(answer.signed[0], self.roster, run.attempt, self.epoch, self._oldest)
             run.adverts[who] = answer.signed[0]
         elif run.step is Step.SHARE:
             opening.check_shares(answer.signed, self.roster, run.attempt, run.sealed, who)
@@ -260,7 +273,8 @@ class Coordinator:
 
     def _seal(self, late: bool) -> None:
         run = self.run
-        if self._ripe(len(run.adverts), self.roster.size, late):
+        enough = self._enough and len(run.adverts) >= max(self._enough, self.roster.threshold)
+        if enough or self._ripe(len(run.adverts), self.roster.size, late):
             run.sealed = tuple(run.adverts[h] for h in sorted(run.adverts))
             run.step = Step.SHARE
 

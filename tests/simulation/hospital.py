@@ -36,6 +36,10 @@ class Outcome:
     answer: Answer
 
 
+class Busy(Exception):
+    """Nothing to answer yet, or any more."""
+
+
 class Hospital:
     """Calls the protocol as docs/secure-sum.md says and keeps what it must keep.
 
@@ -102,6 +106,7 @@ class Hospital:
 
         Raises:
             FedmeshError: the task is refused.
+            Busy: there is no answer to it now.
         """
         return {
             Step.TRAIN: self._train,
@@ -122,7 +127,7 @@ class Hospital:
 
     def _share(self, task: Task) -> Outcome:
         state = self.state(task.attempt)
-        state = self.member(state).share(state, task.adverts)
+        state = self.member(state).share(state, task.adverts, task.oldest)
         return self._outcome(task, self.disk[task.attempt], state, signed=state.shares_out)
 
     def _upload(self, task: Task) -> Outcome:

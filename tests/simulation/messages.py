@@ -28,6 +28,8 @@ class Task:
     attempt: AttemptRef
     cohort: tuple[str, ...]
     epoch: int
+    oldest: int = 0
+    """The greatest age of a contribution."""
     adverts: tuple[Signed, ...] = ()
     sharers: tuple[str, ...] = ()
     shares: tuple[Signed, ...] = ()

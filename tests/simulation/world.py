@@ -10,7 +10,7 @@ from services.secure_sum.statements import AttemptRef
 from tests.simulation.arithmetic import Arithmetic, Integers, Plain
 from tests.simulation.centre import Ciphertexts, Coordinator, Registry
 from tests.simulation.consortium import consortium, successor
-from tests.simulation.hospital import Hospital
+from tests.simulation.hospital import Busy, Hospital
 from tests.simulation.messages import Answer, Task
 from tests.simulation.oracle import Oracle, Violation, require
 
@@ -212,6 +212,9 @@ class World:
             return
         try:
             outcome = hospital.work(task)
+        except Busy:
+            self._note("busy", hospital.id)
+            return
         except FedmeshError as error:
             raise Violation(f"{hospital.id} refuses {task.step.name} from an honest centre: {error}") from error
         if crash == "unsaved":

@@ -26,7 +26,7 @@ def training(n: int = 15, **changes: Any) -> Attempt:
 
 
 def sharing(n: int = 15) -> Attempt:
-    return training(n).sealed(cohort(n), SHA256, 1, 30_000)
+    return training(n).sealed(dict.fromkeys(cohort(n), 0), SHA256, 1, 30_000)
 
 
 def uploading(n: int = 15) -> Attempt:

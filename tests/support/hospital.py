@@ -81,7 +81,8 @@ class NumpyTrainers:
         if self.error is not None:
             raise self.error
         self.opened += 1
-        content = self.config.data.file.read_bytes()
+        (path,) = self.config.data.tables
+        content = path.read_bytes()
         return LocalJob(NumpyTrainer(manifest, content), hashlib.sha256(content).hexdigest())
 
 

@@ -28,12 +28,20 @@ PLANS = Path(__file__).parents[2] / "plans"
 
 
 def small_plan(
-    rounds: int = 2, *, ready_s: float = 30.0, phase_s: float = 20.0, extra_attempts: int | None = None
+    rounds: int = 2,
+    *,
+    ready_s: float = 30.0,
+    phase_s: float = 20.0,
+    extra_attempts: int | None = None,
+    asynchronous: tuple[int, int] | None = None,
 ) -> PlanManifest:
-    """The readmission plan with few rounds; extra_attempts: with privacy."""
+    """The readmission plan with few rounds; extra_attempts: with privacy; asynchronous: k and max_age."""
     name = "readmission-logistic.yaml" if extra_attempts is None else "readmission-logistic-private.yaml"
     plan = load_manifest(PLANS / name)
     limits = plan.rounds.model_copy(update={"count": rounds, "ready_deadline_s": ready_s, "phase_deadline_s": phase_s})
+    if asynchronous is not None:
+        k, max_age = asynchronous
+        limits = limits.model_copy(update={"mode": "asynchronous", "k": k, "max_age": max_age})
     update: dict[str, Any] = {"rounds": limits}
     if plan.privacy is not None:
         update["privacy"] = plan.privacy.model_copy(update={"extra_attempts": extra_attempts})

@@ -22,7 +22,7 @@ from services.plans.manifest import PlanManifest
 from services.secure_sum import masks, opening, public, secret
 from services.secure_sum.member import Member, MemberState
 from services.secure_sum.roster import MemberKeys, Roster
-from services.secure_sum.statements import AttemptRef, Share, Signed, Upload, parse, sign
+from services.secure_sum.statements import Advert, AttemptRef, Share, Signed, Upload, parse, sign
 from services.secure_sum.wire import layout_of
 
 PATIENCE_S = 30.0
@@ -62,8 +62,8 @@ class Habits:
     lies: task kinds that it answers with something that nobody honest sends. deals_badly: its shares are signed and in
     form, but do not open. deals_crookedly: they open, but to another seed than the one that it masks with.
     signs_twice: it tells the coordinator of its ciphertext under another statement than the aggregator.
-    other_state: it computes another next state, which is as good. drops: so many of a hundred calls are lost, half of
-    them after the server has acted.
+    other_state: it computes another next state, which is as good. ages: of what it contributes, by round. drops: so
+    many of a hundred calls are lost, half of them after the server has acted.
     """
 
     lies: set[int] = field(default_factory=set)
@@ -71,6 +71,7 @@ class Habits:
     deals_crookedly: bool = False
     signs_twice: bool = False
     other_state: bool = False
+    ages: dict[int, int] = field(default_factory=dict)
     drops: int = 0
     chance: random.Random = field(default_factory=lambda: random.Random(11))
 
@@ -219,7 +220,8 @@ class SimulatedHospital:
             try:
                 await steps[task.kind](task)
             except FedmeshError as error:
-                if task.kind in self.habits.lies and error.code is Code.STATEMENT_INVALID:
+                untrue = task.kind in self.habits.lies or task.attempt.round in self.habits.ages
+                if untrue and error.code is Code.STATEMENT_INVALID:
                     self.refused.append(error)
                     if self.after_refusal is not None:
                         self.after_refusal(task)
@@ -306,12 +308,13 @@ class SimulatedHospital:
     async def _train(self, task: pb.Task) -> None:
         assert task.roster_sha256 == self._shared.roster.sha256
         if _key(task) not in self.states:
-            self.states[_key(task)] = self._member.begin(_ref(task), task.epoch, list(task.cohort))
+            age = self.habits.ages.get(task.attempt.round, 0)
+            self.states[_key(task)] = self._member.begin(_ref(task), task.epoch, list(task.cohort), age)
         advert = self.states[_key(task)].advert
         request = pb.ReportReadyRequest(
             request_id=new_id(),
             attempt=task.attempt,
-            base_version=task.base_version,
+            base_version=task.base_version - parse(Advert, advert.statement).age,
             advert=_wire(_forged(advert) if self._lying(task) else advert),
         )
         await self.report("ReportReady", request)
@@ -320,7 +323,7 @@ class SimulatedHospital:
         adverts = [_signed(item) for item in task.adverts]
         state = self.states[_key(task)]
         seed = bytes(16) if self.habits.deals_crookedly else state.self_seed
-        shared = self._member.share(replace(state, self_seed=seed), adverts)
+        shared = self._member.share(replace(state, self_seed=seed), adverts, self._shared.manifest.rounds.oldest)
         state = self._keep(task, replace(shared, self_seed=state.self_seed))
         shares = list(state.shares_out)
         if self._lying(task):

@@ -80,6 +80,15 @@ key: /etc/fedmesh/tls/tls.key
 {{/* The node's configuration file. */}}
 {{- define "hospital.config" -}}
 {{- $data := dict "file" (printf "/var/lib/fedmesh-data/%s" .Values.data.file) -}}
+{{- if eq .Values.data.source "fhir" -}}
+{{- $data = dict "fhir" (dict "folder" (printf "/var/lib/fedmesh-data/%s" .Values.data.fhirFolder)) -}}
+{{- else if eq .Values.data.source "omop" -}}
+{{- $omop := dict "dsn_file" (printf "/etc/fedmesh/omop/%s" .Values.data.omop.key) "cdm_schema" .Values.data.omop.cdmSchema "statement_timeout_s" .Values.data.omop.statementTimeoutS -}}
+{{- with .Values.data.omop.vocabularySchema -}}{{- $_ := set $omop "vocabulary_schema" . -}}{{- end -}}
+{{- $data = dict "omop" $omop -}}
+{{- end -}}
+{{- if .Values.data.sqlConfigMap -}}{{- $_ := set $data "sql" "/etc/fedmesh/sql/mapping.sql" -}}{{- end -}}
+{{- with .Values.data.until -}}{{- $_ := set $data "until" . -}}{{- end -}}
 {{- if .Values.data.mappingConfigMap -}}{{- $_ := set $data "mapping" "/etc/fedmesh/mapping/mapping.yaml" -}}{{- end -}}
 {{- $config := dict
       "hospital_id" .Values.hospitalId

@@ -10,7 +10,7 @@
       "metrics_listen" (printf "0.0.0.0:%v" $values.ports.metrics)
       "tls" (fromYaml (include "fedmesh.tlsFiles" .))
       "drain_s" $values.drain.callsSeconds) -}}
-{{- $telemetry := dict "log_level" $values.telemetry.logLevel -}}
+{{- $telemetry := dict "log_level" $values.telemetry.logLevel "trace_calls" $values.telemetry.traceCalls -}}
 {{- with $values.telemetry.otlpEndpoint -}}{{- $_ := set $telemetry "otlp_endpoint" . -}}{{- end -}}
 {{- $_ := set $config "telemetry" $telemetry -}}
 {{- if eq (include "fedmesh.store" .name) "postgres" -}}

@@ -160,7 +160,7 @@ host={{ include "fedmesh.postgresHost" .root }} port={{ include "fedmesh.postgre
 
 {{/* What uses what: the edges of the graph of services, one word each. */}}
 {{- define "fedmesh.callees" -}}
-{{- $graph := dict "registry" (list "audit") "coordinator" (list "registry" "aggregator") "aggregator" (list "registry") "audit" list -}}
+{{- $graph := dict "registry" (list "audit") "coordinator" (list "registry" "aggregator") "aggregator" (list "registry") "audit" (list "registry") -}}
 {{- index $graph . | join "," -}}
 {{- end -}}
 

@@ -1,6 +1,6 @@
 """The log in PostgreSQL. This role may select and insert; there is no statement here that changes a row."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -135,6 +135,26 @@ class PostgresTransaction:
             known = () if before is None else before.cosigned
             found[one.size] = CosignedHead(one.size, row["note"], row["recorded_at"], (*known, one))
         return list(found.values())
+
+    async def cosigned_sizes(self, newest: int | None) -> dict[str, int]:
+        rows = await self._connection.execute(
+            "select hospital_id, max(size) as size"
+            " from (select hospital_id, size from audit.cosignatures order by size desc limit %s) as newest"
+            " group by hospital_id",
+            (newest,),
+        )
+        return {row["hospital_id"]: row["size"] async for row in rows}
+
+    async def uncosigned_ages(self, sizes: Mapping[str, int]) -> dict[str, float]:
+        rows = await self._connection.execute(
+            "select known.hospital_id,"
+            " extract(epoch from clock_timestamp() - above.recorded_at)::double precision as age"
+            " from unnest(%s::text[], %s::bigint[]) as known (hospital_id, size)"
+            " left join lateral (select recorded_at from audit.checkpoints c where c.size > known.size"
+            "   order by c.size limit 1) as above on true",
+            (list(sizes), list(sizes.values())),
+        )
+        return {row["hospital_id"]: max(0.0, row["age"] or 0.0) async for row in rows}
 
     async def add_alarm(self, alarm: Alarm) -> bool:
         cursor = await self._connection.execute(

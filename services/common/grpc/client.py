@@ -4,7 +4,9 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
 
 import grpc
@@ -13,10 +15,12 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 
 from services.common.config import TlsConfig
 from services.common.errors import Code, FedmeshError
+from services.common.grpc.certificates import note_own
 from services.common.grpc.keepalive import client_keepalive
+from services.common.grpc.objective import FAILED, objective_label
 from services.common.grpc.server import MAX_MESSAGE_BYTES
-from services.common.grpc.wire import from_rpc_error
-from services.common.telemetry import get_logger
+from services.common.grpc.wire import from_rpc_error, to_status
+from services.common.telemetry import CALLS_MADE, LATENCY_MADE, exemplar, get_logger
 from services.common.tls import channel_credentials, file_stamps, load_tls
 
 log = get_logger(__name__)
@@ -32,7 +36,9 @@ _CONNECT_MS: Final = 5_000
 _LOOK_S: Final = 5.0
 _LEAVE_S: Final = 300.0
 
-# gRPC's own retries cover a replica that went away in mid-connection; longer outages are covered by `patience_s`.
+# gRPC's own retries cover a replica that went away in mid-connection; longer outages are covered by `patience_s`. When
+# nearly every call fails, four tries of each would be what keeps a service from coming back: a channel that has seen
+# fifty more failures than a tenth of its successes makes none until it has seen successes again (gRPC proposal A6).
 _SERVICE_CONFIG: Final = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -48,6 +54,7 @@ _SERVICE_CONFIG: Final = json.dumps(
                 },
             }
         ],
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
     }
 )
 
@@ -59,13 +66,24 @@ class MeshChannel:
     go over a new connection, while those under way get `_LEAVE_S` seconds to end on the old one.
     """
 
-    def __init__(self, target: str, tls: TlsConfig, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
-        """Raises: FedmeshError(CONFIG_INVALID) as `channel_credentials`."""
+    def __init__(
+        self,
+        target: str,
+        tls: TlsConfig,
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        bearer: Callable[[], str | None] | None = None,
+    ) -> None:
+        """bearer: the token of the person who calls, asked for every call.
+
+        Raises: FedmeshError(CONFIG_INVALID) as `channel_credentials`.
+        """
+        self._bearer = bearer
         self.target = target
         self._tls = tls
         self._options = _channel_options(max_message_bytes)
         # Names what is wrong with the files; the stamps are older than what the connection is made with.
-        load_tls(tls)
+        note_own(load_tls(tls))
         self._looked_at = time.monotonic()
         self._stamps = file_stamps(tls)
         self._channel = self._connect()
@@ -74,7 +92,7 @@ class MeshChannel:
     def stub(self, make: Callable[[grpc.aio.Channel], StubT]) -> StubT:
         """The generated stub of a service on this channel."""
         # It looks like a channel to a stub, which only ever asks it for methods.
-        return make(cast(grpc.aio.Channel, _Methods(self._current)))
+        return make(cast(grpc.aio.Channel, _Methods(self._current, self._bearer)))
 
     async def close(self) -> None:
         for task in self._leaving:
@@ -93,6 +111,7 @@ class MeshChannel:
             try:
                 stamps = file_stamps(self._tls)
                 if stamps != self._stamps:
+                    note_own(load_tls(self._tls))
                     fresh = self._connect()
                     self._leave(self._channel)
                     self._channel, self._stamps = fresh, stamps
@@ -116,8 +135,9 @@ class MeshChannel:
 class _Methods:
     """The methods of a channel that may be another one at every call."""
 
-    def __init__(self, current: Callable[[], grpc.aio.Channel]) -> None:
+    def __init__(self, current: Callable[[], grpc.aio.Channel], bearer: Callable[[], str | None] | None) -> None:
         self._current = current
+        self._bearer = bearer
 
     def unary_unary(self, *method: Any, **codec: Any) -> Callable[..., Any]:
         return self._method("unary_unary", method, codec)
@@ -139,8 +159,12 @@ class _Methods:
             channel = self._current()
             if made is None or made[0] is not channel:
                 made = (channel, getattr(channel, kind)(*method, **codec))
+            token = self._bearer() if self._bearer else None
+            if token is not None:
+                options["metadata"] = (*(options.get("metadata") or ()), ("authorization", f"Bearer {token}"))
             return made[1](*arguments, **options)
 
+        begin.path = method[0]  # type: ignore[attr-defined]
         return begin
 
 
@@ -170,6 +194,43 @@ async def call(
 
     Raises: FedmeshError as the server raised it, or what the transport's status means.
     """
+    with _counted(method):
+        return await _tried(method, request, timeout_s, patience_s)
+
+
+@contextmanager
+def _counted(method: Callable[..., Any]) -> Iterator[None]:
+    """Count a call as its caller sees it: once, when all tries are over."""
+    path = getattr(method, "path", None)
+    if path is None:
+        # A method of a bare channel, in a test.
+        yield
+        return
+    objective, code, started = _known(path), grpc.StatusCode.OK, time.perf_counter()
+    try:
+        yield
+    except FedmeshError as error:
+        code = to_status(error)[0]
+        raise
+    except asyncio.CancelledError:
+        code = grpc.StatusCode.CANCELLED
+        raise
+    finally:
+        CALLS_MADE.labels(path, code.name, objective).inc(exemplar=exemplar())
+        LATENCY_MADE.labels(path, objective).observe(time.perf_counter() - started, exemplar())
+
+
+@lru_cache(maxsize=1024)
+def _known(path: str) -> str:
+    """The objective label of a method, whose failures are counted from 0 on."""
+    objective = objective_label(path)
+    if objective == "yes":
+        for code in (grpc.StatusCode.OK, *FAILED):
+            CALLS_MADE.labels(path, code.name, objective)
+    return objective
+
+
+async def _tried(method: Callable[..., Any], request: Any, timeout_s: float, patience_s: float) -> Any:
     async for attempt in _retrying(patience_s):
         with attempt:
             payload = request() if callable(request) else request

@@ -5,20 +5,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import grpc
+from cryptography.x509 import load_pem_x509_certificate
 from opentelemetry.propagate import extract
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind
 
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import Rule
+from services.common.grpc.certificates import note_peer
+from services.common.grpc.objective import FAILED
 from services.common.grpc.wire import INTERNAL_TEXT, to_status
-from services.common.identity import Identity, parse_identity
-from services.common.telemetry import CALLS, IN_FLIGHT, LATENCY, get_logger, tracer
+from services.common.identity import Identity, Kind, parse_identity
+from services.common.people.person import Person, require_rights
+from services.common.people.sign_in import SignIn
+from services.common.telemetry import CALLS, IN_FLIGHT, LATENCY, exemplar, get_logger
+from services.common.tracing import fail_span, tracer
 
 log = get_logger(__name__)
 
@@ -32,7 +41,21 @@ def caller() -> Identity:
     return _caller.get()
 
 
-Admit = Callable[[Identity], None]
+@dataclass(frozen=True)
+class Peer:
+    """Who calls, and from when on its certificate is valid: a revocation names a moment.
+
+    person: who signed in, where operators do.
+    """
+
+    identity: Identity
+    certified_from: datetime
+    person: Person | None = None
+
+
+_peer: ContextVar[Peer] = ContextVar("peer")
+
+Admit = Callable[[Peer], None]
 """Raises FedmeshError for a caller that is to be refused, whatever it asks."""
 
 
@@ -40,12 +63,25 @@ class Gate(grpc.aio.ServerInterceptor):
     """Lets a call through only when TLS, certificate, policy, standing and deadline allow it, and maps every error.
 
     policy: rules by full method name. consortium: the only trust domain whose certificates are let in. admit: asked
-    for every call and again for every message of a stream, so that a suspension ends what is under way.
+    for every call and again for every message of a stream, so that a suspension ends what is under way. sign_in: reads
+    the token of an operator's call; without it, the certificate alone says who the operator is.
     """
 
-    def __init__(self, policy: Mapping[str, Rule], consortium: str, admit: Admit | None = None) -> None:
+    def __init__(
+        self,
+        policy: Mapping[str, Rule],
+        consortium: str,
+        admit: Admit | None = None,
+        sign_in: SignIn | None = None,
+    ) -> None:
+        self._sign_in = sign_in
         self._policy = policy
         self._consortium = consortium
+        # A failure that is the first of its kind is a change from 0, which a rate sees; from nothing it would not be.
+        for method, rule in policy.items():
+            if rule.objective:
+                for code in (grpc.StatusCode.OK, *FAILED):
+                    CALLS.labels(method, code.name, "yes")
         self._admit_caller = admit
 
     async def intercept_service(
@@ -74,11 +110,11 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._observed(method, context) as call:
                 try:
-                    self._admit(method, context, needs_deadline=True)
+                    await self._admit(method, context, needs_deadline=True)
                     return await behaviour(self._guarded(request) if messages else request, context)
                 except Exception as error:
                     call["error"] = error
-                    await _abort(context, method, error)
+                    await abort(context, method, error)
 
         return answer
 
@@ -86,13 +122,13 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with self._observed(method, context) as call:
                 try:
-                    self._admit(method, context, needs_deadline=False)
+                    await self._admit(method, context, needs_deadline=False)
                     responses = behaviour(self._guarded(request) if messages else request, context)
                     async for response in self._guarded(responses):
                         yield response
                 except Exception as error:
                     call["error"] = error
-                    await _abort(context, method, error)
+                    await abort(context, method, error)
 
         return answer
 
@@ -100,81 +136,131 @@ class Gate(grpc.aio.ServerInterceptor):
         """The messages, as long as their caller is admitted; then what makes them is closed."""
         try:
             async for message in messages:
-                self._require_admitted(caller())
+                self._require_admitted(_peer.get())
                 yield message
         finally:
             close = getattr(messages, "aclose", None)
             if close is not None:
                 await close()
 
-    def _require_admitted(self, identity: Identity) -> None:
+    def _require_admitted(self, peer: Peer) -> None:
+        if peer.person is not None:
+            peer.person.require_current()
         if self._admit_caller is not None:
-            self._admit_caller(identity)
+            self._admit_caller(peer)
 
-    def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
+    async def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
         rule = self._policy.get(method)
-        identity = peer_identity(context)
+        peer = read_peer(context)
+        identity = peer.identity
         if identity.consortium != self._consortium:
             raise FedmeshError(Code.UNAUTHENTICATED, "the certificate belongs to another consortium")
         if rule is None or not rule.permits(identity):
             raise FedmeshError(
                 Code.PERMISSION_DENIED, f"{identity.kind.value} {identity.name} may not call {method.rsplit('/', 1)[1]}"
             )
-        self._require_admitted(identity)
-        remaining = context.time_remaining()
-        if needs_deadline and remaining is None:
-            raise FedmeshError(Code.INVALID_ARGUMENT, "the call has no deadline: set one")
-        if remaining is not None and remaining < HOPELESS_S:
-            raise FedmeshError(Code.DEADLINE_EXCEEDED, "too little time is left to answer this call")
-        _caller.set(identity)
+        person = await self._signed_in(method, rule, identity, context)
+        peer = replace(peer, person=person)
+        self._require_admitted(peer)
+        note_peer(identity, context.auth_context())
+        require_time(context, needs_deadline=needs_deadline)
+        _caller.set(person.identity(self._consortium) if person else identity)
+        _peer.set(peer)
 
-    @contextmanager
+    async def _signed_in(
+        self, method: str, rule: Rule, identity: Identity, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Person | None:
+        """The person behind an operator's call, where people sign in."""
+        if self._sign_in is None or identity.kind is not Kind.OPERATOR or not rule.roles:
+            return None
+        person = await self._sign_in.person(_authorization(context), b"".join(context.auth_context()["x509_pem_cert"]))
+        require_rights(person, rule, method.rsplit("/", 1)[1])
+        return person
+
     def _observed(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         rule = self._policy.get(method)
-        objective = "yes" if rule is not None and rule.objective else "no"
-        carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        started = time.perf_counter()
-        call: dict[str, Exception] = {}
-        code = grpc.StatusCode.OK.name
-        with (
-            IN_FLIGHT.labels(method).track_inprogress(),
-            tracer().start_as_current_span(method, context=extract(carrier), kind=SpanKind.SERVER) as span,
-        ):
-            try:
-                yield call
-            except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED.name
-                raise
-            finally:
-                error = call.get("error")
-                if error is not None:
-                    fedmesh = error if isinstance(error, FedmeshError) else FedmeshError(Code.INTERNAL, INTERNAL_TEXT)
-                    code = to_status(fedmesh)[0].name
-                    span.set_status(Status(StatusCode.ERROR, fedmesh.code.value))
-                CALLS.labels(method, code, objective).inc()
-                LATENCY.labels(method, objective).observe(time.perf_counter() - started)
+        return observed(method, context, objective=rule is not None and rule.objective)
 
 
-def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity:
-    """The identity in the peer's verified certificate.
+@contextmanager
+def observed(method: str, context: grpc.aio.ServicerContext[Any, Any], *, objective: bool) -> Any:
+    """Metrics and a span around the answer to a call; the error goes into the dictionary, as `error`."""
+    counts = "yes" if objective else "no"
+    carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    started = time.perf_counter()
+    call: dict[str, Exception] = {}
+    code = grpc.StatusCode.OK.name
+    with (
+        IN_FLIGHT.labels(method).track_inprogress(),
+        tracer().start_as_current_span(
+            method,
+            context=extract(carrier),
+            kind=SpanKind.SERVER,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span,
+    ):
+        try:
+            yield call
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED.name
+            raise
+        finally:
+            error = call.get("error")
+            if error is not None:
+                fedmesh = error if isinstance(error, FedmeshError) else FedmeshError(Code.INTERNAL, INTERNAL_TEXT)
+                code = to_status(fedmesh)[0].name
+                fail_span(span, fedmesh)
+            span.set_attribute("rpc.grpc.code", code)
+            CALLS.labels(method, code, counts).inc(exemplar=exemplar())
+            LATENCY.labels(method, counts).observe(time.perf_counter() - started, exemplar())
+
+
+def require_time(context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
+    """Raises: FedmeshError(INVALID_ARGUMENT) without a deadline that is needed, (DEADLINE_EXCEEDED) close to it."""
+    remaining = context.time_remaining()
+    if needs_deadline and remaining is None:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "the call has no deadline: set one")
+    if remaining is not None and remaining < HOPELESS_S:
+        raise FedmeshError(Code.DEADLINE_EXCEEDED, "too little time is left to answer this call")
+
+
+def require_tls13(auth: Mapping[str, Iterable[bytes]]) -> None:
+    """Raises: FedmeshError(UNAUTHENTICATED)."""
+    if b"".join(auth.get("ssl_tls_version", ())) != b"TLSv1.3":
+        # gRPC's Python API cannot set a minimum version; so it is enforced here, before any handler sees the call.
+        raise FedmeshError(Code.UNAUTHENTICATED, "TLS 1.3 is required")
+
+
+def read_peer(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+    """Who the peer's verified certificate says it is.
 
     Raises: FedmeshError(UNAUTHENTICATED) without a certificate, with a name that is not fedmesh's, or below TLS 1.3.
     """
     auth = context.auth_context()
-    version = b"".join(auth.get("ssl_tls_version", ()))
-    if version != b"TLSv1.3":
-        # gRPC's Python API cannot set a minimum version; so it is enforced here, before any handler sees the call.
-        raise FedmeshError(Code.UNAUTHENTICATED, "TLS 1.3 is required")
+    require_tls13(auth)
     uris = auth.get("peer_spiffe_id", ()) or [
         name for name in auth.get("x509_subject_alternative_name", ()) if name.startswith(b"spiffe://")
     ]
     names = list(uris)
     if len(names) != 1:
         raise FedmeshError(Code.UNAUTHENTICATED, "the client certificate has no single fedmesh identity")
-    return parse_identity(names[0].decode("utf-8", "replace"))
+    return Peer(parse_identity(names[0].decode("utf-8", "replace")), _beginning(b"".join(auth["x509_pem_cert"])))
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
+def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> list[str]:
+    """Every `authorization` of a call: more than one is for the reader to refuse."""
+    return [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
+
+
+@lru_cache(maxsize=1024)
+def _beginning(pem: bytes) -> datetime:
+    """From when on a certificate is valid; a connection asks it with every call."""
+    return load_pem_x509_certificate(pem).not_valid_before_utc
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
+    """End a call with the status that an error stands for."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, FedmeshError):

@@ -16,10 +16,12 @@ from prometheus_client import start_http_server
 from services.common.config import ServerConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import load_policy
+from services.common.grpc.certificates import note_own
 from services.common.grpc.gate import Admit, Gate
 from services.common.grpc.keepalive import server_keepalive
+from services.common.people.sign_in import MAX_TOKEN_BYTES, SignIn
 from services.common.tasks import end_tasks
-from services.common.telemetry import get_logger
+from services.common.telemetry import SERVING, get_logger
 from services.common.tls import load_tls, server_credentials
 
 log = get_logger(__name__)
@@ -58,10 +60,15 @@ class MeshServer:
     ) -> None:
         self._config = config
         material = load_tls(config.tls)
+        note_own(material)
+        self._process = material.identity.name
         policy = load_policy(endpoint.descriptor for endpoint in endpoints)
         options = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
+            # Room for the largest token beside a trace; gRPC's own 8 KiB would refuse it now and then.
+            ("grpc.max_metadata_size", 2 * MAX_TOKEN_BYTES),
+            ("grpc.absolute_max_metadata_size", 3 * MAX_TOKEN_BYTES),
             # Left to itself, gRPC takes in ever more of a fast stream before anybody reads it.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
@@ -71,7 +78,10 @@ class MeshServer:
             # Two processes must never share a port by accident; replicas have their own addresses.
             ("grpc.so_reuseport", 0),
         ]
-        gate = Gate(policy, material.identity.consortium, admit)
+        sign_in = SignIn(config.people) if config.people else None
+        if sign_in is None and any(rule.roles for rule in policy.values()):
+            log.warning("operators_need_no_sign_in", advice="set server.people: see docs/people.md")
+        gate = Gate(policy, material.identity.consortium, admit, sign_in)
         self._server = grpc.aio.server(interceptors=[gate], options=options)
         for endpoint in endpoints:
             endpoint.add_to_server(endpoint.servicer, self._server)
@@ -97,7 +107,7 @@ class MeshServer:
 
         Raises: FedmeshError(CONFIG_INVALID) when an address cannot be bound.
         """
-        self._port = _bind(
+        self._port = bind(
             self._config.listen,
             lambda: self._server.add_secure_port(self._config.listen, server_credentials(self._config.tls)),
         )
@@ -105,7 +115,7 @@ class MeshServer:
         if self._probe is not None and self._config.health_listen is not None:
             address = self._config.health_listen
             probe = self._probe
-            _bind(address, lambda: probe.add_insecure_port(address))
+            bind(address, lambda: probe.add_insecure_port(address))
             await probe.start()
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         await self.set_serving(True)
@@ -115,6 +125,7 @@ class MeshServer:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *self._names):
             await self._health.set(name, status)
+        SERVING.labels(self._process).set(serving)
 
     async def watch_health(self, dependencies: Callable[[], Awaitable[bool]]) -> None:
         """Keep the health answer true: NOT_SERVING while a store is away or the certificate is out of date."""
@@ -125,19 +136,23 @@ class MeshServer:
 
     def _certificate_valid(self) -> bool:
         try:
-            return load_tls(self._config.tls).not_after > datetime.now(UTC)
+            material = load_tls(self._config.tls)
         except FedmeshError:
             return False
+        note_own(material)
+        return material.not_after > datetime.now(UTC)
 
     async def stop(self) -> None:
         """Say NOT_SERVING, let calls in flight finish within the drain time, then close."""
         await self._health.enter_graceful_shutdown()
+        SERVING.labels(self._process).set(0)
         await self._server.stop(self._config.drain_s)
         if self._probe is not None:
             await self._probe.stop(0)
 
 
-def _bind(address: str, add: Callable[[], int]) -> int:
+def bind(address: str, add: Callable[[], int]) -> int:
+    """Add a port to a server. Raises: FedmeshError(CONFIG_INVALID)."""
     try:
         port = add()
     except RuntimeError as error:

@@ -97,6 +97,8 @@ class Attempt:
     cohort: all hospitals of the job, sorted, members of the roster; it stays the same when some decline.
     roster_size: n, from which all thresholds follow. failures: attempts at this round that were given up before.
     spent: attempts of the whole job that were given up after hospitals may have sent ciphertexts.
+    enough: so many ready hospitals seal the group at once, 0 for all; oldest: the greatest age of a contribution, which
+    is the number of versions made since the one it was trained on; ages: of the group's contributions, in its order.
     survivors: the statement. unopened: with how many reveals the masks could not be opened; `trouble` is why.
     returned: how often the attempt was rebuilt from the registry. fatal: the job cannot go on after this ABORTED.
     """
@@ -116,7 +118,10 @@ class Attempt:
     epoch: int = 0
     failures: int = 0
     spent: int = 0
+    enough: int = 0
+    oldest: int = 0
     group: tuple[str, ...] = ()
+    ages: tuple[int, ...] = ()
     adverts_sha256: str = ""
     sealed_ms: int = 0
     sharers: tuple[str, ...] = ()
@@ -153,6 +158,10 @@ class Attempt:
     def needed(self) -> int:
         """t, the quorum of every phase."""
         return threshold(self.roster_size)
+
+    def age(self, hospital_id: str) -> int:
+        """Of the contribution of a hospital of the group. The release before knew no ages: all were 0."""
+        return dict(zip(self.group, self.ages, strict=False)).get(hospital_id, 0)
 
     @property
     def survivor_ids(self) -> tuple[str, ...]:
@@ -201,10 +210,12 @@ class Attempt:
     def _entering(self, phase: Phase, now_ms: int, deadline_ms: int) -> "Attempt":
         return replace(self, phase=phase, phase_ms=now_ms, deadline_ms=deadline_ms)
 
-    def sealed(self, group: tuple[str, ...], adverts_sha256: str, now_ms: int, deadline_ms: int) -> "Attempt":
-        """The group is fixed; it shares its mask secrets."""
+    def sealed(self, ages: Mapping[str, int], adverts_sha256: str, now_ms: int, deadline_ms: int) -> "Attempt":
+        """The group is fixed; it shares its mask secrets. ages: of its contributions, by hospital."""
         entered = self._entering(Phase.SHARE, now_ms, deadline_ms)
-        return replace(entered, group=group, adverts_sha256=adverts_sha256, sealed_ms=now_ms)
+        group = tuple(sorted(ages))
+        in_order = tuple(ages[name] for name in group)
+        return replace(entered, group=group, ages=in_order, adverts_sha256=adverts_sha256, sealed_ms=now_ms)
 
     def shared(self, sharers: tuple[str, ...], now_ms: int) -> "Attempt":
         """The sharers are fixed; their sum is not open yet, so the phase stays SHARE."""

@@ -31,7 +31,10 @@ def attempt_events(attempt: Attempt, actor: str) -> list[Event]:
 
     if attempt.group:
         roster = {"roster_sha256": attempt.roster_sha256, "epoch": attempt.epoch}
-        tell("round.sealed", attempt.sealed_ms, group=attempt.group, adverts_sha256=attempt.adverts_sha256, **roster)
+        # Of asynchronous rounds only; in the others every age is 0.
+        ages = {"ages": attempt.ages} if attempt.enough else {}
+        sealed = {"group": attempt.group, "adverts_sha256": attempt.adverts_sha256, **roster, **ages}
+        tell("round.sealed", attempt.sealed_ms, **sealed)
     if attempt.sharers:
         tell("round.shared", attempt.shared_ms, sharers=attempt.sharers)
     if attempt.bound:

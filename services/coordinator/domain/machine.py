@@ -2,8 +2,8 @@
 
 The quorum of every phase is t, the threshold of the roster. A phase in which everybody counts ends when nobody is
 waited for any more: all have answered, or those who have not are gone, or the deadline has passed. CONFIRM, UNMASK and
-AGREE end as soon as t have answered well. Before the survivors are stored a shortfall aborts the attempt; afterwards it
-burns the version.
+AGREE end as soon as t have answered well; in asynchronous rounds TRAINING ends as soon as K >= t are ready. Before the
+survivors are stored a shortfall aborts the attempt; afterwards it burns the version.
 """
 
 import hashlib
@@ -178,6 +178,8 @@ def quorum(attempt: Attempt) -> int:
         return 1
     if attempt.phase is Phase.UPLOAD and attempt.bound:
         return len(attempt.members)
+    if attempt.phase is Phase.TRAINING:
+        return min(max(attempt.enough, attempt.needed), len(attempt.cohort))
     # The finalizer agrees with itself.
     return max(1, attempt.needed - 1) if attempt.phase is Phase.ATTEST else attempt.needed
 
@@ -191,6 +193,11 @@ def after_refusal(attempt: Attempt, around: Surroundings, rules: Rules, reason: 
 
 def _training(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rules) -> Decision:
     ready = set(attempt.cohort) & reports.ready
+    if attempt.enough:
+        # Asynchronous: whoever is not ready yet goes into a later group.
+        there = tuple(sorted(_there(ready, around, rules)))
+        if len(there) >= max(attempt.enough, attempt.needed):
+            return Seal(there)
     waiting = _Waiting(attempt, ready, around, rules)
     if not waiting.over():
         return Wait(waiting.until())
@@ -382,8 +389,12 @@ class _Waiting:
 
 def _present(attempt: Attempt, answered: set[str], around: Surroundings, rules: Rules) -> tuple[str, ...]:
     """Who goes on: whoever has left meanwhile would only hold up the others, as long as these are enough."""
-    present = {name for name in answered if around.absent_ms.get(name, 0) < rules.absence_grace_ms}
+    present = _there(answered, around, rules)
     return tuple(sorted(present if len(present) >= attempt.needed else answered))
+
+
+def _there(answered: set[str], around: Surroundings, rules: Rules) -> set[str]:
+    return {name for name in answered if around.absent_ms.get(name, 0) < rules.absence_grace_ms}
 
 
 def _name_finalizer(attempt: Attempt, agreement: Agreement, around: Surroundings, rules: Rules) -> Decision:

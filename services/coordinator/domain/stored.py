@@ -35,7 +35,8 @@ def parse_attempt(core: bytes) -> Attempt:
 
 def _tuples(values: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
     for item in fields(kind):
-        if isinstance(values[item.name], list):
+        # A record of the release before lacks the newest fields: their defaults are what it meant.
+        if isinstance(values.get(item.name), list):
             values[item.name] = tuple(values[item.name])
     return values
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import JobFacts, LocalJob, Reservation
 from services.hospital_node.domain.tasks import Task
+from services.plans.algorithms import InstalledFamily
 from services.plans.manifest import PlanManifest
-from services.secure_sum.cohort import require_private
+from services.secure_sum.cohort import require_private, threshold
 from services.secure_sum.roster import Roster
 
 
@@ -21,15 +22,24 @@ class Policy:
     allow_without_privacy: bool
     max_rounds: int
     max_vector_length: int
+    plan_families: frozenset[str] = frozenset()
 
 
 def require_acceptable(policy: Policy, manifest: PlanManifest, hospitals: int) -> None:
     """Check a plan before any data is read for it. hospitals: the size of the roster, on which its noise rests.
 
-    Raises: FedmeshError(PRIVACY_REFUSED) for too little privacy or fewer than 4 hospitals; PLAN_INVALID for a plan
-        beyond this node's limits.
+    Raises: FedmeshError(PRIVACY_REFUSED) for too little privacy, fewer than 4 hospitals, or groups below t;
+        PLAN_INVALID for a plan beyond this node's limits, or of an installed family that it does not allow.
     """
     _require_privacy(policy, manifest, hospitals)
+    _require_allowed_family(policy, manifest)
+    needed = threshold(hospitals)
+    if manifest.rounds.k is not None and manifest.rounds.k < needed:
+        raise FedmeshError(
+            Code.PRIVACY_REFUSED,
+            f"rounds.k = {manifest.rounds.k}: a group has at least {needed} of the roster's {hospitals} hospitals",
+            threshold=needed,
+        )
     asked = {
         "rounds": (manifest.rounds.count, policy.max_rounds),
         "coordinates": (manifest.vector_length, policy.max_vector_length),
@@ -39,6 +49,18 @@ def require_acceptable(policy: Policy, manifest: PlanManifest, hospitals: int) -
             raise FedmeshError(
                 Code.PLAN_INVALID, f"the plan has {value} {what}, this hospital takes at most {limit}", limit=limit
             )
+
+
+def _require_allowed_family(policy: Policy, manifest: PlanManifest) -> None:
+    algorithm = manifest.algorithm
+    if isinstance(algorithm, InstalledFamily) and algorithm.family not in policy.plan_families:
+        allowed = ", ".join(sorted(policy.plan_families)) or "none"
+        raise FedmeshError(
+            Code.PLAN_INVALID,
+            f"the plan trains by the installed family {algorithm.family!r}, which this hospital does not allow "
+            f"(allowed: {allowed}); its admin can add it to plan_families in the node's configuration",
+            field="algorithm.family",
+        )
 
 
 def _require_privacy(policy: Policy, manifest: PlanManifest, hospitals: int) -> None:

@@ -99,11 +99,11 @@ class SecureSum(Protocol):
         """The attempt's advert, when it was begun and can go on."""
         ...
 
-    def begin(self, terms: SumTerms, values: Int64Vector) -> Signed:
-        """Encrypt `values`, draw the attempt's secrets, keep both; the advert.
+    def begin(self, terms: SumTerms, values: Int64Vector, age: int) -> Signed:
+        """Encrypt `values`, draw the attempt's secrets, keep both; the advert, which says the age of the values.
 
         Raises: FedmeshError(PLAN_INVALID) when a value does not fit its lane, or the plan's parameter set is not the
-            group key's.
+            group key's; (WRONG_STATE) when the attempt was begun with values of another age.
         """
         ...
 
@@ -194,12 +194,16 @@ class RosterFacts:
 
 @dataclass(frozen=True)
 class EpochFacts:
-    """A key epoch as the registry has it. due: the number to be made now, 0 for none; due_for_s: for how long, s."""
+    """A key epoch as the registry has it. due: the number to be made now, 0 for none; due_for_s: for how long, s.
+
+    barred: members of the present roster that are suspended or removed.
+    """
 
     epoch: Signed | None
     due: int
     due_for_s: float
     roster_sha256: str
+    barred: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,16 @@ from services.secure_sum.wire import Layout
 
 @dataclass(frozen=True)
 class SumTerms:
-    """What one attempt's sum is bound to: a verified roster, an epoch's keys, the cohort, the form."""
+    """What one attempt's sum is bound to: a verified roster, an epoch's keys, the cohort, the form, and the greatest
+    age of a contribution.
+    """
 
     attempt: AttemptId
     roster: Roster
     keys: EpochKeys
     cohort: tuple[str, ...]
     layout: Layout
+    oldest: int = 0
 
     def require_group_key(self) -> bytes:
         """Raises: FedmeshError(WRONG_STATE) when the epoch is over and its group key destroyed."""

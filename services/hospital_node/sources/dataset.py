@@ -6,6 +6,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from services.common.errors import Code, FedmeshError
+
 
 class SplitName(IntEnum):
     """Which side of the split a row falls on; the values are those of `Dataset.split`."""
@@ -31,6 +33,12 @@ class Rows:
     encounter_ids: NDArray[np.object_]
     patient_ids: NDArray[np.object_]
     groups: NDArray[np.int64] | None = None
+
+
+def require_training_rows(rows: int) -> None:
+    """Raises: FedmeshError(DATA_INVALID) when no row is left to train on."""
+    if rows == 0:
+        raise FedmeshError(Code.DATA_INVALID, "the data set has no training rows")
 
 
 @dataclass(frozen=True)

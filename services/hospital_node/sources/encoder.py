@@ -19,13 +19,21 @@ from services.plans.schema import Categorical, Column, Flag, Label, Level, Numer
 class Cells:
     """One column of the cohort: its distinct texts (None for a missing cell), and for each row which one it has.
 
-    distinct: [k]; index: int64 [n] into `distinct`; row_numbers: int64 [n], 1-based data row of the file.
+    distinct: [k]; index: int64 [n] into `distinct`; row_numbers: int64 [n], 1-based data row of the file, and
+    part_numbers: int64 [n], which of `parts`, the files' names, it is.
     """
 
     name: str
     distinct: tuple[str | None, ...]
     index: NDArray[np.int64]
     row_numbers: NDArray[np.int64]
+    part_numbers: NDArray[np.int64]
+    parts: tuple[str, ...]
+
+    def place(self, row: int) -> str:
+        """Where row `row`, from 0, stands in the source."""
+        text = f"data row {int(self.row_numbers[row])}"
+        return text if len(self.parts) == 1 else f"{text} of {self.parts[int(self.part_numbers[row])]}"
 
 
 class CellProblem(Exception):
@@ -37,14 +45,14 @@ def encode(column: Column, cells: Cells) -> NDArray[np.float32]:
 
     Raises: FedmeshError(DATA_INVALID).
     """
-    encoders: dict[type, Callable[[str | None], tuple[float, ...]]] = {}
+    return _encode_distinct(cells, lambda text: coordinates(column, text), len(column.features))
+
+
+def coordinates(column: Column, text: str | None) -> tuple[float, ...]:
+    """The coordinates of one cell. Raises: CellProblem."""
     if isinstance(column, Numeric):
-        encoders[Numeric] = lambda text: _numeric(column, text)
-    elif isinstance(column, Flag):
-        encoders[Flag] = lambda text: _flag(column, text)
-    else:
-        encoders[Categorical] = lambda text: _categorical(column, text)
-    return _encode_distinct(cells, encoders[type(column)], len(column.features))
+        return _numeric(column, text)
+    return _flag(column, text) if isinstance(column, Flag) else _categorical(column, text)
 
 
 def encode_group(column: Column, bands: Sequence[float], cells: Cells) -> NDArray[np.int64]:
@@ -55,13 +63,12 @@ def encode_group(column: Column, bands: Sequence[float], cells: Cells) -> NDArra
 
     def encoder(text: str | None) -> tuple[float, ...]:
         if isinstance(column, Numeric):
-            return (float(np.searchsorted(bands, _value(column, text), side="right")),)
+            return (float(np.searchsorted(bands, number_of(column, text), side="right")),)
         if isinstance(column, Flag):
             (value,) = _flag(column.model_copy(update={"centre": 0.0, "scale": 1.0}), text)
             return (float(value >= 0.5),)
-        names = [level.name for level in column.levels if text is not None and _matches(level, text)]
-        known = [level.name for level in column.levels]
-        return (float(known.index(names[0]) if names else len(known)),)
+        known, name = [level.name for level in column.levels], level_of(column, text)
+        return (float(len(known) if name is None else known.index(name)),)
 
     return _encode_distinct(cells, encoder, 1)[:, 0].astype(np.int64)
 
@@ -92,7 +99,9 @@ def require_present(cells: Cells) -> None:
             raise CellProblem("is missing, and an id is required")
         return ()
 
-    _encode_distinct(cells, encoder, 0)
+    # Almost every row has an id of its own: they are looked at one by one only to say which one is wrong.
+    if not all(cells.distinct):
+        _encode_distinct(cells, encoder, 0)
 
 
 def _encode_distinct(
@@ -112,7 +121,7 @@ def _encode_distinct(
         raise FedmeshError(
             Code.DATA_INVALID,
             f"column {cells.name!r}: {count} cell{'s' if count > 1 else ''} cannot be used; for example the cell in "
-            f"data row {row} {problems[int(cells.index[first])]}",
+            f"{cells.place(first)} {problems[int(cells.index[first])]}",
             column=cells.name,
             count=count,
             row=row,
@@ -120,8 +129,29 @@ def _encode_distinct(
     return table[cells.index]
 
 
+def number_of(column: Numeric, text: str | None) -> float:
+    """The number that a cell stands for, before it is clamped to the schema's range. Raises: CellProblem."""
+    if text is None:
+        if column.missing is None:
+            raise CellProblem("is missing, and the schema has no value for a missing cell")
+        return column.missing
+    if column.values:
+        if text not in column.values:
+            raise CellProblem(f"is none of the values {_listed(column.values)}")
+        return column.values[text]
+    number = _number(text)
+    if number is None:
+        raise CellProblem(_why_no_number(text))
+    return number
+
+
+def level_of(column: Categorical, text: str | None) -> str | None:
+    """The name of the level that a cell belongs to, None for none of them."""
+    return next((level.name for level in column.levels if text is not None and _matches(level, text)), None)
+
+
 def _numeric(column: Numeric, text: str | None) -> tuple[float, ...]:
-    value = min(max(_value(column, text), column.minimum), column.maximum)
+    value = min(max(number_of(column, text), column.minimum), column.maximum)
     if column.transform == "log1p":
         value = math.log1p(value)
     return ((value - column.centre) / column.scale,)
@@ -156,16 +186,16 @@ def _flag(column: Flag, text: str | None) -> tuple[float, ...]:
 
 
 def _categorical(column: Categorical, text: str | None) -> tuple[float, ...]:
-    level = next((level.name for level in column.levels if text is not None and _matches(level, text)), None)
+    level = level_of(column, text)
     if level is None:
         if column.others == "refuse":
             what = "is missing" if text is None else "belongs to none of the levels"
             raise CellProblem(f"{what}: {_listed(level.name for level in column.levels)}")
         level = "others"
-    coordinates = [(float(item.name == level) - item.centre) / item.scale for item in column.indicated]
+    indicators = [(float(item.name == level) - item.centre) / item.scale for item in column.indicated]
     if column.others == "indicator":
-        coordinates.append(float(level == "others"))
-    return tuple(coordinates)
+        indicators.append(float(level == "others"))
+    return tuple(indicators)
 
 
 def _matches(level: Level, text: str) -> bool:
@@ -184,6 +214,18 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _why_no_number(text: str) -> str:
+    try:
+        infinite = not math.isfinite(float(text))
+    except ValueError:
+        infinite = False
+    if infinite:
+        return (
+            "is not a finite number (NaN or infinity): leave a missing cell empty, and correct the others at the source"
+        )
+    return "is not a number"
 
 
 def _listed(values: object) -> str:

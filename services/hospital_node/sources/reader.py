@@ -1,69 +1,87 @@
-"""Reads a local Parquet or CSV file through DuckDB into a validated Dataset."""
+"""Reads a source through DuckDB into a validated Dataset."""
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
 from services.common.errors import Code, FedmeshError
+from services.hospital_node.sources.cohort import (
+    SPLIT_TEXTS,
+    Cohort,
+    Source,
+    local_columns,
+    open_cohort,
+    partition_columns,
+)
 from services.hospital_node.sources.dataset import Dataset, SplitName
 from services.hospital_node.sources.encoder import Cells, encode, encode_group, encode_label, require_present
-from services.hospital_node.sources.mapping import MappedColumn, PartitionFile, SourceMapping
+from services.hospital_node.sources.files import FileSource
+from services.hospital_node.sources.mapping import PartitionFile, SourceMapping
 from services.hospital_node.sources.standardise import standardised
-from services.hospital_node.sources.table import (
-    ROW_NUMBER,
-    as_text,
-    create_source,
-    identifier,
-    literal,
-    reading,
-    require_columns,
-    sandbox,
-)
+from services.hospital_node.sources.table import create_source, require_columns, sandbox
 from services.plans.manifest import PlanManifest
-from services.plans.schema import FeatureSchema, Split, source_column
+from services.plans.schema import Split, source_column
 
-_SPLIT_TEXTS: Final = {
-    "train": SplitName.TRAIN,
-    "val": SplitName.VALIDATION,
-    "validation": SplitName.VALIDATION,
-    "test": SplitName.TEST,
-}
+# From so many rows on, an outcome that never varies is a mistake in the data or its mapping, not chance: with one
+# readmission in nine it would be chance once in 34 times at 30 rows, and once in 130,000 at 100.
+ROWS_WITH_BOTH_OUTCOMES: Final = 30
+
+T = TypeVar("T")
+
+
+@dataclass
+class Problems:
+    """What makes the data unusable for the plan, in the order in which it was found."""
+
+    found: list[FedmeshError] = field(default_factory=list)
+
+    def attempt(self, function: Callable[[], T]) -> T | None:
+        """The function's result; None, and one problem more, when it raises DATA_INVALID."""
+        try:
+            return function()
+        except FedmeshError as error:
+            if error.code is not Code.DATA_INVALID:
+                raise
+            self.found.append(error)
+            return None
 
 
 def read_dataset(
-    path: Path | str,
+    source: Source | Path | str,
     manifest: PlanManifest,
     mapping: SourceMapping | None = None,
     partition: PartitionFile | None = None,
+    *,
+    merge_patients: bool = False,
 ) -> Dataset:
-    """Read `path` (Parquet or CSV, told apart by content) as the plan's features, standardised as the plan says.
+    """Read a source, or the file at a path, as the plan's features, standardised as the plan says.
 
     Only the columns that the plan uses, the ids, the label and the exclusions' columns are read. Cells of rows outside
-    the cohort are not checked.
+    the cohort are not checked. `merge_patients` allows a patient id in several files: the same id is the same person.
 
     Raises: FedmeshError(DATA_INVALID): not readable, neither Parquet nor CSV, empty, columns missing (all are named),
-        cells that the schema does not allow (column, count and a row number, never a value), an encounter id twice,
-        or the file changed while it was read. FedmeshError(CONFIG_INVALID): the mapping is for another schema.
+        cells that the schema does not allow (column, count and a row number, never a value), an encounter id twice, a
+        patient in several files, an outcome that never varies, or the file changed while it was read.
+        FedmeshError(CONFIG_INVALID): the mapping is for another schema. Besides, as the source's `load`.
     """
-    path = Path(path)
-    columns = _local_columns(manifest, mapping)
-    digest = _sha256(path)
-    with sandbox([path, *([partition.path] if partition else [])]) as database:
-        rows_read = _create_cohort(database, path, manifest.feature_schema, columns)
-        in_cohort = _count(database, "cohort")
-        if partition is not None:
-            _apply_partition(database, partition)
-        dataset = _encode_cohort(database, manifest, digest, rows_read, in_cohort, partition is not None)
-    if _sha256(path) != digest:
-        raise FedmeshError(
-            Code.DATA_INVALID, f"{path.name} changed while it was read; read it again once it is complete"
-        )
-    return standardised(dataset) if manifest.standardisation == "local" else dataset
+    if isinstance(source, str | Path):
+        source = FileSource((Path(source),))
+    with open_cohort(source, manifest, mapping, partition) as cohort:
+        return dataset_of(cohort, merge_patients=merge_patients)
+
+
+def dataset_of(cohort: Cohort, *, merge_patients: bool = False) -> Dataset:
+    """A cohort's rows as the plan's features, standardised as the plan says. Raises: FedmeshError(DATA_INVALID)."""
+    problems = Problems()
+    dataset = encode_cohort(cohort, problems, merge_patients)
+    if dataset is None:
+        raise _first_of(problems)
+    return standardised(dataset) if cohort.manifest.standardisation == "local" else dataset
 
 
 def check_columns(path: Path, manifest: PlanManifest, partition: PartitionFile) -> None:
@@ -72,183 +90,87 @@ def check_columns(path: Path, manifest: PlanManifest, partition: PartitionFile) 
     Raises: FedmeshError(DATA_INVALID), as `read_dataset`.
     """
     with sandbox([path, partition.path]) as database:
-        needed = [mapped.column for mapped in _local_columns(manifest, None).values()]
-        require_columns(path, create_source(database, path, "source"), needed)
-        _partition_columns(database, partition)
+        needed = [mapped.column for mapped in local_columns(manifest, None).values()]
+        require_columns(path.name, create_source(database, path, "source"), needed)
+        partition_columns(database, partition)
 
 
-def _local_columns(manifest: PlanManifest, mapping: SourceMapping | None) -> dict[str, MappedColumn]:
-    """Schema column -> local column, for every column that is needed."""
+def encode_cohort(cohort: Cohort, problems: Problems, merge_patients: bool) -> Dataset | None:
+    """The cohort's numbers, not yet standardised; None when `problems` has some.
+
+    This is the only judge of data: training raises the first problem, `fedmesh hospital check-data` shows them all.
+    """
+    manifest = cohort.manifest
     schema = manifest.feature_schema
-    mapped = {} if mapping is None else mapping.columns
-    if mapping is not None:
-        if mapping.feature_schema != schema.name:
-            raise FedmeshError(
-                Code.CONFIG_INVALID,
-                f"the mapping is for schema {mapping.feature_schema!r}, the plan uses {schema.name!r}",
-            )
-        known = {schema.patient_id, schema.encounter_id, schema.label.name}
-        known |= {source_column(column) for column in schema.columns} | {rule.name for rule in schema.exclude}
-        unknown = sorted(set(mapped) - known)
-        if unknown:
-            raise FedmeshError(
-                Code.CONFIG_INVALID,
-                f"the mapping names columns that schema {schema.name!r} does not have: {', '.join(unknown)}",
-            )
-    needed = [schema.patient_id, schema.encounter_id, schema.label.name]
-    needed += [source_column(column) for column in (*manifest.columns, *manifest.subgroup_columns)]
-    needed += [rule.name for rule in schema.exclude]
-    return {name: mapped.get(name, MappedColumn(column=name)) for name in dict.fromkeys(needed)}
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise FedmeshError(Code.DATA_INVALID, f"cannot read {path.name}: {error.strerror}") from error
-
-
-def _count(database: duckdb.DuckDBPyConnection, table: str) -> int:
-    row = database.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 - a table name of this module
-    return int(row[0]) if row else 0
-
-
-def _create_cohort(
-    database: duckdb.DuckDBPyConnection, path: Path, schema: FeatureSchema, columns: dict[str, MappedColumn]
-) -> int:
-    """Table `cohort`: schema column names, all texts, in file order, without excluded rows. Returns the rows read."""
-    available = create_source(database, path, "source")
-    require_columns(path, available, list(dict.fromkeys(mapped.column for mapped in columns.values())))
-    selected = []
-    for name, mapped in columns.items():
-        text = as_text(mapped.column, available[mapped.column])
-        if mapped.values:
-            cases = " ".join(f"WHEN {literal(local)} THEN {literal(meant)}" for local, meant in mapped.values.items())
-            text = f"CASE {text} {cases} ELSE {text} END"
-        selected.append(f"{text} AS {identifier(name)}")
-    excluded = " OR ".join(
-        f"coalesce({identifier(rule.name)} IN ({', '.join(literal(value) for value in rule.values)}), false)"
-        for rule in schema.exclude
-    )
-    with reading(path):
-        rows_read = _count(database, "source")
-        if rows_read == 0:
-            raise FedmeshError(Code.DATA_INVALID, f"{path.name} has a header but no rows")
-        database.execute(
-            f"CREATE TABLE cohort AS SELECT * FROM (SELECT {', '.join(selected)}, {ROW_NUMBER} FROM source) "  # noqa: S608
-            f"WHERE NOT ({excluded or 'false'}) ORDER BY {ROW_NUMBER}"
-        )
-    if _count(database, "cohort") == 0:
-        raise FedmeshError(Code.DATA_INVALID, f"{path.name}: all {rows_read} rows are excluded by the schema's rules")
-    return rows_read
-
-
-def _apply_partition(database: duckdb.DuckDBPyConnection, partition: PartitionFile) -> None:
-    """Keep the hospital's patients of `cohort`, with the partition's split as column `partition_split`."""
-    path = partition.path
-    patient, hospital, split = (as_text(*column) for column in _partition_columns(database, partition))
-    patient_id = identifier(database.execute("SELECT * FROM cohort LIMIT 0").description[0][0])
-    with reading(path):
-        database.execute(
-            f"CREATE TABLE member AS SELECT {patient} AS patient, {split} AS split FROM partition "  # noqa: S608
-            f"WHERE {hospital} = ?",
-            [partition.hospital],
-        )
-        twice = database.execute("SELECT count(*) FROM (SELECT patient FROM member GROUP BY 1 HAVING count(*) > 1)")
-        repeated = (twice.fetchone() or (0,))[0]
-        unknown = database.execute(
-            f"SELECT DISTINCT split FROM member WHERE split IS NULL OR split NOT IN "  # noqa: S608
-            f"({', '.join(literal(text) for text in _SPLIT_TEXTS)})"
-        ).fetchall()
-    if repeated:
-        raise FedmeshError(Code.DATA_INVALID, f"{path.name}: {repeated} patients appear more than once")
-    if unknown:
-        raise FedmeshError(Code.DATA_INVALID, f"{path.name}: a split must be one of {', '.join(_SPLIT_TEXTS)}")
-    database.execute(
-        "CREATE TABLE part AS SELECT cohort.*, member.split AS partition_split FROM cohort "  # noqa: S608
-        f"JOIN member ON cohort.{patient_id} = member.patient ORDER BY {ROW_NUMBER}"
-    )
-    database.execute("DROP TABLE cohort")
-    database.execute("ALTER TABLE part RENAME TO cohort")
-    if _count(database, "cohort") == 0:
-        raise FedmeshError(Code.DATA_INVALID, f"{path.name} gives no patient to hospital {partition.hospital!r}")
-
-
-def _partition_columns(database: duckdb.DuckDBPyConnection, partition: PartitionFile) -> list[tuple[str, str]]:
-    """Make the view `partition`; names and types of its columns for patient, hospital and split."""
-    available = create_source(database, partition.path, "partition")
-    wanted = [partition.patient_column, partition.hospital_column, partition.split_column]
-    require_columns(partition.path, available, wanted)
-    return [(name, available[name]) for name in wanted]
-
-
-def _encode_cohort(
-    database: duckdb.DuckDBPyConnection,
-    manifest: PlanManifest,
-    digest: str,
-    rows_read: int,
-    in_cohort: int,
-    partitioned: bool,
-) -> Dataset:
-    schema = manifest.feature_schema
-    row_numbers = np.array(_column(database, ROW_NUMBER), dtype=np.int64)
-    missing = frozenset(schema.missing_values)
-
-    def cells(name: str) -> Cells:
-        return _cells(database, name, row_numbers, missing)
-
-    encounters, patients = cells(schema.encounter_id), cells(schema.patient_id)
-    require_present(encounters)
-    require_present(patients)
-    _require_distinct(encounters)
-    if partitioned:
-        splits = cells("partition_split")
-        table = np.array([_SPLIT_TEXTS[text or ""] for text in splits.distinct], dtype=np.int8)
-        split = table[splits.index]
-    else:
-        table = np.array([_hashed_split(schema.split, text or "") for text in patients.distinct], dtype=np.int8)
-        split = table[patients.index]
+    encounters, patients = cohort.cells(schema.encounter_id), cohort.cells(schema.patient_id)
+    problems.attempt(lambda: require_present(encounters))
+    problems.attempt(lambda: require_present(patients))
+    problems.attempt(lambda: _require_distinct(encounters))
+    if not merge_patients:
+        problems.attempt(lambda: _require_one_file_each(patients))
+    encoded = [
+        problems.attempt(lambda column=column: encode(column, cohort.cells(source_column(column))))  # type: ignore[misc]
+        for column in manifest.columns
+    ]
+    groups = problems.attempt(lambda: _groups(cohort))
+    label = cohort.cells(schema.label.name)
+    y = problems.attempt(lambda: encode_label(schema.label, label))
+    if y is not None:
+        problems.attempt(lambda: _require_both_outcomes(schema.label.name, y))
+    if problems.found or y is None:
+        return None
+    split = splits_of(cohort, patients)
     return Dataset(
         feature_names=manifest.feature_names,
-        x=np.concatenate([encode(column, cells(source_column(column))) for column in manifest.columns], axis=1),
-        y=encode_label(schema.label, cells(schema.label.name)),
+        x=np.concatenate([part for part in encoded if part is not None], axis=1),
+        y=y,
         patient=_dense_within(split, patients.index),
         split=split,
         encounter_ids=_texts(encounters),
         patient_ids=_texts(patients),
-        content_sha256=digest,
-        rows_read=rows_read,
-        rows_excluded=rows_read - in_cohort,
-        rows_elsewhere=in_cohort - len(split),
-        groups=_groups(manifest, cells),
+        content_sha256=cohort.digest,
+        rows_read=cohort.rows_read,
+        rows_excluded=cohort.rows_read - cohort.in_cohort,
+        rows_elsewhere=cohort.in_cohort - len(split),
+        groups=groups,
     )
 
 
-def _groups(manifest: PlanManifest, cells: Callable[[str], Cells]) -> NDArray[np.int64] | None:
+def _groups(cohort: Cohort) -> NDArray[np.int64] | None:
     """The group of each row in each subgroup column, int64 [n, k]; None without subgroups."""
+    manifest = cohort.manifest
     subgroups = () if manifest.checks is None else manifest.checks.subgroups
     found = [
-        encode_group(column, subgroup.bands, cells(source_column(column)))
+        encode_group(column, subgroup.bands, cohort.cells(source_column(column)))
         for subgroup, column in zip(subgroups, manifest.subgroup_columns, strict=True)
     ]
     return np.stack(found, axis=1) if found else None
 
 
-def _column(database: duckdb.DuckDBPyConnection, name: str) -> list[Any]:
-    rows = database.execute(f"SELECT {identifier(name)} FROM cohort ORDER BY {ROW_NUMBER}").fetchall()  # noqa: S608
-    return [value for (value,) in rows]
+def splits_of(cohort: Cohort, patients: Cells) -> NDArray[np.int8]:
+    """Which split each row falls on: int8 [n], values of SplitName."""
+    if cohort.partitioned:
+        splits = cohort.cells("partition_split")
+        table = np.array([SPLIT_TEXTS[text or ""] for text in splits.distinct], dtype=np.int8)
+        return np.asarray(table[splits.index], dtype=np.int8)
+    split = cohort.manifest.feature_schema.split
+    table = np.array([_hashed_split(split, text or "") for text in patients.distinct], dtype=np.int8)
+    return np.asarray(table[patients.index], dtype=np.int8)
 
 
-def _cells(
-    database: duckdb.DuckDBPyConnection, name: str, row_numbers: NDArray[np.int64], missing: frozenset[str]
-) -> Cells:
-    position: dict[str | None, int] = {}
-    index = np.empty(len(row_numbers), dtype=np.int64)
-    for row, value in enumerate(_column(database, name)):
-        text = None if value is None or value in missing else str(value)
-        index[row] = position.setdefault(text, len(position))
-    return Cells(name=name, distinct=tuple(position), index=index, row_numbers=row_numbers)
+def patients_in_several_parts(patients: Cells) -> NDArray[np.int64]:
+    """Positions in `patients.distinct` of the ids that stand in more than one file."""
+    pairs = np.unique(np.stack([patients.index, patients.part_numbers]), axis=1)
+    positions, parts = np.unique(pairs[0], return_counts=True)
+    return np.asarray(positions[parts > 1], dtype=np.int64)
+
+
+def _first_of(problems: Problems) -> FedmeshError:
+    first, more = problems.found[0], len(problems.found) - 1
+    if not more:
+        return first
+    text = f"{first.message} (and {more} more problem{'s' if more > 1 else ''}: fedmesh hospital check-data names all)"
+    return FedmeshError(first.code, text, **first.detail)
 
 
 def _texts(cells: Cells) -> NDArray[np.object_]:
@@ -256,20 +178,49 @@ def _texts(cells: Cells) -> NDArray[np.object_]:
 
 
 def _require_distinct(cells: Cells) -> None:
-    repeats = len(cells.index) - len(cells.distinct)
-    if repeats:
-        seen = np.zeros(len(cells.distinct), dtype=bool)
-        for row, position in zip(cells.row_numbers, cells.index, strict=True):
-            if seen[position]:
-                raise FedmeshError(
-                    Code.DATA_INVALID,
-                    f"column {cells.name!r}: {repeats} row{'s repeat' if repeats > 1 else ' repeats'} the encounter id "
-                    f"of an earlier row; for example data row {row}",
-                    column=cells.name,
-                    count=repeats,
-                    row=row,
-                )
-            seen[position] = True
+    present = np.array([text is not None for text in cells.distinct], dtype=bool)[cells.index]
+    order = np.flatnonzero(present)
+    first_of_each = np.unique(cells.index[order], return_index=True)[1]
+    repeats = np.setdiff1d(order, order[first_of_each])
+    if len(repeats):
+        count = len(repeats)
+        raise FedmeshError(
+            Code.DATA_INVALID,
+            f"column {cells.name!r}: {count} row{'s repeat' if count > 1 else ' repeats'} the encounter id "
+            f"of an earlier row; for example {cells.place(int(repeats[0]))}",
+            column=cells.name,
+            count=count,
+            row=int(cells.row_numbers[repeats[0]]),
+        )
+
+
+def _require_one_file_each(patients: Cells) -> None:
+    several = patients_in_several_parts(patients)
+    if len(several) == 0:
+        return
+    rows = np.flatnonzero(patients.index == several[0])
+    places = {int(patients.part_numbers[row]): patients.place(int(row)) for row in reversed(rows)}
+    count = len(several)
+    raise FedmeshError(
+        Code.DATA_INVALID,
+        f"{count} patient id{'s stand' if count > 1 else ' stands'} in more than one file; for example in "
+        f"{' and '.join(places[part] for part in sorted(places))}. If the same id is the same person, set "
+        "data.patients_across_files to merge, and the person's records count as one patient's; if not, make the ids "
+        "differ",
+        column=patients.name,
+        count=count,
+    )
+
+
+def _require_both_outcomes(name: str, y: NDArray[np.float32]) -> None:
+    if len(y) >= ROWS_WITH_BOTH_OUTCOMES and np.ptp(y) == 0:
+        raise FedmeshError(
+            Code.DATA_INVALID,
+            f"column {name!r}: the outcome is {'positive' if y[0] else 'negative'} in every row, from which nothing "
+            "can be learnt; look at what the column means here, at data.mapping, and at how long patients were "
+            "followed up",
+            column=name,
+        )
 
 
 def _hashed_split(split: Split, patient_id: str) -> SplitName:

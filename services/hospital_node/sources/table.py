@@ -2,8 +2,9 @@
 
 import codecs
 import csv
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ import duckdb
 from services.common.errors import Code, FedmeshError
 
 ROW_NUMBER: Final = "file_row_number"
+FILE_NUMBER: Final = "file_number"
 _PARQUET_MAGIC: Final = b"PAR1"
 # DuckDB expands these in a path.
 _GLOB: Final = re.compile(r"[*?\[\]{}]")
@@ -21,17 +23,21 @@ _FLOATING: Final = frozenset({"FLOAT", "DOUBLE"})
 _CELL_TYPES: Final = re.compile(
     r"^(VARCHAR|BOOLEAN|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(.*\)|DATE|TIMESTAMP.*|ENUM\(.*\)|UUID|\"?NULL\"?)$"
 )
+_INTERRUPTED: Final = "Query interrupted"
 _HEAD_BYTES: Final = 1 << 16
 _MAX_LINE_BYTES: Final = 1 << 20
 _MEMORY_LIMIT: Final = "512MB"
 
 
 @contextmanager
-def sandbox(paths: list[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
+def sandbox(paths: Iterable[Path], scratch: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory database that can read `paths` and nothing else: no network, no extensions, no other files.
+
+    It takes at most _MEMORY_LIMIT; what does not fit is an error, or goes to files in the folder `scratch`.
 
     Raises: FedmeshError(DATA_INVALID) for a path that DuckDB would expand as a pattern.
     """
+    paths = list(paths)
     for path in paths:
         if _GLOB.search(str(path.resolve())):
             raise FedmeshError(Code.DATA_INVALID, f"{path.name}: * ? [ ] {{ }} are not allowed in a data file's path")
@@ -40,7 +46,7 @@ def sandbox(paths: list[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
         config={
             "threads": "1",
             "memory_limit": _MEMORY_LIMIT,
-            "temp_directory": "",
+            "temp_directory": "" if scratch is None else str(scratch),
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "allow_community_extensions": "false",
@@ -53,21 +59,37 @@ def sandbox(paths: list[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
         # DuckDB draws a bar on standard output when a query takes two seconds, whoever listens there.
         database.execute("SET enable_progress_bar = false")
         database.execute("SET lock_configuration = true")
-        yield database
+        with interruptible():
+            yield database
     finally:
         database.close()
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def interruptible() -> Iterator[None]:
+    """Ctrl-C during a query of DuckDB is Ctrl-C: DuckDB itself raises a RuntimeError for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == _INTERRUPTED:
+            raise KeyboardInterrupt from error
+        raise
+
+
+@contextmanager
+def reading(*paths: Path) -> Iterator[None]:
     """Turn DuckDB's errors into DATA_INVALID. Its messages quote lines of the file, so only the line number is kept."""
     try:
         yield
     except duckdb.Error as error:
-        line = re.search(r"Line: (\d+)", str(error))
+        text = str(error)
+        # Of several files, DuckDB's message names the one.
+        named = [path for path in paths if str(path.resolve()) in text] or list(paths)
+        line = re.search(r"Line: (\d+)", text)
         where = f" at line {line.group(1)}" if line else ""
+        what = " or ".join(path.name for path in named)
         raise FedmeshError(
-            Code.DATA_INVALID, f"{path.name} is damaged{where}: it cannot be read as {kind(path)}"
+            Code.DATA_INVALID, f"{what} is damaged{where}: it cannot be read as {kind(named[0])}"
         ) from None
 
 
@@ -118,20 +140,34 @@ def create_source(database: duckdb.DuckDBPyConnection, path: Path, view: str) ->
     return {name: sql_type for name, sql_type, *_ in described if name != ROW_NUMBER}
 
 
-def require_columns(path: Path, available: dict[str, str], needed: list[str]) -> None:
-    """Raises: FedmeshError(DATA_INVALID) naming every column that is missing or has an unusable type."""
-    missing = [name for name in needed if name not in available]
+def require_columns(name: str, available: dict[str, str], needed: list[str]) -> None:
+    """Raises: FedmeshError(DATA_INVALID) naming every column that is missing (with the column that may be meant) or
+    has an unusable type. `name` says what has the columns: a file's name, a database."""
+    missing = [column for column in needed if column not in available]
     if missing:
+        spare = [column for column in available if column not in needed]
         raise FedmeshError(
             Code.DATA_INVALID,
-            f"{path.name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: {', '.join(missing)}",
+            f"{name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: "
+            f"{', '.join(_with_near_name(column, spare) for column in missing)}",
             missing=",".join(missing),
         )
-    wrong = [f"{name} is {available[name]}" for name in needed if not _CELL_TYPES.match(available[name])]
+    wrong = [f"{column} is {available[column]}" for column in needed if not _CELL_TYPES.match(available[column])]
     if wrong:
         raise FedmeshError(
-            Code.DATA_INVALID, f"{path.name} has columns that are not texts, numbers or dates: {'; '.join(wrong)}"
+            Code.DATA_INVALID, f"{name} has columns that are not texts, numbers or dates: {'; '.join(wrong)}"
         )
+
+
+def _with_near_name(missing: str, spare: list[str]) -> str:
+    """The missing column's name, and the unused column whose name is nearest, if one is near."""
+    folded = {_folded(column): column for column in spare}
+    near = difflib.get_close_matches(_folded(missing), folded, n=1, cutoff=0.75)
+    return f"{missing} (is it {folded[near[0]]!r}? map it in data.mapping)" if near else missing
+
+
+def _folded(column: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", column.lower())
 
 
 def as_text(column: str, sql_type: str) -> str:

@@ -16,16 +16,19 @@ from typing import Final
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.training.artifact import Artifact, read_artifact
+from services.hospital_node.training.packages import fingerprint
+from services.plans.algorithms import InstalledFamily
 from services.plans.manifest import PlanManifest, canonical_bytes, plan_id
 
-_COMPILER_SOURCES: Final = ("process.py", "compile.py", "artifact.py", "metrics.py")
+_COMPILER_SOURCES: Final = ("process.py", "compile.py", "artifact.py", "metrics.py", "networks.py", "families/*.py")
 _COMPILE_TIMEOUT_S: Final = 300.0
 
 
 def compiled_plan(manifest: PlanManifest, cache: Path) -> Artifact:
     """The compiled plan from `cache`, compiled by a child process first if need be.
 
-    Entries are addressed by plan id, TFF and TensorFlow versions and the compiler's own source. A lock file lets the
+    Entries are addressed by plan id, TFF and TensorFlow versions, the compiler's own source and, if the plan is of an
+    installed family, that family's source. A lock file lets the
     hospitals of one machine share a cache: the first compiles, the others wait. Whoever can write the directory decides
     what a hospital computes: share it only between processes of one trust domain; it is made with mode 0700.
 
@@ -56,8 +59,11 @@ def cache_key(manifest: PlanManifest) -> str:
     digest = hashlib.sha256()
     for part in (plan_id(manifest), version("tensorflow-federated"), version("tensorflow")):
         digest.update(part.encode() + b"\n")
-    for name in _COMPILER_SOURCES:
-        digest.update((Path(__file__).parent / name).read_bytes())
+    for pattern in _COMPILER_SOURCES:
+        for path in sorted(Path(__file__).parent.glob(pattern)):
+            digest.update(path.read_bytes())
+    if isinstance(manifest.algorithm, InstalledFamily):
+        digest.update(fingerprint(manifest.algorithm.family))
     return digest.hexdigest()
 
 

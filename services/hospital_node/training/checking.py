@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from services.hospital_node.sources.dataset import Rows
 from services.hospital_node.training.metrics import auroc
+from services.hospital_node.training.scoring import log_odds
 from services.plans.checks import Checks
 from services.plans.manifest import Metrics, PlanManifest
 from services.transparency.findings import Finding
@@ -33,12 +34,12 @@ def measure(manifest: PlanManifest, weights: NDArray[np.float32], train: Rows, v
     metrics = manifest.metrics
     assert metrics is not None, "the manifest demands metrics of plans with checks"
     parts = []
-    scored = _bins(metrics, validation, weights)
+    scored = _bins(manifest, validation, weights)
     for column, groups in enumerate(_by_column(manifest)):
         assert validation.groups is not None, "the source reads what the plan's subgroups need"
         member = validation.groups[:, column]
         parts += [_histogram(metrics, scored[member == number]) for number in range(len(groups))]
-    parts.append(_histogram(metrics, _bins(metrics, train, weights)))
+    parts.append(_histogram(metrics, _bins(manifest, train, weights)))
     return np.concatenate(parts) * manifest.encoding.metrics_units
 
 
@@ -130,10 +131,12 @@ def _by_column(manifest: PlanManifest) -> list[list[str]]:
     return list(columns.values())
 
 
-def _bins(metrics: Metrics, rows: Rows, weights: NDArray[np.float32]) -> NDArray[np.int64]:
+def _bins(manifest: PlanManifest, rows: Rows, weights: NDArray[np.float32]) -> NDArray[np.int64]:
     """The bin of each row among 2 * score_bins, positives first; -1 for a score that is not a number: int64 [n]."""
+    metrics = manifest.metrics
+    assert metrics is not None, "the manifest demands metrics of plans with checks"
     low, high = metrics.logit_range
-    logits = rows.x @ weights[:-1] + weights[-1]
+    logits = log_odds(manifest, weights.astype(np.float64), rows.x.astype(np.float64))
     known = ~np.isnan(logits)
     position = np.zeros(len(logits))
     position[known] = np.clip(

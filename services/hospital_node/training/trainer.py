@@ -1,23 +1,31 @@
 """A hospital's side of one plan: contribution, update, metrics, predictions."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.common.errors import Code, FedmeshError
-from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
+from services.hospital_node.sources.dataset import Dataset, Rows, SplitName, require_training_rows
 from services.hospital_node.training.cache import compiled_plan
 from services.hospital_node.training.checking import find, measure
 from services.hospital_node.training.metrics import read_metrics
 from services.hospital_node.training.personal import personalise
 from services.hospital_node.training.runtime import GraphRunner, Tensor
+from services.hospital_node.training.scoring import log_odds
+from services.hospital_node.training.speed import StepCount
 from services.hospital_node.training.state import State, initial_state, read_state
+from services.plans.algorithms import FedAvg
 from services.plans.manifest import MAX_HOSPITALS, PlanManifest
 from services.transparency.findings import Finding
+
+# Patients and validation rows that one call of a private plan's `work` sees, so that its memory does not grow with the
+# hospital: some ten vectors of 64-bit numbers for each patient of a call.
+CHUNK: Final = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,11 @@ def sensitivity(manifest: PlanManifest) -> tuple[int, int]:
 class Trainer:
     """Runs a compiled plan on one data set. Not for use by several threads at once; calls take milliseconds."""
 
-    def __init__(self, manifest: PlanManifest, dataset: Dataset | None, cache: Path) -> None:
+    def __init__(self, manifest: PlanManifest, dataset: Dataset | None, cache: Path, chunk: int = CHUNK) -> None:
         """Compile the plan, or take it from `cache` (this may take some 15 s), and load the rows.
 
-        Without a data set only `initial_state`, `update`, `metrics` and `predict` work.
+        Without a data set only `initial_state`, `update`, `metrics` and `predict` work. chunk: patients that a private
+        plan works on at a time; it changes no integer, because each patient's are made from its own records alone.
 
         Raises: FedmeshError(DATA_INVALID): the data set is not in the plan's features or has no training rows;
             FedmeshError(INTERNAL): compiling failed.
@@ -77,7 +86,11 @@ class Trainer:
         self._compiled_length = manifest.train_length + manifest.metrics_length
         self._metrics_rounds = frozenset(manifest.metrics_rounds)
         self._parts = None if dataset is None else _capped_rows(manifest, dataset)
-        self._data = None if self._parts is None else _tensors(*self._parts)
+        self._data = None if self._parts is None else _tensor_parts(manifest, *self._parts, chunk)
+        algorithm = manifest.algorithm
+        self._pace = None
+        if isinstance(algorithm, FedAvg) and algorithm.target_s is not None:
+            self._pace = StepCount(algorithm, algorithm.target_s)
         self._rows = None
         if dataset is not None and manifest.personalisation is not None:
             # All rows, also with privacy: what is made of them stays here.
@@ -102,11 +115,16 @@ class Trainer:
             raise FedmeshError(Code.WRONG_STATE, "this trainer has no data set: it cannot contribute")
         measuring = Tensor(np.array(int(round_number in self._metrics_rounds), dtype=np.int64))
         present = read_state(state, self._manifest)
-        inputs = [*self._data, measuring, *_state_tensors(present), self._modulus]
-        (vector,) = self._work(inputs)
+        base = [*self._paced(), *_state_tensors(present)]
+        total = np.zeros(self._compiled_length, dtype=np.int64)
+        for rows in self._data:
+            (part,) = self._work([*rows, measuring, *base, self._modulus])
+            total += part
+        if self._pace is not None:
+            self._pace.end()
         # MapReduceForm's modular sum works on residues; back to signed integers.
         half = 1 << (self._manifest.encoding.bits - 1)
-        vector = (vector + half) % (2 * half) - half
+        vector = (total + half) % (2 * half) - half
         vector = np.concatenate([vector, self._checked(present, round_number)])
         if round_number == self._manifest.measuring_round:
             vector[: self._manifest.train_length] = 0
@@ -120,6 +138,14 @@ class Trainer:
                 "training diverged, or encoding.scale is too large: the contribution does not fit its lane",
             )
         return vector
+
+    def _paced(self) -> list[Tensor]:
+        """The number of local steps by this hospital's speed, and the scale of their delta, where the plan wants it."""
+        if self._pace is None:
+            return []
+        steps = self._pace.begin()
+        scale = self._pace.scale(steps)
+        return [Tensor(np.array(steps, dtype=np.int64)), Tensor(np.array(scale, dtype=np.float32))]
 
     def _checked(self, present: State, round_number: int) -> NDArray[np.int64]:
         """The coordinates behind the compiled plan's: zero but in the measuring round."""
@@ -141,13 +167,11 @@ class Trainer:
                 f"the sum must be int64 [{self._manifest.vector_length}] of at least one contributor, "
                 f"not {total.dtype} {list(total.shape)} of {contributors}",
             )
-        outputs = self._update(
-            [*_state_tensors(read_state(state, self._manifest)), Tensor(total[: self._compiled_length])]
-        )
-        updates, weights, velocity, average = outputs
-        if not all(np.isfinite(values).all() for values in (weights, velocity, average)):
+        inputs = [*_state_tensors(read_state(state, self._manifest)), Tensor(total[: self._compiled_length])]
+        updates, *arrays = self._update(inputs)
+        if not all(np.isfinite(values).all() for values in arrays):
             raise FedmeshError(Code.WRONG_STATE, "the update is not finite: training diverged")
-        return State(int(updates), weights, velocity, average).to_bytes()
+        return State(int(updates), *arrays).to_bytes()
 
     def metrics(self, total: NDArray[np.int64]) -> dict[str, float | None]:
         """loss, auroc, auprc, positives, negatives on validation rows; None where the sum carries none.
@@ -181,40 +205,75 @@ def predict(manifest: PlanManifest, state: bytes, x: NDArray[np.float32]) -> NDA
     Raises: FedmeshError(INVALID_ARGUMENT) when the state or the width of x does not fit the plan.
     """
     weights = read_state(state, manifest).average.astype(np.float64)
-    if x.ndim != 2 or x.shape[1] != len(weights) - 1:
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"rows must have {len(weights) - 1} features, not {list(x.shape)}")
-    logits = x.astype(np.float64) @ weights[:-1] + weights[-1]
+    features = len(manifest.feature_names)
+    if x.ndim != 2 or x.shape[1] != features:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"rows must have {features} features, not {list(x.shape)}")
+    logits = log_odds(manifest, weights, x.astype(np.float64))
     # tanh never overflows, exp would.
     probabilities: NDArray[np.float64] = 0.5 * (1.0 + np.tanh(0.5 * logits))
     return probabilities
 
 
 def _capped_rows(manifest: PlanManifest, dataset: Dataset) -> tuple[Rows, Rows]:
-    """Training and validation rows, at most as many of a patient as the plan's sensitivities say.
+    """Training rows, by patient, and validation rows; at most as many of a patient as the plan's sensitivities say.
 
     Raises: FedmeshError(DATA_INVALID).
     """
     if dataset.feature_names != manifest.feature_names:
         raise FedmeshError(Code.DATA_INVALID, "the data set was read for another plan: its features differ")
     train, validation = dataset.rows(SplitName.TRAIN), dataset.rows(SplitName.VALIDATION)
+    require_training_rows(len(train.y))
     if manifest.privacy is not None:
         train = _capped(train, manifest.privacy.max_encounters_per_patient)
         if manifest.metrics is not None:
             validation = _capped(validation, manifest.metrics.max_encounters_per_patient)
-    if len(train.y) == 0:
-        raise FedmeshError(Code.DATA_INVALID, "the data set has no training rows")
-    return train, validation
+    # The graphs take a patient's rows as they lie, without looking for others.
+    return _rows_at(train, np.argsort(train.patient, kind="stable")), validation
 
 
-def _tensors(train: Rows, validation: Rows) -> list[Tensor]:
-    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`."""
+def _rows_at(rows: Rows, at: NDArray[Any]) -> Rows:
+    """Some of the rows, by position or by mask; `patients` stays."""
+    return replace(
+        rows,
+        x=rows.x[at],
+        y=rows.y[at],
+        patient=rows.patient[at],
+        encounter_ids=rows.encounter_ids[at],
+        patient_ids=rows.patient_ids[at],
+        groups=None if rows.groups is None else rows.groups[at],
+    )
+
+
+def _tensor_parts(manifest: PlanManifest, train: Rows, validation: Rows, chunk: int) -> list[list[Tensor]]:
+    """The data part of `work`'s argument in TensorFlow's memory, in the order of process.data_type, less `measure`.
+
+    With privacy one such part for every `chunk` patients, in whatever order: integers add up exactly. Without it the
+    sums are of real numbers, whose rounding would depend on the parts: there is one.
+    """
+    if manifest.privacy is None:
+        return [_tensors(train, train.patients, validation.x, validation.y)]
+    return list(_chunks(train, validation, chunk))
+
+
+def _chunks(train: Rows, validation: Rows, chunk: int) -> Iterator[list[Tensor]]:
+    """`chunk` training patients with all their rows, in their order, and `chunk` validation rows, at a time."""
+    for start in range(0, max(train.patients, len(validation.y)), chunk):
+        first, last = np.searchsorted(train.patient, [start, start + chunk])
+        part = replace(train, x=train.x[first:last], y=train.y[first:last], patient=train.patient[first:last] - start)
+        patients = max(0, min(chunk, train.patients - start))
+        yield _tensors(part, patients, validation.x[start : start + chunk], validation.y[start : start + chunk])
+
+
+def _tensors(
+    train: Rows, patients: int, validation_x: NDArray[np.float32], validation_y: NDArray[np.float32]
+) -> list[Tensor]:
     return [
         Tensor(train.x),
         Tensor(train.y),
         Tensor(train.patient),
-        Tensor(np.array(train.patients, dtype=np.int64)),
-        Tensor(validation.x),
-        Tensor(validation.y),
+        Tensor(np.array(patients, dtype=np.int64)),
+        Tensor(validation_x),
+        Tensor(validation_y),
     ]
 
 
@@ -224,26 +283,18 @@ def _capped(rows: Rows, cap: int) -> Rows:
     The choice depends on nothing but the patient's own records, so the other patients' contributions stay as they are
     when one is added or removed.
     """
-    digests = [hashlib.sha256(str(text).encode()).digest() for text in rows.encounter_ids]
-    order = sorted(range(len(digests)), key=digests.__getitem__)
+    # Most patients have few encounters: only the others' ids are hashed.
+    over = np.flatnonzero(np.bincount(rows.patient, minlength=rows.patients)[rows.patient] > cap)
+    digests = {row: hashlib.sha256(str(rows.encounter_ids[row]).encode()).digest() for row in over.tolist()}
     taken = np.zeros(rows.patients, dtype=np.int64)
-    keep = np.zeros(len(digests), dtype=bool)
-    for row in order:
+    keep = np.ones(len(rows.patient), dtype=bool)
+    for row in sorted(digests, key=digests.__getitem__):
         patient = rows.patient[row]
-        if taken[patient] < cap:
-            taken[patient] += 1
-            keep[row] = True
-    return Rows(
-        x=rows.x[keep],
-        y=rows.y[keep],
-        patient=rows.patient[keep],
-        patients=rows.patients,
-        encounter_ids=rows.encounter_ids[keep],
-        patient_ids=rows.patient_ids[keep],
-        groups=None if rows.groups is None else rows.groups[keep],
-    )
+        keep[row] = taken[patient] < cap
+        taken[patient] += 1
+    return _rows_at(rows, keep)
 
 
 def _state_tensors(state: State) -> list[Tensor]:
     updates = np.array(state.updates, dtype=np.int64)
-    return [Tensor(updates), Tensor(state.weights), Tensor(state.velocity), Tensor(state.average)]
+    return [Tensor(updates), *(Tensor(array) for array in state.arrays)]

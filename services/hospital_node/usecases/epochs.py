@@ -104,8 +104,14 @@ class Epochs:
         if self._keys.hospital_id not in roster:
             return _LOOK_S
         if facts.epoch is not None:
-            async with self._asking:
-                await self._take(facts.epoch, roster)
+            try:
+                async with self._asking:
+                    await self._take(facts.epoch, roster)
+            except FedmeshError as error:
+                if error.code is not Code.WRONG_STATE:
+                    raise
+                # Made while this hospital was suspended. Another one is due since it is not.
+                log.info("epoch_without_us", reason=error.message)
         wait_s = await self._make_if_due(facts, roster) if facts.due else _LOOK_S
         self._retire()
         return wait_s
@@ -115,7 +121,7 @@ class Epochs:
         wait_s = turn * TURN_S - facts.due_for_s
         if wait_s > 0:
             return min(wait_s, _SOON_S if facts.epoch is None else _LOOK_S)
-        _, signed = await self._worker.run(make_epoch, self._keys, roster, facts.due)
+        _, signed = await self._worker.run(make_epoch, self._keys, roster, facts.due, without=facts.barred)
         stands = await self._mesh.publish_epoch(signed, _PATIENCE_S)
         async with self._asking:
             taken = await self._take(stands, roster)

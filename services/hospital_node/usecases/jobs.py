@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from dataclasses import dataclass, field
+from typing import Final
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain import policy as rules
@@ -12,21 +13,33 @@ from services.hospital_node.domain.sums import SumCheck
 from services.hospital_node.domain.tasks import Task
 from services.hospital_node.usecases.memo import Latest
 from services.hospital_node.usecases.rosters import Rosters
+from services.hospital_node.usecases.trainings import Trainings
 from services.plans.manifest import PlanManifest, parse_manifest
 from services.secure_sum.roster import Roster
+
+_ABOUT_DATA: Final = frozenset({Code.DATA_INVALID, Code.CONFIG_INVALID})
+_DATA_REFUSED: Final = (
+    "this hospital's data or its mapping does not fit the plan; its own log has the particulars, and `fedmesh hospital "
+    "check-data` shows them there"
+)
 
 
 class Verdict(Exception):
     """This hospital's own decision not to take part in a job, for a reason that it may tell."""
 
-    def __init__(self, error: FedmeshError) -> None:
+    def __init__(self, error: FedmeshError, particulars: str = "") -> None:
+        """`error` is told to the centre, `particulars` to this hospital's log only."""
         super().__init__(str(error))
         self.error = error
+        self.particulars = particulars or error.message
 
 
 def verdict_of(error: Exception) -> Verdict:
     """What a failure of this node's own plan, data or training means for the job: anything permanent ends it here."""
     if isinstance(error, FedmeshError):
+        if error.code in _ABOUT_DATA:
+            # Its text counts cells and names files: statistics that no noise covers. The code alone is told.
+            return Verdict(FedmeshError(error.code, _DATA_REFUSED), error.message)
         return Verdict(error)
     text = "this hospital's node failed while it trained; its log has the particulars"
     return Verdict(FedmeshError(Code.INTERNAL, text))
@@ -64,13 +77,14 @@ class JobSession:
     accepted: Latest[Accepted] = field(default_factory=Latest)
     local: Latest[Trainer] = field(default_factory=Latest)
     base: Latest[bytes] = field(default_factory=Latest)
-    contribution: Latest[Int64Vector] = field(default_factory=Latest)
+    trainings: Trainings = field(default_factory=Trainings)
     opened: Latest[OpenedSum] = field(default_factory=Latest)
     next_state: Latest[SealedState] = field(default_factory=Latest)
 
     def close(self) -> None:
-        for memo in (self.accepted, self.local, self.base, self.contribution, self.opened, self.next_state):
+        for memo in (self.accepted, self.local, self.base, self.opened, self.next_state):
             memo.forget()
+        self.trainings.forget()
 
 
 class Jobs:
@@ -178,4 +192,7 @@ class Jobs:
         try:
             return await self._worker.run(self._trainers, accepted.manifest)
         except Exception as error:
+            # The hospital's own database may be away for a while: that is no verdict.
+            if isinstance(error, FedmeshError) and error.retryable:
+                raise
             raise verdict_of(error) from error

@@ -25,11 +25,11 @@ class PersonalSteps(Steps):
             if manifest.personalisation is not None and task.base_version == manifest.rounds.count:
                 await self._make(task, accepted)
         except Verdict as verdict:
-            _missed(task, verdict.error)
+            _missed(task, verdict.error.code, verdict.particulars)
         except FedmeshError as error:
             if error.code is Code.STORE_FULL:
                 raise
-            _missed(task, error)
+            _missed(task, error.code, error.message)
 
     async def _make(self, task: Task, accepted: Accepted) -> None:
         job_id, version = task.attempt.job_id, task.base_version
@@ -43,5 +43,5 @@ class PersonalSteps(Steps):
         log.info("personal_model_kept", job_id=job_id, version=version)
 
 
-def _missed(task: Task, error: FedmeshError) -> None:
-    log.warning("personal_model_missed", job_id=task.attempt.job_id, code=error.code.value, reason=error.message)
+def _missed(task: Task, code: Code, reason: str) -> None:
+    log.warning("personal_model_missed", job_id=task.attempt.job_id, code=code.value, reason=reason)

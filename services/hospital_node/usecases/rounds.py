@@ -7,7 +7,8 @@ everybody waits for everybody: whatever is slow comes before that.
 import asyncio
 
 from services.common.errors import Code, FedmeshError
-from services.hospital_node.domain.ports import Int64Vector, NoiseRequest
+from services.hospital_node.domain.ports import NoiseRequest
+from services.hospital_node.domain.staleness import Trained, contribution, training_round
 from services.hospital_node.domain.sums import SumTerms
 from services.hospital_node.domain.tasks import Task, TaskKind
 from services.hospital_node.usecases.agreeing import AgreeSteps
@@ -16,7 +17,7 @@ from services.hospital_node.usecases.ending import EndSteps
 from services.hospital_node.usecases.jobs import Accepted, Verdict
 from services.hospital_node.usecases.steps import Steps, Tools
 from services.plans.manifest import PlanManifest
-from services.secure_sum.statements import Signed
+from services.secure_sum.statements import Advert, Signed, parse
 
 
 class RoundSteps(Steps):
@@ -55,10 +56,11 @@ class RoundSteps(Steps):
         terms = await self.terms(task)
         # Before the job is entered into the ledger: an old copy of it must not grow.
         await self._same_ledger(task)
-        await self._contribution(task)
+        await self.trainer(task)
         await self._room(task, accepted.manifest)
         advert = await self._advert(task, accepted, terms)
-        await self._t.mesh.report_ready(task.attempt, task.base_version, advert, self.patience(task))
+        trained_on = task.base_version - parse(Advert, advert.statement).age
+        await self._t.mesh.report_ready(task.attempt, trained_on, advert, self.patience(task))
         self._t.spending.changed()
 
     async def share(self, task: Task) -> None:
@@ -102,22 +104,46 @@ class RoundSteps(Steps):
                 Code.WRONG_STATE,
                 "the ciphertext of this attempt was sent before and is lost: nothing is sent again",
             )
-        values = await self._contribution(task)
-        request = NoiseRequest(accepted.manifest, task.attempt.round, accepted.roster.size)
-        noised = await self.train(self._t.noise.add, values, request)
+        manifest = accepted.manifest
+        trained = await self._trained(task, manifest)
+        age = trained.age(task)
+        values = await self.train(contribution, manifest, trained, age, task.attempt.round)
+        noised = await self.train(
+            self._t.noise.add, values, NoiseRequest(manifest, task.attempt.round, accepted.roster.size)
+        )
+        # Before anything of the attempt is kept: from here on the result may have gone into its round.
+        trained.attempts.add(task.attempt)
         try:
-            return await self.sum(self._t.secure_sum.begin, terms, noised)
+            return await self.sum(self._t.secure_sum.begin, terms, noised, age)
         except FedmeshError as error:
             raise Verdict(error) if error.code is Code.PLAN_INVALID else error from error
 
-    async def _contribution(self, task: Task) -> Int64Vector:
+    async def _trained(self, task: Task, manifest: PlanManifest) -> Trained:
+        """A training result that may go into the task's round, at most as old as the plan allows."""
         trainer = await self.trainer(task)
-        key = (task.attempt.round, task.base_version, task.base_state_sha256)
+        told = training_round(manifest, task.attempt)
 
-        async def make() -> Int64Vector:
-            return await self.train(trainer.contribution, await self.base_state(task), task.attempt.round)
+        async def make() -> Trained:
+            values = await self.train(trainer.contribution, await self.base_state(task), told)
+            return Trained(task.base_version, values)
 
-        return await self.session(task).contribution.get(key, make)
+        async def used(trained: Trained) -> bool:
+            return await self._used(task, trained)
+
+        return await self.session(task).trainings.get(task, manifest.rounds.oldest, make, used)
+
+    async def _used(self, task: Task, trained: Trained) -> bool:
+        """Whether a result may have left for another version. Where it has not, it never will: the ciphertexts that
+        were made of it are deleted before it goes into this one.
+        """
+        elsewhere = trained.elsewhere(task.attempt)
+        for attempt in elsewhere:
+            if await on_disk(self._t.ledger.charged, attempt):
+                return True
+        if elsewhere:
+            await self.sum(self._t.secure_sum.finish, elsewhere[-1])
+            trained.attempts.difference_update(elsewhere)
+        return False
 
     async def _same_ledger(self, task: Task) -> None:
         try:

@@ -91,7 +91,8 @@ class Steps:
         encoding, length = accepted.manifest.encoding, accepted.manifest.vector_length
         keys = await self._t.epochs.get(accepted.roster, task.epoch, self.patience(task))
         layout = layout_of(encoding.parameter_set, length, encoding.lanes)
-        return SumTerms(task.attempt, accepted.roster, keys, tuple(sorted(task.cohort)), layout)
+        oldest = accepted.manifest.rounds.oldest
+        return SumTerms(task.attempt, accepted.roster, keys, tuple(sorted(task.cohort)), layout, oldest)
 
     def session(self, task: Task) -> JobSession:
         """What is kept in memory of the task's job."""

@@ -35,13 +35,21 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Hospital:
-    """A member of the consortium. `strikes`: those that count now; known in listings only."""
+    """A member of the consortium.
+
+    strikes: those that count now; known in listings only. certificates_from: those that begin before are revoked.
+    certificate_not_after: end of the newest certificate that the registry issued; known in listings only. standing_at:
+    when `status` changed last.
+    """
 
     hospital_id: str
     display_name: str
     status: HospitalStatus
     created_at: datetime
     strikes: int = 0
+    certificates_from: datetime | None = None
+    certificate_not_after: datetime | None = None
+    standing_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -88,12 +96,16 @@ class KeyEpoch:
 
 @dataclass(frozen=True)
 class EpochStanding:
-    """An epoch that was asked for, and what is due. due: number to be made now, 0 for none; due_for_s: since when."""
+    """An epoch that was asked for, and what is due. due: number to be made now, 0 for none; due_for_s: since when.
+
+    barred: members of the present roster that are not active.
+    """
 
     found: KeyEpoch | None
     due: int
     due_for_s: float
     present_roster: str
+    barred: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,10 +173,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Contribution:
-    """One accepted upload."""
+    """One accepted upload. age: in versions, of what it was trained on; its weight follows from it."""
 
     hospital_id: str
     ciphertext_sha256: str
+    age: int = 0
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ def contributions_root(committed: Round) -> str:
 def committed_facts(job: Job, committed: CommittedRound) -> dict[str, Any]:
     """The body of a `round.committed` or `round.burnt` event."""
     told = committed.round
+    contributions = sorted(told.contributions, key=lambda item: item.hospital_id)
     burnt = {"reason": told.burnt_reason} if told.burnt else {}
     return {
         **burnt,
@@ -35,9 +36,10 @@ def committed_facts(job: Job, committed: CommittedRound) -> dict[str, Any]:
         "private": job.private,
         "hospitals": len(job.hospital_ids),
         "contributions": [
-            {"hospital_id": item.hospital_id, "ciphertext_sha256": item.ciphertext_sha256}
-            for item in sorted(told.contributions, key=lambda item: item.hospital_id)
+            {"hospital_id": item.hospital_id, "ciphertext_sha256": item.ciphertext_sha256} for item in contributions
         ],
+        # In versions, in the order of the contributions; the staleness weights follow from them.
+        "ages": [item.age for item in contributions],
         "contributions_root": committed.contributions_root,
         "survivors_sha256": told.survivors_sha256,
         "sum_sha256": told.sum_sha256,

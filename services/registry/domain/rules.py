@@ -23,7 +23,7 @@ from services.registry.domain.entities import (
 from services.secure_sum.cohort import require_private, threshold
 from services.secure_sum.opening import check_confirmed
 from services.secure_sum.roster import Roster, verify_founding, verify_successor
-from services.secure_sum.statements import Survivors
+from services.secure_sum.statements import EpochStatement, Survivors
 
 MIN_COHORT: Final = 2
 MAX_COHORT: Final = 16
@@ -136,13 +136,36 @@ def require_fit_members(roster: Roster, consortium: str, known: dict[str, Hospit
 
 
 def due_epoch(
-    roster: PublishedRoster, newest: KeyEpoch | None, max_age: timedelta, now: datetime
+    roster: PublishedRoster,
+    newest: KeyEpoch | None,
+    members: Iterable[Hospital],
+    max_age: timedelta,
+    now: datetime,
 ) -> tuple[int, timedelta]:
-    """The number of the key epoch to be made now, 0 when none is due, and for how long it has been due."""
+    """The number of the key epoch to be made now, 0 when none is due, and for how long it has been due.
+
+    members: of the roster. One whose standing changed after the newest epoch makes the next one due at once.
+    """
     if newest is None:
         return 1, max(now - roster.published_at, timedelta())
+    changes = [item.standing_at for item in members if item.standing_at and item.standing_at > newest.published_at]
+    if changes:
+        return newest.epoch + 1, max(now - min(changes), timedelta())
     late = now - newest.published_at - max_age
     return (newest.epoch + 1, late) if late >= timedelta() else (0, timedelta())
+
+
+def require_sealed_to_active(said: EpochStatement, barred: Iterable[str], roster: Roster) -> None:
+    """The keys of an epoch go to every member that is not barred, and to nobody else.
+
+    Raises: FedmeshError(WRONG_STATE).
+    """
+    wanted = set(roster.ids) - set(barred)
+    if {box.to for box in said.boxes} != wanted:
+        raise FedmeshError(
+            Code.WRONG_STATE,
+            f"the keys are to be sealed to {', '.join(sorted(wanted))} and nobody else: ask for the due epoch again",
+        )
 
 
 def check_survivors(told: SurvivorList, job: Job, roster: Roster, epoch: int | None) -> Survivors:

@@ -13,7 +13,9 @@ _GET: Final = "select * from registry.hospitals where hospital_id = any(%s::text
 _GET_LOCKED: Final = _GET + " for update"
 _STRIKING: Final = (
     "select h.*, (select count(*) from registry.strikes s where s.hospital_id = h.hospital_id and s.at > %s"
-    " and (h.strikes_from is null or s.at > h.strikes_from)) as strikes from registry.hospitals h"
+    " and (h.strikes_from is null or s.at > h.strikes_from)) as strikes,"
+    " (select c.not_after from registry.certificates c where c.hospital_id = h.hospital_id"
+    "   order by c.not_before desc limit 1) as certificate_not_after from registry.hospitals h"
 )
 
 
@@ -38,9 +40,11 @@ class PostgresHospitals:
             "update registry.hospitals set status = status where hospital_id = any(%s::text[])", (list(hospital_ids),)
         )
 
-    async def set_status(self, hospital_id: str, status: HospitalStatus) -> None:
+    async def set_status(self, hospital_id: str, status: HospitalStatus, at: datetime) -> None:
         await self._connection.execute(
-            "update registry.hospitals set status = %s where hospital_id = %s", (status.value, hospital_id)
+            "update registry.hospitals set standing_at = case when status = %s then standing_at else %s end,"
+            " status = %s where hospital_id = %s",
+            (status.value, at, status.value, hospital_id),
         )
 
     async def forgive(self, hospital_id: str, at: datetime) -> None:
@@ -81,4 +85,7 @@ def _hospital(row: dict[str, Any]) -> Hospital:
         HospitalStatus(row["status"]),
         row["created_at"],
         row.get("strikes", 0),
+        row["certificates_from"],
+        row.get("certificate_not_after"),
+        row["standing_at"],
     )

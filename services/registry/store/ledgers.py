@@ -1,6 +1,6 @@
 """The entries of hospitals' privacy ledgers, as they reported them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -83,6 +83,15 @@ class PostgresLedgers:
             (hospital_id, seq, size),
         )
         return [Entry(row["seq"], bytes(row["body"]), row["sha256"]) async for row in rows]
+
+    async def newer(self, known: Mapping[str, int], size: int) -> Sequence[tuple[str, Entry]]:
+        rows = await self._connection.execute(
+            "select l.hospital_id, l.seq, l.body, l.sha256 from registry.ledger_entries l"
+            " left join unnest(%s::text[], %s::bigint[]) as known (hospital_id, seq) using (hospital_id)"
+            " where l.seq > coalesce(known.seq, 0) order by l.hospital_id, l.seq limit %s",
+            (list(known), list(known.values()), size),
+        )
+        return [(row["hospital_id"], Entry(row["seq"], bytes(row["body"]), row["sha256"])) async for row in rows]
 
 
 def _ledger(row: dict[str, Any]) -> ReportedLedger:

@@ -8,6 +8,7 @@ from services.common.identity import Identity, Kind
 from services.common.postgres import Connection, Database
 from services.registry.domain.entities import HospitalStatus
 from services.registry.store.blobs import PostgresBlobs
+from services.registry.store.credentials import PostgresCredentials
 from services.registry.store.hospitals import PostgresHospitals
 from services.registry.store.jobs import PostgresJobs
 from services.registry.store.ledgers import PostgresLedgers
@@ -29,6 +30,7 @@ class PostgresTransaction:
     def __init__(self, connection: Connection) -> None:
         self.requests = PostgresRequests(connection)
         self.hospitals = PostgresHospitals(connection)
+        self.credentials = PostgresCredentials(connection)
         self.plans = PostgresPlans(connection)
         self.rosters = PostgresRosters(connection)
         self.jobs = PostgresJobs(connection)

@@ -12,7 +12,7 @@ _ROUND: Final = (
     "r.job_id, r.version, r.seq, r.attempt, r.sum_sha256, r.state_sha256, r.contributions_root, r.agreeing,"
     " r.dissenting, r.attesting, r.finalizer, r.metrics_json, r.upload_bytes, r.sealed_at, r.committed_at,"
     " r.content_sha256, r.burnt, r.burnt_reason, r.survivors_sha256, r.event_id,"
-    " (select array_agg(array[c.hospital_id::text, c.ciphertext_sha256::text] order by c.hospital_id)"
+    " (select array_agg(array[c.hospital_id::text, c.ciphertext_sha256::text, c.age::text] order by c.hospital_id)"
     " from registry.contributions c where c.job_id = r.job_id and c.version = r.version) as contributions"
 )
 _ROUNDS: Final = f"select {_ROUND} from registry.rounds r"  # noqa: S608 - constant text
@@ -65,13 +65,14 @@ class PostgresRounds:
     async def _add_parts(self, committed: CommittedRound, metrics: Mapping[str, float]) -> None:
         told = committed.round
         await self._connection.execute(
-            "insert into registry.contributions (hospital_id, job_id, version, ciphertext_sha256)"
-            " select h, %s, %s, d from unnest(%s::text[], %s::text[]) as given (h, d)",
+            "insert into registry.contributions (hospital_id, job_id, version, ciphertext_sha256, age)"
+            " select h, %s, %s, d, a from unnest(%s::text[], %s::text[], %s::integer[]) as given (h, d, a)",
             (
                 told.job_id,
                 told.version,
                 [item.hospital_id for item in told.contributions],
                 [item.ciphertext_sha256 for item in told.contributions],
+                [item.age for item in told.contributions],
             ),
         )
         if metrics:
@@ -129,7 +130,9 @@ def _committed(row: dict[str, Any]) -> CommittedRound:
         job_id=row["job_id"],
         version=row["version"],
         attempt=row["attempt"],
-        contributions=tuple(Contribution(hospital, digest) for hospital, digest in row["contributions"] or ()),
+        contributions=tuple(
+            Contribution(hospital, digest, int(age)) for hospital, digest, age in row["contributions"] or ()
+        ),
         sum_sha256=row["sum_sha256"] or "",
         agreeing=tuple(row["agreeing"]),
         dissenting=tuple(row["dissenting"]),

@@ -1,12 +1,13 @@
 """Membership of the consortium: standing and strikes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity
+from services.common.standing import Member
 from services.registry.domain.entities import Hospital, HospitalStatus, Strike, StrikeRule
 from services.registry.domain.events import event
 from services.registry.domain.rules import require_status_change
@@ -62,7 +63,7 @@ class HospitalUseCases:
                 raise FedmeshError(Code.NOT_FOUND, f"hospital {hospital_id} is not registered")
             require_status_change(hospital, status)
             now = self._clock.now()
-            await tx.hospitals.set_status(hospital_id, status)
+            await tx.hospitals.set_status(hospital_id, status, now)
             if status is HospitalStatus.ACTIVE:
                 await tx.hospitals.forgive(hospital_id, now)
             told = event(
@@ -110,10 +111,22 @@ class HospitalUseCases:
         facts = {"code": strike.code, "reason": strike.reason, "strikes": strikes}
         events = [event("hospital.strike", strike.at, caller, subject, **where, **facts)]
         if suspending:
-            await tx.hospitals.set_status(strike.hospital_id, HospitalStatus.SUSPENDED)
+            await tx.hospitals.set_status(strike.hospital_id, HospitalStatus.SUSPENDED, self._clock.now())
             limits = {"strikes": strikes, "limit": self._rule.limit, "window_s": self._rule.window_s}
             events.append(event("hospital.suspended", strike.at, caller, subject, **limits))
         await tx.outbox.add(events)
+
+    async def members(self) -> Sequence[Member]:
+        """All hospitals, for this process's own gate."""
+        found = await self._store.run("members", None, lambda tx: tx.hospitals.list(self._clock.now()))
+        return [
+            Member(
+                item.hospital_id,
+                "" if item.status is HospitalStatus.ACTIVE else item.status.value,
+                item.certificates_from,
+            )
+            for item in found
+        ]
 
     async def list(self, caller: Identity) -> tuple[Hospital, ...]:
         since = self._clock.now() - timedelta(seconds=self._rule.window_s)

@@ -17,7 +17,7 @@ class Mutations:
     def __init__(self, store: Store, clock: Clock, changed: Callable[[], None]) -> None:
         self._store = store
         self._clock = clock
-        self._changed = changed
+        self.changed = changed
 
     async def run(
         self, command: Command[T], body: Callable[[Transaction], Awaitable[T]], *, whole: bool = False
@@ -38,7 +38,7 @@ class Mutations:
             return answer
 
         result = await self._store.run(command.method, command.caller, once, whole=whole)
-        self._changed()
+        self.changed()
         return result
 
     async def note_refusal(self, command: Command[T], subject: str, error: FedmeshError) -> None:
@@ -46,4 +46,4 @@ class Mutations:
         facts = {"method": command.method, "code": error.code.value, "reason": error.message}
         told = event("call.refused", self._clock.now(), command.caller, subject, **facts)
         await self._store.run(f"{command.method}.refused", command.caller, lambda tx: tx.outbox.add([told]))
-        self._changed()
+        self.changed()

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from services.common.identity import Identity
 from services.privacy.chain import Entry, Head
+from services.registry.domain.enrolment import Certificate, Invitation
 from services.registry.domain.entities import (
     BlobHeader,
     CommittedRound,
@@ -73,7 +74,7 @@ class Hospitals(Protocol):
         """Make concurrent transactions that lock these hospitals run again, and so see what this one adds."""
         ...
 
-    async def set_status(self, hospital_id: str, status: HospitalStatus) -> None: ...
+    async def set_status(self, hospital_id: str, status: HospitalStatus, at: datetime) -> None: ...
 
     async def forgive(self, hospital_id: str, at: datetime) -> None:
         """Strikes up to this moment no longer count."""
@@ -87,6 +88,42 @@ class Hospitals(Protocol):
 
     async def list(self, strikes_since: datetime) -> tuple[Hospital, ...]:
         """All hospitals by id, 2,000 at most, with the strikes that count since then."""
+        ...
+
+
+class Credentials(Protocol):
+    async def invite(self, invitation: Invitation) -> None:
+        """Store an invitation; one of the hospital that is still open is withdrawn."""
+        ...
+
+    async def withdraw(self, hospital_id: str, at: datetime) -> None:
+        """Withdraw the open invitation of a hospital, if there is one."""
+        ...
+
+    async def invitation(self, token_sha256: str) -> Invitation | None:
+        """The invitation of a token, locked until the transaction ends."""
+        ...
+
+    async def use(self, token_sha256: str, serial: str, at: datetime) -> None:
+        """The token became this certificate."""
+        ...
+
+    async def add(self, certificate: Certificate) -> None:
+        """Store a certificate. A concurrent one of the same key or beginning makes the transaction run again."""
+        ...
+
+    async def certificate(self, hospital_id: str, serial: str) -> Certificate | None: ...
+
+    async def newest(self, hospital_id: str) -> Certificate | None:
+        """The certificate of a hospital that begins last."""
+        ...
+
+    async def has_key(self, key_sha256: str) -> bool:
+        """Whether the key was ever certified, for whomever."""
+        ...
+
+    async def revoke_before(self, hospital_id: str, moment: datetime) -> None:
+        """Certificates of a hospital that begin before a moment count no longer."""
         ...
 
 
@@ -189,6 +226,10 @@ class Ledgers(Protocol):
         """Entries above a number, oldest first."""
         ...
 
+    async def newer(self, known: Mapping[str, int], size: int) -> Sequence[tuple[str, Entry]]:
+        """Entries of all hospitals above the numbers that are known, by hospital and number."""
+        ...
+
 
 class Rounds(Protocol):
     async def add(self, committed: CommittedRound, metrics: Mapping[str, float]) -> None:
@@ -269,6 +310,8 @@ class Transaction(Protocol):
     def requests(self) -> Requests: ...
     @property
     def hospitals(self) -> Hospitals: ...
+    @property
+    def credentials(self) -> Credentials: ...
     @property
     def plans(self) -> Plans: ...
     @property

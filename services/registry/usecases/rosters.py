@@ -1,5 +1,6 @@
 """Rosters, and the key epochs of their members. What counts is who signed; who brings it does not matter."""
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from services.common.clock import Clock
@@ -8,13 +9,19 @@ from services.common.identity import Identity, require_hospital
 from services.registry.domain.entities import (
     EpochStanding,
     Event,
+    Hospital,
     HospitalStatus,
     JobStatus,
     KeyEpoch,
     PublishedRoster,
 )
 from services.registry.domain.events import event
-from services.registry.domain.rules import due_epoch, require_fit_members, require_following
+from services.registry.domain.rules import (
+    due_epoch,
+    require_fit_members,
+    require_following,
+    require_sealed_to_active,
+)
 from services.registry.usecases.jobs import end_job
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
@@ -89,8 +96,10 @@ class RosterUseCases:
             standing = await tx.rosters.epoch(said.roster, said.epoch)
             if standing is not None:
                 return standing
+            members = await _members(tx, named.roster, lock=True)
             now = self._clock.now()
-            await self._require_due(tx, named, said, now)
+            await self._require_due(tx, named, said, members, now)
+            require_sealed_to_active(said, _barred(members), named.roster)
             made = KeyEpoch(said.roster, said.epoch, signed, now)
             await tx.rosters.add_epoch(made)
             facts = {"roster_sha256": said.roster, "epoch": said.epoch, "key_sha256": said.key_sha256}
@@ -98,13 +107,21 @@ class RosterUseCases:
             await tx.outbox.add([event("epoch.published", now, command.caller, subject, **facts, maker=said.maker)])
             return made
 
-        return await self._mutations.run(command, body)
+        # Whole: it concerns all members.
+        return await self._mutations.run(command, body, whole=True)
 
-    async def _require_due(self, tx: Transaction, named: PublishedRoster, said: EpochStatement, now: datetime) -> None:
+    async def _require_due(
+        self,
+        tx: Transaction,
+        named: PublishedRoster,
+        said: EpochStatement,
+        members: Sequence[Hospital],
+        now: datetime,
+    ) -> None:
         present = await tx.rosters.present()
         if present is None or present.roster.sha256 != named.roster.sha256:
             raise FedmeshError(Code.WRONG_STATE, "the epoch is of an older roster: make one for the present roster")
-        due, _ = due_epoch(named, await tx.rosters.epoch(said.roster, None), self._max_age, now)
+        due, _ = due_epoch(named, await tx.rosters.epoch(said.roster, None), members, self._max_age, now)
         if said.epoch != due:
             wanted = f"the one that is due is {due}" if due else "none is due: use the newest"
             raise FedmeshError(Code.WRONG_STATE, f"key epoch {said.epoch} is not to be made now: {wanted}", due=due)
@@ -122,11 +139,21 @@ class RosterUseCases:
             if present is None:
                 return EpochStanding(None, 0, 0.0, "")
             newest = await tx.rosters.epoch(present.roster.sha256, None)
-            due, late = due_epoch(present, newest, self._max_age, self._clock.now())
+            members = await _members(tx, present.roster)
+            due, late = due_epoch(present, newest, members, self._max_age, self._clock.now())
             found = await tx.rosters.epoch(roster_sha256 or present.roster.sha256, number or None)
-            return EpochStanding(found, due, late.total_seconds(), present.roster.sha256)
+            return EpochStanding(found, due, late.total_seconds(), present.roster.sha256, _barred(members))
 
-        return await self._store.run("GetEpoch", caller, body)
+        return await self._store.run("GetEpoch", caller, body, whole=True)
+
+
+async def _members(tx: Transaction, roster: Roster, *, lock: bool = False) -> tuple[Hospital, ...]:
+    """The members as they are registered. `lock`: their standing stays until the transaction ends."""
+    return tuple((await tx.hospitals.get(roster.ids, lock=lock)).values())
+
+
+def _barred(members: Iterable[Hospital]) -> tuple[str, ...]:
+    return tuple(item.hospital_id for item in members if item.status is not HospitalStatus.ACTIVE)
 
 
 def _require_no_fork(told: Roster, present: PublishedRoster | None) -> None:
@@ -153,7 +180,7 @@ async def _end_old_keys(tx: Transaction, caller: Identity, before: Roster, roste
     for hospital in (await tx.hospitals.get(dropped, lock=True)).values():
         if hospital.status is HospitalStatus.REMOVED:
             continue
-        await tx.hospitals.set_status(hospital.hospital_id, HospitalStatus.REMOVED)
+        await tx.hospitals.set_status(hospital.hospital_id, HospitalStatus.REMOVED, now)
         facts = {"before": hospital.status.value, "status": HospitalStatus.REMOVED.value, "reason": reason}
         subject = f"hospital/{hospital.hospital_id}"
         await tx.outbox.add([event("hospital.status_changed", now, caller, subject, **facts)])

@@ -33,6 +33,8 @@ def write_config(folder: Path, world: World, port: int, **changes: object) -> Pa
             "drain_s": 1,
         },
         "postgres": database.model_dump(mode="json"),
+        # Nobody listens there: the service does not wait for it.
+        "registry": {"target": f"127.0.0.1:{free_port()}"},
         "signing_key": str(world.key_file),
     }
     path = folder / "audit.yaml"

@@ -11,9 +11,10 @@ import redis
 
 from services.common.config import RedisConfig, SentinelConfig
 from services.common.errors import Code, FedmeshError
-from services.common.redis import connect_redis, redis_errors, redis_ready
+from services.common.redis import Scripts, connect_redis, redis_errors, redis_ready
 from services.embedded.processes import free_port, wait_until
 from services.embedded.redis import _find_program
+from tests.support.stores import RedisServer
 
 USERS = """user default off
 user coordinator on >secret ~* &* +@all
@@ -124,6 +125,66 @@ async def test_a_client_follows_the_master(watched: Watched) -> None:
         assert await client.get("coordinator:x") == b"2"
         with watched.client("second") as second:
             assert second.get("coordinator:x") == b"2"
+    finally:
+        await client.aclose()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        # redis-py's `ensure_connection`: its parser says so, and nothing there catches it.
+        OSError("Buffer is closed."),
+        RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed"),
+    ],
+)
+async def test_a_connection_that_closes_meanwhile_is_a_store_that_is_away(
+    error: Exception, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect_redis(redis_server.config("coordinator"))
+    try:
+        assert await redis_ready(client)
+
+        async def closes(*_arguments: object, **_options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(client, "execute_command", closes)
+        assert not await redis_ready(client)
+    finally:
+        await client.aclose()
+    with pytest.raises(FedmeshError) as caught:
+        async with redis_errors():
+            raise error
+    assert caught.value.code is Code.STORE_UNAVAILABLE
+
+
+async def test_other_errors_are_not_the_stores() -> None:
+    with pytest.raises(RuntimeError, match="a mistake"):
+        async with redis_errors():
+            raise RuntimeError("a mistake")
+
+
+async def test_a_script_on_a_server_that_is_no_master_any_more_is_to_be_tried_again(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    (tmp_path / "put.lua").write_text("return redis.call('SET', KEYS[1], ARGV[1])")
+    client = connect_redis(redis_server.config("coordinator"))
+    scripts = Scripts(client, tmp_path)
+    try:
+        with redis_server.client() as admin:
+            await scripts.run("put", ["coordinator:x"], [1])
+            held = list(client.connection_pool._available_connections)
+            admin.replicaof("127.0.0.1", str(free_port()))
+            try:
+                with pytest.raises(FedmeshError) as caught:
+                    await scripts.run("put", ["coordinator:x"], [2])
+            finally:
+                admin.replicaof("NO", "ONE")
+        assert caught.value.code is Code.STORE_UNAVAILABLE
+        # Nothing that leads there is kept.
+        assert held
+        assert not any(connection.is_connected for connection in held)
+        await scripts.run("put", ["coordinator:x"], [3])
+        assert await client.get("coordinator:x") == b"3"
     finally:
         await client.aclose()
 

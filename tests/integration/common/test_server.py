@@ -21,6 +21,7 @@ from services.common.grpc.server import LIVE, Endpoint, MeshServer
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.embedded.processes import free_port
 from tests.support.certificates import expired_hospital, foreign_hospital
+from tests.support.old_tls import over_tls12
 from tests.support.slow_network import slow_network
 
 CHECKPOINT = "/fedmesh.audit.v1.AuditService/GetCheckpoint"
@@ -132,33 +133,7 @@ async def test_a_client_below_tls_1_3_is_refused(setup: Setup) -> None:
     tls = setup.ca.issue_hospital("h-1")
     context = ssl.create_default_context(cafile=str(tls.ca))
     context.load_cert_chain(tls.certificate, tls.key)
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    host, port = setup.config.listen.rsplit(":", 1)
-    reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname="localhost")
-    # HTTP/2: preface, empty SETTINGS, HEADERS on stream 1 (literal header fields without indexing), empty message.
-    headers = b"\x83\x87" + b"".join(
-        b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
-        for name, value in (
-            (b":path", CHECKPOINT.encode()),
-            (b":authority", b"localhost"),
-            (b"content-type", b"application/grpc"),
-            (b"te", b"trailers"),
-            (b"grpc-timeout", b"5S"),
-        )
-    )
-    frame = lambda kind, flags, stream_id, payload: (  # noqa: E731
-        len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream_id.to_bytes(4, "big") + payload
-    )
-    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, headers))
-    writer.write(frame(0, 1, 1, b"\x00\x00\x00\x00\x00"))
-    await writer.drain()
-    received = b""
-    while b"TLS" not in received:
-        part = await asyncio.wait_for(reader.read(4096), 5)
-        assert part, "the connection was closed without the reason"
-        received += part
-    writer.close()
+    received = await over_tls12(context, int(setup.config.listen.rsplit(":", 1)[1]), CHECKPOINT)
     assert b"TLS 1.3 is required" in received or b"TLS%201.3" in received
     assert not setup.audit.entered.is_set()
 
@@ -194,6 +169,23 @@ async def test_patience_outlasts_a_store_that_comes_back(setup: Setup) -> None:
     assert caught.value.retryable
     assert setup.audit.failures > 0
     assert (await setup.ask(tls, patience_s=10)).checkpoint.endswith("h-1")
+
+
+async def test_retries_end_where_nearly_everything_fails(setup: Setup) -> None:
+    """Four tries for each of a hundred calls would be 400."""
+    calls, plenty = 100, 1_000
+    setup.audit.failures = plenty
+    request = audit_pb2.GetCheckpointRequest()
+    async with MeshChannel(setup.config.listen, setup.ca.issue_hospital("h-1")) as channel:
+        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
+        tries = [call(stub.GetCheckpoint, request, timeout_s=30) for _ in range(calls)]
+        answers = await asyncio.gather(*tries, return_exceptions=True)
+        assert {answer.code for answer in answers if isinstance(answer, FedmeshError)} == {Code.STORE_UNAVAILABLE}
+        assert not [answer for answer in answers if not isinstance(answer, FedmeshError)]
+        assert calls + 20 < plenty - setup.audit.failures < calls + 60
+        setup.audit.failures = 0
+        # And it is no state for good.
+        assert (await call(stub.GetCheckpoint, request, timeout_s=30)).checkpoint
 
 
 async def test_a_stream_ends_with_its_error(setup: Setup) -> None:

@@ -11,7 +11,8 @@ from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.store.ledger import read_ledger
-from services.plans.manifest import canonical_bytes
+from services.plans.document import validate
+from services.plans.manifest import PlanManifest, canonical_bytes
 from tests.integration.hospital_node.conftest import HOSPITALS, Consortium
 from tests.support.hospital import changed_plan
 
@@ -41,6 +42,10 @@ async def test_plans_that_are_refused(consortium: Consortium) -> None:
     await declined(consortium, Code.STATEMENT_INVALID, "does not follow", roster_sha256="ab" * 32)
     consortium.create_job(changed_plan(privacy={"epsilon": 2.0}))
     await declined(consortium, Code.PRIVACY_REFUSED, "2", "0.5")
+    family = {"kind": "installed", "family": "weighted", "length": 9, "expected_patients": 100}
+    plan = {**changed_plan().model_dump(mode="json"), "algorithm": family}
+    consortium.create_job(validate(PlanManifest, plan, "plan", Code.PLAN_INVALID))
+    await declined(consortium, Code.PLAN_INVALID, "'weighted', which this hospital does not allow")
     consortium.create_job()
     consortium.centre.plans[consortium.plan_id] = canonical_bytes(changed_plan(rounds={"count": 3}))
     await declined(consortium, Code.PLAN_INVALID, "SHA-256")
@@ -99,12 +104,15 @@ async def test_data_that_is_wrong_or_changes_in_mid_job(consortium: Consortium) 
     node.trainers.error = FedmeshError(Code.DATA_INVALID, "column 'age' is missing")
     await consortium.start(["h1"])
     consortium.create_job()
-    await declined(consortium, Code.DATA_INVALID, "age")
+    # What is wrong with the data is told to nobody else.
+    reason = await declined(consortium, Code.DATA_INVALID, "does not fit the plan")
+    assert "age" not in reason
     node.trainers.error = None
     consortium.centre.reports.clear()
     await consortium.trained(["h1"])
     await node.kill()
-    node.config.data.file.write_text("refreshed extract")
+    (path,) = node.config.data.tables
+    path.write_text("refreshed extract")
     await consortium.restart("h1")
     await declined(consortium, Code.DATA_INVALID, "changed", consortium.job_id)
 

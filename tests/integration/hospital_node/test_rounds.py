@@ -71,7 +71,7 @@ async def test_personal_models_are_made_after_the_last_round_and_stay(consortium
         await _eventually(lambda model=model: model() is not None)
         kept = model()
         assert kept is not None
-        assert kept == NumpyTrainer(plan, node.config.data.file.read_bytes()).personalise(
+        assert kept == NumpyTrainer(plan, node.config.data.tables[0].read_bytes()).personalise(
             consortium.open_state(shared, 1)
         )
         models.add(kept)
@@ -120,7 +120,7 @@ async def test_sum_is_exact_without_privacy_and_noised_with_it(consortium: Conso
     for plan, exact in ((plain, True), (private, False)):
         consortium.create_job(plan)
         state = await consortium.round()
-        trainers = [NumpyTrainer(plan, node.config.data.file.read_bytes()) for node in consortium.nodes.values()]
+        trainers = [NumpyTrainer(plan, node.config.data.tables[0].read_bytes()) for node in consortium.nodes.values()]
         start = trainers[0].initial_state()
         total = sum(trainer.contribution(start, 1) for trainer in trainers)
         expected = trainers[0].update(start, np.asarray(total), 4)
@@ -344,7 +344,7 @@ async def test_a_hospital_that_drops_out_after_sharing_is_not_in_the_sum(consort
     await consortium.unmasked(three)
     consortium.tell(three, consortium.task(pb.TASK_KIND_DECRYPT, finalizer="h1"))
     digests = await consortium.centre.reported("digest", three)
-    trainers = [NumpyTrainer(plan, consortium.nodes[name].config.data.file.read_bytes()) for name in three]
+    trainers = [NumpyTrainer(plan, consortium.nodes[name].config.data.tables[0].read_bytes()) for name in three]
     start = trainers[0].initial_state()
     total = np.asarray(sum(trainer.contribution(start, 1) for trainer in trainers))
     reached = consortium.open_state(digests["h1"].next_state_sha256, 1)

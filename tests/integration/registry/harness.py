@@ -23,15 +23,18 @@ from services.common.config import ClientConfig, ServerConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, MeshServer
+from services.common.grpc.strangers import StrangersServer
 from services.common.ids import new_id
 from services.common.postgres import Database, migrate
+from services.common.standing import Standing, StandingConfig
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
-from services.registry.config import BlobConfig, RegistryConfig, RelayConfig, StrikeConfig
-from services.registry.main import build_endpoints, build_relay, build_usecases
+from services.registry.config import BlobConfig, EnrolmentConfig, RegistryConfig, RelayConfig, StrikeConfig
+from services.registry.main import build_endpoints, build_enrolment, build_relay, build_usecases, strangers
 from services.registry.relay import Relay
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
+from services.registry.usecases.enrolment import EnrolmentUseCases
 from services.secure_sum.roster import MemberKeys, Roster, as_roster, found, sign_roster, succeed
 from services.secure_sum.statements import (
     AttemptRef,
@@ -165,6 +168,8 @@ class Registry:
     audit: ListAuditLog
     audit_server: MeshServer
     stack: contextlib.AsyncExitStack
+    door: StrangersServer
+    enrolment: EnrolmentUseCases
     channels: dict[str, MeshChannel] = field(default_factory=dict)
 
     def stub(self, tls: TlsConfig, kind: Any = registry_pb2_grpc.RegistryServiceStub) -> Any:
@@ -300,7 +305,12 @@ def a_round(job: pb.Job, version: int, attempt: int, state: str, /, **changes: A
         "attempt": round_pb2.Attempt(job_id=job.job_id, round=version, attempt=attempt),
         "version": version,
         "contributions": [
-            round_pb2.Contribution(hospital_id=name, ciphertext_sha256=digest(f"{name} {version}".encode()))
+            round_pb2.Contribution(
+                hospital_id=name,
+                ciphertext_sha256=digest(f"{name} {version}".encode()),
+                # The first hospital is a version behind, as in an asynchronous round.
+                age=int(version > 1 and name == HOSPITALS[0]),
+            )
             for name in job.hospital_ids
         ],
         "sum_sha256": digest(b"sum"),
@@ -393,6 +403,15 @@ async def running_registry(
             signing_key=signing_key(folder),
             relay=RelayConfig(interval_s=0.05, max_backoff_s=0.2),
             strikes=StrikeConfig(limit=3, window_s=60.0),
+            standing=StandingConfig(interval_s=0.5),
+            enrolment=EnrolmentConfig(
+                listen="127.0.0.1:0",
+                ca_certificate=ca.folder / "ca.pem",
+                ca_key=ca.folder / "ca.key",
+                per_minute=6000,
+                burst=1000,
+                all_per_minute=60_000,
+            ),
         )
         pool = Database(config.postgres)
         await pool.open()
@@ -400,19 +419,30 @@ async def running_registry(
         audit_channel = await stack.enter_async_context(MeshChannel(config.audit.target, config.server.tls))
         store = PostgresStore(pool)
         relay = build_relay(config, store, audit_channel)
+        usecases = build_usecases(config, store, SystemClock(), relay)
+        enrolment = build_enrolment(config, store, SystemClock(), relay)
+        standing = Standing(usecases.hospitals.members, config.standing)
+        await standing.refresh()
         server = MeshServer(
             config.server,
-            build_endpoints(build_usecases(config, store, SystemClock(), relay)),
+            build_endpoints(usecases, enrolment),
+            admit=standing.admit_certificate,
             max_message_bytes=MAX_RECORD_BYTES,
         )
         await server.start()
         stack.push_async_callback(server.stop)
-        task = asyncio.create_task(relay.run())
-        registry = Registry(ca, database, pool, store, relay, server, audit_log, audit_server, stack)
+        assert config.enrolment is not None
+        assert enrolment is not None
+        door = strangers(config, config.enrolment, enrolment)
+        await door.start()
+        stack.push_async_callback(door.stop)
+        tasks = [asyncio.create_task(relay.run()), asyncio.create_task(standing.run())]
+        registry = Registry(ca, database, pool, store, relay, server, audit_log, audit_server, stack, door, enrolment)
         try:
             yield registry
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             for channel in registry.channels.values():
                 await channel.close()

@@ -30,6 +30,10 @@ async def test_a_job_runs_from_plan_to_final_model(registry: Registry) -> None:
     rounds = (await call(hospital.ListRounds, pb.ListRoundsRequest(job_id=job.job_id))).rounds
     assert [item.version for item in rounds] == [1, 2]
     assert [item.hospital_id for item in rounds[0].contributions] == list(HOSPITALS)
+    assert [[item.age for item in done.contributions] for done in rounds] == [
+        [0] * len(HOSPITALS),
+        [1] + [0] * (len(HOSPITALS) - 1),
+    ]
     assert rounds[0].committed_at.seconds > 0
     newest = (await call(hospital.GetModelVersion, pb.GetModelVersionRequest(job_id=job.job_id))).model_version
     assert (newest.version, newest.final, newest.private, newest.size_bytes) == (2, True, False, 5 << 19)

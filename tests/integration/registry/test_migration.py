@@ -79,12 +79,9 @@ async def test_data_and_writers_of_the_release_before_stay_good(postgres: Postgr
     assert migrate(config, SCHEMA, tmp_path) == ["0001_registry"]
     write(postgres, *BEGIN)
     commit(postgres, 1)
-    assert migrate(config, SCHEMA, MIGRATIONS) == [
-        "0002_secure_sum",
-        "0003_receipts",
-        "0004_privacy_ledger",
-        "0005_promotion",
-    ]
+    later = [path.stem for path in sorted(MIGRATIONS.glob("[0-9]*.sql"))[1:]]
+    assert later[0] == "0002_secure_sum"
+    assert migrate(config, SCHEMA, MIGRATIONS) == later
     assert migrate(config, SCHEMA, MIGRATIONS) == []
     commit(postgres, 2)
     write(postgres, (HOSPITAL, ("west",)))

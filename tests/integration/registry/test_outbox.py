@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from uuid import UUID
 
+from fedmesh.registry.v1 import enrolment_pb2
 from fedmesh.registry.v1 import registry_pb2 as pb
 from prometheus_client import REGISTRY
 
@@ -13,6 +14,7 @@ from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
 from services.audit.store.postgres import PostgresStore as AuditStore
 from services.audit.usecases import LogUseCases
 from services.audit.witnessing import WitnessUseCases
+from services.cli.tokens import Token
 from services.common.clock import SystemClock
 from services.common.errors import Code
 from services.common.grpc.client import call
@@ -22,6 +24,7 @@ from services.registry.domain.events import OWN_TYPES, PROMOTION_TYPES
 from services.registry.relay import Relay
 from services.transparency.checkpoint import generate_key, load_signing_key
 from services.transparency.provenance import ATTESTED
+from tests.integration.registry.enrolling import Enrolling
 from tests.integration.registry.harness import (
     CONSORTIUM,
     Registry,
@@ -34,6 +37,7 @@ from tests.integration.registry.harness import (
     striking,
 )
 from tests.integration.registry.test_ledgers import chain, reporting
+from tests.support.requests import csr
 from tests.support.stores import PostgresDatabase
 
 
@@ -71,8 +75,13 @@ async def test_nothing_is_lost_while_the_audit_log_is_away(registry: Registry) -
     async def measured() -> bool:
         return REGISTRY.get_sample_value("fedmesh_registry_outbox_failures_total", {"code": "store-unavailable"}) != 0
 
+    async def lagging() -> bool:
+        waiting = REGISTRY.get_sample_value("fedmesh_registry_outbox_waiting")
+        return waiting == 5 and (REGISTRY.get_sample_value("fedmesh_registry_outbox_lag_seconds") or 0.0) > 0
+
     await registry.settled(tried)
     await registry.settled(measured)
+    await registry.settled(lagging)
     assert registry.audit.events == []
     second = await record(registry, 5)
     registry.audit.away = False
@@ -170,6 +179,7 @@ async def test_the_real_audit_log_takes_every_kind_of_event(postgres: PostgresDa
             await call(registry.service().EndJob, ending)
             for _ in range(3):
                 await call(registry.service().RecordStrike, striking("phone"))
+            await _credentials(registry, tmp_path, "patient")
             await record(registry, 1, body_json='{"a":' * 29 + "1" + "}" * 29)
             await registry.drained()
             kept = registry.sql("select type, refusal, log_index from registry.outbox order by seq")
@@ -181,6 +191,18 @@ async def test_the_real_audit_log_takes_every_kind_of_event(postgres: PostgresDa
     assert {kind for kind, _, _ in kept} == OWN_TYPES - PROMOTION_TYPES | {"round.sealed", "call.refused", ATTESTED}
     assert [refusal for _, refusal, _ in kept if refusal] == []
     assert [index for _, _, index in kept] == list(range(len(kept)))
+
+
+async def _credentials(registry: Registry, folder: Path, hospital: str) -> None:
+    """Everything that can happen to a hospital's certificates."""
+    enrolling = Enrolling(registry, folder)
+    held = await enrolling.enrolled(hospital)
+    enrolling.age(hospital)
+    await enrolling.renew(held, csr(hospital))
+    assert await code(enrolling.enrol(Token.generate(hospital), csr(hospital))) is Code.PERMISSION_DENIED
+    request = enrolment_pb2.RevokeCertificatesRequest(request_id=new_id(), hospital_id=hospital, reason="why")
+    await call((await enrolling.credentials()).RevokeCertificates, request)
+    await enrolling.close()
 
 
 async def test_a_refused_change_leaves_no_event(registry: Registry) -> None:

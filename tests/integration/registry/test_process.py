@@ -1,5 +1,6 @@
 """The registry as a process beside the real audit service: start, health, outages, orderly end."""
 
+import asyncio
 import contextlib
 import signal
 import subprocess
@@ -13,12 +14,14 @@ import grpc
 import psycopg
 import pytest
 import yaml
+from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import registry_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
 from services.common.config import PostgresConfig, TlsConfig
+from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call
 from services.common.ids import new_id
 from services.common.postgres import migrate
@@ -39,7 +42,12 @@ class Processes:
         self.ports = {name: free_port() for name in ("audit", "registry", "probe", "metrics")}
         key = folder / "log.key"
         generate_key(key, f"{CONSORTIUM}/audit")
-        self.write("audit", {"server": self.server("audit"), "signing_key": str(key)}, database.config("audit_service"))
+        audit = {
+            "server": self.server("audit"),
+            "registry": {"target": f"127.0.0.1:{self.ports['registry']}"},
+            "signing_key": str(key),
+        }
+        self.write("audit", audit, database.config("audit_service"))
         server = self.server("registry") | {
             "health_listen": f"127.0.0.1:{self.ports['probe']}",
             "metrics_listen": f"127.0.0.1:{self.ports['metrics']}",
@@ -88,6 +96,24 @@ def wait(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
+async def until_answer(processes: Processes, hospital: str, wanted: Code | None) -> Code | None:
+    """Ask the audit log as a hospital until the answer is this error, or none."""
+    target = f"127.0.0.1:{processes.ports['audit']}"
+    ending = time.monotonic() + 90
+    async with MeshChannel(target, processes.ca.issue_hospital(hospital)) as channel:
+        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
+        while True:
+            found: Code | None = None
+            try:
+                await call(stub.GetCheckpoint, audit_pb2.GetCheckpointRequest())
+            except FedmeshError as error:
+                found = error.code
+            if found is wanted:
+                return found
+            assert time.monotonic() < ending, f"the audit log never said {wanted} to {hospital}, but {found}"
+            await asyncio.sleep(0.1)
+
+
 @pytest.fixture
 def processes(postgres: PostgresDatabase, tmp_path: Path) -> Processes:
     migrate(postgres.config("registry_migrator"), "registry", MIGRATIONS)
@@ -127,6 +153,13 @@ async def test_the_registry_serves_relays_survives_and_ends_in_order(
             assert placed() == [0, 1, None]
             with processes.running("audit"):
                 wait(lambda: placed() == [0, 1, 2])
+                assert await until_answer(processes, "north", None) is None
+                status = pb.SetHospitalStatusRequest(
+                    request_id=new_id(), hospital_id="north", status=pb.HOSPITAL_STATUS_SUSPENDED, reason="why"
+                )
+                await call(stub.SetHospitalStatus, status, patience_s=20)
+                await until_answer(processes, "north", Code.PERMISSION_DENIED)
+                assert await until_answer(processes, "south", None) is None
         registry.send_signal(signal.SIGTERM)
         assert registry.wait(20) == 0
 

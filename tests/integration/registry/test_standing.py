@@ -15,7 +15,7 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
 from services.common.grpc.server import Endpoint, MeshServer
 from services.common.ids import new_id
-from services.common.standing import Standing, StandingConfig
+from services.common.standing import Standing, StandingConfig, registry_members
 from tests.integration.registry.harness import Registry, code, refused, striking
 
 SECONDS = 30.0
@@ -53,7 +53,7 @@ class Mesh:
         self.registry = registry
         self.tls = registry.ca.issue_service("coordinator")
         self.channel = MeshChannel(f"127.0.0.1:{registry.server.port}", self.tls)
-        self.standing = Standing(self.channel, StandingConfig(interval_s=0.2))
+        self.standing = Standing(registry_members(self.channel), StandingConfig(interval_s=0.2))
         self.coordinator = Coordinator()
         self.server = MeshServer(
             ServerConfig(listen="127.0.0.1:0", tls=self.tls, drain_s=0),

@@ -42,9 +42,9 @@ class NoPairMasks(Member):
 class SameSeeds(Member):
     """The seeds of every attempt are the same."""
 
-    def begin(self, attempt: AttemptRef, epoch: int, cohort: Iterable[str]) -> MemberState:
+    def begin(self, attempt: AttemptRef, epoch: int, cohort: Iterable[str], age: int = 0) -> MemberState:
         with patch.object(member_module, "os", _Fixed(self._id)):
-            return super().begin(attempt, epoch, tuple(cohort))
+            return super().begin(attempt, epoch, tuple(cohort), age)
 
 
 class _Fixed:

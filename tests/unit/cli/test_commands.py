@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.cli.entry import main
+from services.cli.tokens import Token
+from services.embedded.ca import create_ca
+from services.plans.manifest import canonical_bytes
 from services.privacy.approval import require_approved
 from services.privacy.budget import Limit
 from services.secure_sum.roster import MemberKeys
@@ -16,6 +19,7 @@ from services.transparency.checkpoint import Checkpoint, generate_key, load_sign
 from services.transparency.cosignature import attach, cosign, witness_name
 from services.transparency.export import write_export
 from services.transparency.merkle import leaf_hash, tree_root
+from tests.support.family_plans import INSTALLED, PLANS
 from tests.support.hospital import found_roster
 
 
@@ -53,7 +57,7 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
     assert shown.returncode == 0
     for command in (
         *("demo", "up", "down", "status", "models", "rounds", "jobs", "audit", "plan", "privacy", "migrate"),
-        *("hospital", "hospitals", "roster", "epochs"),
+        *("hospital", "hospitals", "members", "roster", "epochs"),
     ):
         assert command in shown.stdout
 
@@ -68,6 +72,15 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("bench", "privacy-audit", "--report", "nowhere/report.json"), "no such folder"),
         (("bench", "privacy-audit", "--noise-factor", "0"), "above 0"),
         (("bench", "privacy-audit", "--confidence", "95"), "between 0 and 1"),
+        (("bench", "hospital", "--report", "nowhere/report.json"), "no such folder"),
+        (("bench", "training", "--plan", "nowhere"), "cannot read nowhere"),
+        (("plan", "tradeoff", "readmission-logistic-private"), "say either --synthetic or --data DIR"),
+        (("plan", "tradeoff", "readmission-logistic", "--synthetic"), "nothing to trade"),
+        (("plan", "tradeoff", "nowhere.yaml", "--synthetic"), "cannot read nowhere.yaml"),
+        (("plan", "tradeoff", "readmission-logistic-private", "--synthetic", "--epsilon", "0"), "numbers above 0"),
+        (("plan", "tradeoff", "readmission-logistic-private", "--synthetic", "--keep", "2"), "a share above 0"),
+        (("plan", "tradeoff", "readmission-logistic-private", "--synthetic", "--out", "a.svg"), "the picture is a PNG"),
+        (("plan", "tradeoff", "readmission-logistic-private", "--data", "nowhere"), "there is no folder nowhere"),
         (("audit", "verify", "nowhere"), "no folder"),
         (("audit", "verify", __file__), "a receipt is checked against --key and --roster, give both"),
         (("audit", "receipt", "job", "1", "--out", "r"), "name the hospital: by --config FILE, or by --hospital"),
@@ -90,6 +103,11 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("demo", "--report", "no/such/folder/r.json"), "cannot write"),
         (("privacy", "ledger"), "no hospital has a ledger"),
         (("plan", "check", "nowhere.yaml"), "nowhere.yaml"),
+        (("members", "register", "north"), "run `fedmesh demo` or `fedmesh up`"),
+        (("members", "invite", "north", "--out", "t"), "run `fedmesh demo` or `fedmesh up`"),
+        (("members", "invite", "North", "--out", "t"), "hospital must be 1 to 63 lower-case letters"),
+        (("members", "invite", "north", "--out", "t", "--valid", "5w"), "--valid 5w: use a number and s, m, h or d"),
+        (("members", "invite", "north", "--out", "no/t"), "cannot write no/t: No such file or directory"),
     ],
 )
 def test_a_mistake_is_explained_and_ends_with_1(fedmesh: Terminal, arguments: tuple[str, ...], expected: str) -> None:
@@ -97,6 +115,32 @@ def test_a_mistake_is_explained_and_ends_with_1(fedmesh: Terminal, arguments: tu
     assert ended.returncode == 1, ended.stderr
     assert expected in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
+
+
+def test_a_hospital_is_told_what_is_wrong_before_it_enrols(tmp_path: Path, fedmesh: Terminal) -> None:
+    token, ca = tmp_path / "token", tmp_path / "ca.pem"
+
+    def enrol(registry: str = "127.0.0.1:1") -> str:
+        ended = fedmesh(
+            *("hospital", "enrol", "--token-file", str(token), "--ca", str(ca)),
+            *("--registry", registry, "--out", str(tmp_path / "tls")),
+        )
+        assert ended.returncode == 1
+        assert "Traceback" not in ended.stderr
+        return " ".join(ended.stderr.split())
+
+    assert "cannot read" in enrol()
+    token.write_text(Token.generate("north").text)
+    assert "chmod 600" in enrol()
+    token.chmod(0o600)
+    assert "ca.pem: No such file" in enrol()
+    ca.write_text("junk")
+    assert "no certificate in PEM" in enrol()
+    assert not (tmp_path / "tls").exists()
+    ca.write_bytes((create_ca(tmp_path / "ca", "c.local").folder / "ca.pem").read_bytes())
+    assert "use HOST:PORT" in enrol("https://registry")
+    token.write_text("fedmesh-enrol.north.short")
+    assert "holds no token" in enrol()
 
 
 def test_a_plan_with_an_unknown_field_is_named(tmp_path: Path, fedmesh: Terminal) -> None:
@@ -115,6 +159,19 @@ def test_shipped_plans_check(fedmesh: Terminal) -> None:
         checked = fedmesh("plan", "check", path)
         assert checked.returncode == 0
         assert name in checked.stdout
+
+
+def test_checking_a_plan_says_whether_its_family_is_installed(
+    fedmesh: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plan.yaml").write_bytes(canonical_bytes(PLANS["weighted-private"]))
+    checked = fedmesh("plan", "check", "plan.yaml")
+    assert checked.returncode == 0
+    assert "logistic with 6 parameters, trained by installed" in checked.stdout
+    assert "could not train it: the plan trains by family 'weighted-logistic', which is not installed" in checked.stdout
+    monkeypatch.syspath_prepend(str(INSTALLED))
+    checked = fedmesh("plan", "check", "plan.yaml")
+    assert "family weighted-logistic is installed here: fedmesh-example-family 1.0" in checked.stdout
 
 
 def test_two_people_approve_a_budget_by_hand(fedmesh: Terminal, tmp_path: Path) -> None:

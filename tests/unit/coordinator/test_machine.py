@@ -98,6 +98,50 @@ def test_a_small_roster_needs_everyone() -> None:
         assert threshold(n) == n
 
 
+# ---- training, asynchronous
+
+
+def test_enough_ready_hospitals_are_sealed_while_others_train_on() -> None:
+    attempt = training(enough=12, oldest=3)
+    reports = Reports(ready=frozenset(cohort(12)))
+    assert decide(attempt, reports, at(1), RULES) == machine.Seal(cohort(12))
+    assert decide(attempt, Reports(ready=frozenset(cohort(11))), at(1), RULES) == machine.Wait(60_000)
+    assert machine.quorum(attempt) == 12, "the twelfth report wakes the driver"
+
+
+def test_a_group_below_the_threshold_is_never_sealed_whatever_k_says() -> None:
+    attempt = training(enough=3, oldest=3)
+    ten = Reports(ready=frozenset(cohort(10)))
+    assert decide(attempt, ten, at(1), RULES) == machine.Wait(60_000)
+    assert aborts(decide(attempt, ten, at(60_000), RULES), "only 10 of 15 hospitals were ready")
+    assert machine.quorum(attempt) == 11
+
+
+def test_who_left_does_not_count_towards_k() -> None:
+    attempt = training(enough=12, oldest=3)
+    reports = Reports(ready=frozenset(cohort(12)))
+    assert decide(attempt, reports, at(1, {"h01": 5000}), RULES) == machine.Wait(60_000)
+    thirteen = Reports(ready=frozenset(cohort(13)))
+    assert decide(attempt, thirteen, at(1, {"h01": 5000}), RULES) == machine.Seal(cohort(13)[1:])
+
+
+def test_with_fewer_than_k_left_the_threshold_is_enough() -> None:
+    attempt = training(enough=14, oldest=3)
+    reports = Reports(ready=frozenset(cohort(12)))
+    gone = dict.fromkeys(cohort(15)[12:], 5000)
+    assert decide(attempt, reports, at(1, gone), RULES) == machine.Seal(cohort(12))
+    assert decide(attempt, reports, at(60_000), RULES) == machine.Seal(cohort(12))
+
+
+def test_ages_go_with_the_group() -> None:
+    attempt = training(4, round=3, base_version=2, enough=3, oldest=2)
+    sealed = attempt.sealed({"h03": 2, "h01": 0, "h02": 1}, SHA256, 1, 30_000)
+    assert (sealed.group, sealed.ages) == (("h01", "h02", "h03"), (0, 1, 2))
+    assert [sealed.age(name) for name in ("h01", "h02", "h03", "h04")] == [0, 1, 2, 0]
+    of_the_release_before = replace(sealed, ages=())
+    assert of_the_release_before.age("h03") == 0
+
+
 # ---- sharing and uploading
 
 

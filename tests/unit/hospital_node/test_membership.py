@@ -76,8 +76,8 @@ class Now:
     def now(self) -> datetime:
         return self.time
 
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        return function(*args)
+    async def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return function(*args, **options)
 
 
 class Hospital:

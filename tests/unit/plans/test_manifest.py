@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from services.common.errors import Code, FedmeshError
+from services.plans.algorithms import FedAvg, GradientDescent, InstalledFamily
+from services.plans.library import plan_names
 from services.plans.manifest import (
-    FedAvg,
-    GradientDescent,
     canonical_bytes,
     load_manifest,
     parse_manifest,
     plan_id,
 )
+from tests.support import family_plans
+from tests.support.family_plans import DOCUMENTS
 from tests.support.tiny_plan import FEDAVG, PRIVATE, changed, manifest, wire
 
 PLANS = Path(__file__).parents[3] / "plans"
@@ -48,7 +50,7 @@ def refused(document: dict[str, Any]) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize("name", ["readmission-logistic", "readmission-logistic-private"])
+@pytest.mark.parametrize("name", plan_names())
 def test_shipped_plans_survive_the_wire(name: str) -> None:
     plan = load_manifest(PLANS / f"{name}.yaml")
     data = canonical_bytes(plan)
@@ -115,8 +117,57 @@ def test_wrong_fields_are_named(path: str, value: object, expected: list[str]) -
         assert text in message
 
 
-def test_several_local_steps_are_refused_with_privacy() -> None:
-    assert "fedavg" in refused(changed(PRIVATE, "algorithm", FEDAVG["algorithm"]))
+@pytest.mark.parametrize("name", ["fedprox", "fedadam", "fedyogi"])
+def test_several_local_steps_are_refused_with_privacy(name: str) -> None:
+    for algorithm in (FEDAVG["algorithm"], DOCUMENTS[name]["algorithm"]):
+        message = refused(changed(PRIVATE, "algorithm", algorithm))
+        assert f"algorithm.kind = '{algorithm['kind']}' is refused with privacy" in message
+        assert "several local steps" in message
+        assert "'gradient_descent' (one noised and charged step a round) or 'ridge'" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "expected"),
+    [
+        ("ridge", "model", {"family": "mlp", "hidden": [4]}, "'ridge' solves linear models only"),
+        ("ridge", "model.l2", 0, "model.l2 must be above 0"),
+        ("ridge", "rounds.count", 2, "rounds.count = 2: algorithm.kind = 'ridge' needs exactly 1 round"),
+        ("ridge", "metrics", {"score_bins": 8}, "before the only round nothing has been learnt"),
+        ("ridge-private", "encoding.scale", 2**33, "at most 2^30"),
+        ("ridge", "encoding.scale", 2.0**40, "must fit 48-bit lanes"),
+        ("fedprox", "model.hidden", [], "model.mlp.hidden = []"),
+        ("fedprox", "model.hidden", [4, 4, 4], "at most 2 items"),
+        ("fedprox", "model.activation", "gelu", "'relu' or 'tanh'"),
+        ("fedprox", "model.layers", 3, "unknown field model.mlp.layers; allowed: activation, family, hidden"),
+        ("fedprox", "algorithm.mu", ..., "algorithm.fedprox.mu: field required"),
+        ("fedprox", "personalisation", {"proximal_weights": [1]}, "personalisation must be null"),
+        ("fedprox", "algorithm.kind", "sum_only", "unknown field"),
+        ("fedadam", "algorithm.server_learning_rate", ..., "algorithm.fedadam.server_learning_rate: field required"),
+        ("fedyogi", "algorithm.beta2", 1, "algorithm.fedyogi.beta2 = 1"),
+        ("fedyogi", "algorithm.tau", 0, "algorithm.fedyogi.tau = 0"),
+        ("mlp-private", "model.hidden", [1024, 1024], "at least 4112 integer units for 1056769 coordinates"),
+        ("weighted-private", "algorithm.family", "../x", "algorithm.installed.family"),
+        ("weighted-private", "algorithm.parameters", {"a": [1]}, "algorithm.installed.parameters.a"),
+    ],
+)
+def test_what_a_family_needs_is_said(name: str, path: str, value: object, expected: str) -> None:
+    assert expected in refused(changed({**DOCUMENTS[name], "name": name}, path, value))
+
+
+def test_parameters_of_an_installed_family_survive_the_wire() -> None:
+    plan = manifest(changed(DOCUMENTS["weighted-private"], "algorithm.parameters", {"b": 2, "a": "text", "c": True}))
+    assert parse_manifest(canonical_bytes(plan)) == plan
+    assert isinstance(plan.algorithm, InstalledFamily)
+    assert plan.algorithm.parameters == {"a": "text", "b": 2.0, "c": True}
+    assert plan.algorithm.parameters["c"] is True
+
+
+def test_lengths_of_the_families() -> None:
+    plans = family_plans.PLANS
+    assert plans["fedadam"].weights_length == (5 + 1) * 8 + (8 + 1) * 4 + 4 + 1
+    assert plans["fedadam"].train_length == plans["fedadam"].weights_length + 1
+    assert plans["ridge"].train_length == 21 + 6
+    assert plans["weighted-private"].train_length == 6
 
 
 def test_scaling_by_the_data_is_refused_with_privacy() -> None:

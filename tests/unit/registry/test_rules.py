@@ -102,12 +102,25 @@ def test_a_cohort_has_the_threshold_of_its_roster(n: int, members: int, private:
 def test_an_epoch_is_due_at_once_and_then_by_age() -> None:
     published = PublishedRoster(a_roster(4), b"", {}, "", AT)
     day, hour = timedelta(days=1), timedelta(hours=1)
-    assert due_epoch(published, None, day, AT + hour) == (1, hour)
-    assert due_epoch(published, None, day, AT - hour) == (1, timedelta())
+    assert due_epoch(published, None, [], day, AT + hour) == (1, hour)
+    assert due_epoch(published, None, [], day, AT - hour) == (1, timedelta())
     newest = KeyEpoch(published.roster.sha256, 7, Signed("h00", b"", b""), AT)
-    assert due_epoch(published, newest, day, AT + day - hour) == (0, timedelta())
-    assert due_epoch(published, newest, day, AT + day) == (8, timedelta())
-    assert due_epoch(published, newest, day, AT + day + hour) == (8, hour)
+    assert due_epoch(published, newest, [], day, AT + day - hour) == (0, timedelta())
+    assert due_epoch(published, newest, [], day, AT + day) == (8, timedelta())
+    assert due_epoch(published, newest, [], day, AT + day + hour) == (8, hour)
+
+
+def test_a_member_whose_standing_changed_makes_an_epoch_due() -> None:
+    published = PublishedRoster(a_roster(4), b"", {}, "", AT)
+    day, hour = timedelta(days=1), timedelta(hours=1)
+    newest = KeyEpoch(published.roster.sha256, 7, Signed("h00", b"", b""), AT)
+
+    def members(*changed: datetime | None) -> list[Hospital]:
+        return [Hospital(f"h{n:02d}", "", HospitalStatus.ACTIVE, AT, standing_at=at) for n, at in enumerate(changed)]
+
+    assert due_epoch(published, newest, members(None, AT - hour, AT), day, AT + hour) == (0, timedelta())
+    changed = members(None, AT + hour, AT + 2 * hour)
+    assert due_epoch(published, newest, changed, day, AT + 3 * hour) == (8, 2 * hour)
 
 
 def test_a_burnt_round_needs_survivors_but_no_agreement() -> None:

@@ -1,6 +1,7 @@
 """Page tokens and response sizes."""
 
 import pytest
+from fedmesh.common.v1 import round_pb2
 from fedmesh.registry.v1 import registry_pb2 as pb
 
 from services.common.errors import Code, FedmeshError
@@ -27,6 +28,19 @@ def test_a_foreign_page_token_is_refused(token: str) -> None:
 @pytest.mark.parametrize(("asked", "given"), [(0, 100), (1, 1), (500, 500)])
 def test_page_sizes(asked: int, given: int) -> None:
     assert wire.page_size(asked) == given
+
+
+def test_no_contribution_is_older_than_the_first_version() -> None:
+    item = round_pb2.Contribution(hospital_id="h1", ciphertext_sha256="ab" * 32, age=2)
+    attempt = round_pb2.Attempt(job_id="11111111-2222-4333-8444-555555555555", round=2, attempt=1)
+    told = pb.CommittedRound(attempt=attempt, version=2, contributions=[item], burnt=True, survivors_sha256="cd" * 32)
+    told.sealed_at.GetCurrentTime()
+    with pytest.raises(FedmeshError, match="no contribution to version 2 is of age 2") as caught:
+        wire.read_round(pb.CommitRoundRequest(round=told))
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    item.age = told.contributions[0].age = 1
+    (read,) = wire.read_round(pb.CommitRoundRequest(round=told)).contributions
+    assert read.age == 1
 
 
 def test_a_response_takes_what_fits_and_at_least_one() -> None:

@@ -113,11 +113,23 @@ def test_every_box_and_the_content_are_authenticated(published: tuple[EpochKeys,
         refused(Code.STATEMENT_INVALID, epoch.open_epoch, again(signed, content=changed_content), KEYS[1], ROSTER)
 
 
-def test_there_is_one_box_for_every_member(published: tuple[EpochKeys, Signed]) -> None:
+def test_members_that_are_suspended_get_no_box(published: tuple[EpochKeys, Signed]) -> None:
+    assert ROSTER.threshold == len(KEYS) - 1
+    out = KEYS[-1]
+    assert out is not MAKER
+    made, signed = epoch.make_epoch(MAKER, ROSTER, 3, without=[out.hospital_id])
+    assert all(epoch.open_epoch(signed, keys, ROSTER) == made for keys in KEYS[:-1])
+    assert out.hospital_id not in {box.to for box in parse(EpochStatement, signed.statement).boxes}
+    refused(Code.WRONG_STATE, epoch.open_epoch, signed, out, ROSTER)
+    refused(Code.PRIVACY_REFUSED, lambda: epoch.make_epoch(MAKER, ROSTER, 3, without=ROSTER.ids))
+
+
+def test_boxes_are_for_at_least_t_members_and_the_maker(published: tuple[EpochKeys, Signed]) -> None:
     _, signed = published
     boxes = parse(EpochStatement, signed.statement).boxes
     extra = Box(to="stranger", box=boxes[0].box)
-    for bad in (boxes[:3], boxes[1:], (*boxes, extra), (*boxes[:3], extra)):
+    without_maker = tuple(box for box in boxes if box.to != MAKER.hospital_id)
+    for bad in (boxes[:2], without_maker, (*boxes, extra), (*boxes[:3], extra)):
         refused(Code.STATEMENT_INVALID, epoch.check_epoch, again(signed, boxes=bad), ROSTER)
     refused(Code.STATEMENT_INVALID, epoch.check_epoch, signed, make_roster(KEYS[:3]))
     refused(Code.STATEMENT_INVALID, epoch.check_epoch, again(signed, roster=HASH), ROSTER)

@@ -67,6 +67,21 @@ def test_a_group_is_at_least_t_distinct_adverts_of_the_cohort(begun: Consortium)
     assert error.detail["hospitals"] == f"{ME},{OTHER}"
 
 
+def test_ages_are_within_the_bound_and_no_older_than_the_first_version(begun: Consortium) -> None:
+    """Another hospital's age is checked by the coordinator, and by every hospital of the group."""
+    later = ATTEMPT.model_copy(update={"round": 3})
+    states = {name: begun.member(name).begin(later, EPOCH, ALL, age=2 * (name == OTHER)) for name in ALL}
+    aged, check = states[OTHER].advert, opening.check_advert
+    assert check(aged, begun.roster, later, EPOCH, 2).age == 2
+    error = refused(Code.STATEMENT_INVALID, check, aged, begun.roster, later, EPOCH, 1)
+    assert error.detail["culprit"] == OTHER
+    impossible = again(begun, aged, Advert, age=3)
+    refused(Code.STATEMENT_INVALID, check, impossible, begun.roster, later, EPOCH, 100)
+    group = [state.advert for state in states.values()]
+    refused(Code.STATEMENT_INVALID, begun.member(ME).share, states[ME], group)
+    assert begun.member(ME).share(states[ME], group, 2).shares_out
+
+
 # shares
 
 

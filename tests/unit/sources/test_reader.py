@@ -1,6 +1,9 @@
 import math
 import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +15,9 @@ import pytest
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, SplitName
+from services.hospital_node.sources.files import FileSource
 from services.hospital_node.sources.mapping import PartitionFile, SourceMapping, load_mapping
-from services.hospital_node.sources.reader import read_dataset
+from services.hospital_node.sources.reader import ROWS_WITH_BOTH_OUTCOMES, read_dataset
 from tests.support.tiny_plan import PRIVATE, changed, manifest
 
 PLAN = manifest(PRIVATE)
@@ -99,7 +103,8 @@ def test_missing_columns_are_all_named(tmp_path: Path) -> None:
     ("row", "column", "reason"),
     [
         ("e9,p9,no,home,secret,1,A,Yes", "age", "is not a number"),
-        ("e9,p9,no,home,nan,1,A,Yes", "age", "is not a number"),
+        ("e9,p9,no,home,nan,1,A,Yes", "age", "is not a finite number"),
+        ("e9,p9,no,home,-Infinity,1,A,Yes", "age", "is not a finite number"),
         ("e9,p9,no,home,1_0,1,A,Yes", "age", "is not a number"),
         ("e9,p9,no,home,,1,A,Yes", "age", "is missing"),
         ("e9,p9,maybe,home,1,1,A,Yes", "outcome", "none of the outcomes"),
@@ -269,7 +274,7 @@ def test_bad_partitions(tmp_path: Path, rows: tuple[str, ...], reason: str) -> N
 
 
 def test_split_is_by_patient_and_near_the_fractions(tmp_path: Path) -> None:
-    path = csv_file(tmp_path, *(f"e{i},p{i // 2},no,home,1,1,A,Yes" for i in range(4000)))
+    path = csv_file(tmp_path, *(f"e{i},p{i // 2},{'yes' if i % 9 == 0 else 'no'},home,1,1,A,Yes" for i in range(4000)))
     data = read_dataset(path, PLAN)
     assert (data.split[0::2] == data.split[1::2]).all()
     shares = [data.rows(side).patients / 2000 for side in SplitName]
@@ -290,3 +295,77 @@ def test_two_features_may_read_one_column(tmp_path: Path) -> None:
     plan = manifest(changed(document, "features", ["age", "elderly"]))
     data = read_dataset(csv_file(tmp_path, *ROWS), plan)
     assert data.x[:, 1].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_files_are_read_as_one_and_errors_name_the_file(tmp_path: Path) -> None:
+    first = csv_file(tmp_path, *ROWS, name="a.csv")
+    second = csv_file(tmp_path, "e5,p5,yes,home,40,1,A,No", name="b.csv")
+    data = read_dataset(FileSource((first, second)), PLAN)
+    assert data.encounter_ids.tolist() == ["e1", "e2", "e4", "e5"]
+    second = csv_file(tmp_path, "e5,p5,yes,home,40,1,A,No", "e6,p6,yes,home,old,1,A,No", name="b.csv")
+    with pytest.raises(FedmeshError, match=r"data row 2 of b\.csv is not a number"):
+        read_dataset(FileSource((first, second)), PLAN)
+    second.write_text(HEADER + "\ne5,p5\n")
+    with pytest.raises(FedmeshError, match=r"^b\.csv is damaged at line 2"):
+        read_dataset(FileSource((first, second)), PLAN)
+
+
+def test_a_patient_in_two_files_is_refused_unless_merged(tmp_path: Path) -> None:
+    first = csv_file(tmp_path, *ROWS, name="a.csv")
+    second = csv_file(tmp_path, "e5,p1,yes,home,40,1,A,No", name="b.csv")
+    with pytest.raises(FedmeshError) as caught:
+        read_dataset(FileSource((first, second)), PLAN)
+    assert "1 patient id stands in more than one file" in caught.value.message
+    assert "data row 1 of a.csv and data row 1 of b.csv" in caught.value.message
+    data = read_dataset(FileSource((first, second)), PLAN, merge_patients=True)
+    assert data.patient_ids.tolist() == ["p1", "p1", "p3", "p1"]
+    assert data.patient[0] == data.patient[1] == data.patient[3]
+
+
+def test_an_encounter_in_two_files_is_refused(tmp_path: Path) -> None:
+    files = (csv_file(tmp_path, *ROWS, name="a.csv"), csv_file(tmp_path, ROWS[0], name="b.csv"))
+    with pytest.raises(FedmeshError, match=r"earlier row; for example data row 1 of b\.csv"):
+        read_dataset(FileSource(files), PLAN, merge_patients=True)
+
+
+def test_an_outcome_that_never_varies_is_refused(tmp_path: Path) -> None:
+    rows = [f"e{i},p{i},no,home,1,1,A,Yes" for i in range(ROWS_WITH_BOTH_OUTCOMES)]
+    assert "the outcome is negative in every row" in refused(csv_file(tmp_path, *rows)).message
+    # Of few rows it may be chance.
+    assert len(read_dataset(csv_file(tmp_path, *rows[1:]), PLAN).y) == ROWS_WITH_BOTH_OUTCOMES - 1
+
+
+def test_a_missing_column_is_told_with_the_one_that_may_be_meant(tmp_path: Path) -> None:
+    error = refused(csv_file(tmp_path, *ROWS, header=HEADER.replace("visits", "Visits_").replace("age", "years")))
+    assert "visits (is it 'Visits_'?" in error.message
+    assert "age" in error.message
+    assert "'years'" not in error.message
+
+
+def test_further_problems_are_counted(tmp_path: Path) -> None:
+    error = refused(csv_file(tmp_path, "e1,p1,maybe,home,old,1,A,perhaps"))
+    assert "'age'" in error.message
+    assert "2 more problems" in error.message
+
+
+_ENDLESS = """
+from services.hospital_node.sources.table import sandbox
+try:
+    with sandbox([]) as database:
+        print("begun", flush=True)
+        database.execute("SELECT sum(hash(range)) FROM range(1000000000000000)")
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_ctrl_c_during_a_query_is_ctrl_c() -> None:
+    with subprocess.Popen([sys.executable, "-c", _ENDLESS], stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "begun\n"
+            child.send_signal(signal.SIGINT)
+            assert child.stdout.readline() == "interrupted\n"
+            assert child.wait(60) == 0
+        finally:
+            child.kill()

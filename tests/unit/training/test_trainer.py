@@ -14,7 +14,8 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
 from services.hospital_node.training.state import State, initial_state, read_state, states_close
 from services.hospital_node.training.trainer import Trainer, predict, segments
-from services.plans.manifest import FedAvg, GradientDescent, PlanManifest
+from services.plans.algorithms import FedAvg, GradientDescent
+from services.plans.manifest import PlanManifest
 from tests.support.tiny_plan import FEDAVG, PRIVATE, dataset, manifest
 
 PLAN = manifest(PRIVATE)
@@ -113,6 +114,21 @@ def test_the_audited_clipping_is_that_of_the_compiled_plan(cache: Path) -> None:
         assert np.abs(compiled).max() > 50 * rows.patients
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 7, 16, 100])
+def test_parts_of_a_hospital_add_up_to_the_same_integers(cache: Path, chunk: int) -> None:
+    """Patients' rows lie in any order; with some chunks the training patients, with others the validation rows last."""
+    data, state = dataset(PLAN, 7, patients=41, size=3.0), some_state(PLAN).to_bytes()
+    order = np.random.default_rng(chunk).permutation(len(data.y))
+    shuffled = Dataset(
+        data.feature_names, data.x[order], data.y[order], data.patient[order], data.split[order],
+        data.encounter_ids[order], data.patient_ids[order], data.content_sha256, 0, 0, 0,
+    )  # fmt: skip
+    for number in (1, 4):
+        whole = Trainer(PLAN, shuffled, cache, chunk=10_000).contribution(state, number)
+        np.testing.assert_array_equal(Trainer(PLAN, shuffled, cache, chunk=chunk).contribution(state, number), whole)
+        assert bool(whole[PLAN.train_length :].any()) == (number == 4)
+
+
 def test_removing_a_patient_moves_the_sum_by_at_most_the_sensitivity(cache: Path) -> None:
     state = some_state(PLAN).to_bytes()
     data = dataset(PLAN, 3, patients=30, size=20.0)
@@ -144,7 +160,7 @@ def test_gradient_descent_update(cache: Path) -> None:
     trainer, state = Trainer(PLAN, None, cache), some_state(PLAN)
     total = np.arange(-11, PLAN.vector_length - 11, dtype=np.int64) * 1000
     after = read_state(trainer.update(state.to_bytes(), total, 3))
-    penalty = np.array([PLAN.logistic.l2] * 5 + [0.0])
+    penalty = np.array([PLAN.network.l2] * 5 + [0.0])
     gradient = total[:6] / PLAN.encoding.scale / algorithm.expected_patients + penalty * state.weights
     velocity = algorithm.momentum * state.velocity + gradient
     weights = state.weights - algorithm.learning_rate * velocity
@@ -167,7 +183,7 @@ def averaged(plan: PlanManifest, data: Dataset, weights: Reals) -> tuple[Reals, 
     algorithm, rows = plan.algorithm, data.rows(SplitName.TRAIN)
     assert isinstance(algorithm, FedAvg)
     x, local, velocity = with_intercept(rows), weights.copy(), np.zeros_like(weights)
-    penalty = np.array([plan.logistic.l2] * (len(weights) - 1) + [0.0])
+    penalty = np.array([plan.network.l2] * (len(weights) - 1) + [0.0])
     for _ in range(algorithm.local_steps):
         velocity = algorithm.momentum * velocity + x.T @ (sigmoid(x @ local) - rows.y) / len(rows.y) + penalty * local
         local = local - algorithm.learning_rate * velocity

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64mesh/common/v1/round.proto\x12\x11\x66\x65\x64mesh.common.v1\"9\n\x07\x41ttempt\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\"F\n\x07SumForm\x12\x15\n\rparameter_set\x18\x01 \x01(\t\x12\r\n\x05lanes\x18\x02 \x01(\r\x12\x15\n\rvector_length\x18\x03 \x01(\r\"U\n\x0c\x43ontribution\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x19\n\x11\x63iphertext_sha256\x18\x02 \x01(\t\x12\x15\n\rupload_sha256\x18\x03 \x01(\t\"C\n\x06Signed\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x11\n\tstatement\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"3\n\tSignature\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"/\n\nOpenedSeed\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x0c\"o\n\x07Opening\x12\x31\n\nself_seeds\x18\x01 \x03(\x0b\x32\x1d.fedmesh.common.v1.OpenedSeed\x12\x31\n\nmask_seeds\x18\x02 \x03(\x0b\x32\x1d.fedmesh.common.v1.OpenedSeedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64mesh/common/v1/round.proto\x12\x11\x66\x65\x64mesh.common.v1\"9\n\x07\x41ttempt\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\"F\n\x07SumForm\x12\x15\n\rparameter_set\x18\x01 \x01(\t\x12\r\n\x05lanes\x18\x02 \x01(\r\x12\x15\n\rvector_length\x18\x03 \x01(\r\"b\n\x0c\x43ontribution\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x19\n\x11\x63iphertext_sha256\x18\x02 \x01(\t\x12\x15\n\rupload_sha256\x18\x03 \x01(\t\x12\x0b\n\x03\x61ge\x18\x04 \x01(\r\"C\n\x06Signed\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x11\n\tstatement\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"3\n\tSignature\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"/\n\nOpenedSeed\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x0c\"o\n\x07Opening\x12\x31\n\nself_seeds\x18\x01 \x03(\x0b\x32\x1d.fedmesh.common.v1.OpenedSeed\x12\x31\n\nmask_seeds\x18\x02 \x03(\x0b\x32\x1d.fedmesh.common.v1.OpenedSeedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -26,13 +26,13 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_SUMFORM']._serialized_start=111
   _globals['_SUMFORM']._serialized_end=181
   _globals['_CONTRIBUTION']._serialized_start=183
-  _globals['_CONTRIBUTION']._serialized_end=268
-  _globals['_SIGNED']._serialized_start=270
-  _globals['_SIGNED']._serialized_end=337
-  _globals['_SIGNATURE']._serialized_start=339
-  _globals['_SIGNATURE']._serialized_end=390
-  _globals['_OPENEDSEED']._serialized_start=392
-  _globals['_OPENEDSEED']._serialized_end=439
-  _globals['_OPENING']._serialized_start=441
-  _globals['_OPENING']._serialized_end=552
+  _globals['_CONTRIBUTION']._serialized_end=281
+  _globals['_SIGNED']._serialized_start=283
+  _globals['_SIGNED']._serialized_end=350
+  _globals['_SIGNATURE']._serialized_start=352
+  _globals['_SIGNATURE']._serialized_end=403
+  _globals['_OPENEDSEED']._serialized_start=405
+  _globals['_OPENEDSEED']._serialized_end=452
+  _globals['_OPENING']._serialized_start=454
+  _globals['_OPENING']._serialized_end=565
 # @@protoc_insertion_point(module_scope)

@@ -73,20 +73,26 @@ class Contribution(google.protobuf.message.Message):
     HOSPITAL_ID_FIELD_NUMBER: builtins.int
     CIPHERTEXT_SHA256_FIELD_NUMBER: builtins.int
     UPLOAD_SHA256_FIELD_NUMBER: builtins.int
+    AGE_FIELD_NUMBER: builtins.int
     hospital_id: builtins.str
     """The hospital, from its certificate."""
     ciphertext_sha256: builtins.str
     """SHA-256 of the uploaded ciphertext, 64 lower-case hex digits. Computed by the hospital, checked by the aggregator."""
     upload_sha256: builtins.str
     """SHA-256 of the `upload` statement that came with it, 64 lower-case hex digits. Set in answers of the aggregator."""
+    age: builtins.int
+    """Versions made between the one that it was trained on and the one that the round builds on; 0 in synchronous rounds.
+    Its staleness weight is floor(64 / sqrt(1 + age)) / 64. Not set in answers of the aggregator.
+    """
     def __init__(
         self,
         *,
         hospital_id: builtins.str = ...,
         ciphertext_sha256: builtins.str = ...,
         upload_sha256: builtins.str = ...,
+        age: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ciphertext_sha256", b"ciphertext_sha256", "hospital_id", b"hospital_id", "upload_sha256", b"upload_sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["age", b"age", "ciphertext_sha256", b"ciphertext_sha256", "hospital_id", b"hospital_id", "upload_sha256", b"upload_sha256"]) -> None: ...
 
 global___Contribution = Contribution
 

@@ -332,7 +332,9 @@ class ReportReadyRequest(google.protobuf.message.Message):
     request_id: builtins.str
     """Client-made UUID."""
     base_version: builtins.int
-    """The version trained on."""
+    """The version trained on. In asynchronous rounds it may be older than the one that the attempt builds on, by the age
+    that the advert says.
+    """
     @property
     def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
         """The attempt."""

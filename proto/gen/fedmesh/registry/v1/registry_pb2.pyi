@@ -117,6 +117,8 @@ class Hospital(google.protobuf.message.Message):
     STATUS_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
     STRIKES_FIELD_NUMBER: builtins.int
+    CERTIFICATES_FROM_FIELD_NUMBER: builtins.int
+    CERTIFICATE_NOT_AFTER_FIELD_NUMBER: builtins.int
     hospital_id: builtins.str
     """Its name in certificates: an RFC 1123 label."""
     display_name: builtins.str
@@ -129,6 +131,14 @@ class Hospital(google.protobuf.message.Message):
     def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was registered, UTC."""
 
+    @property
+    def certificates_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Certificates that begin before this moment are revoked; absent: none are."""
+
+    @property
+    def certificate_not_after(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """In listings: when the newest certificate that the registry gave it ends; absent: it gave none."""
+
     def __init__(
         self,
         *,
@@ -137,9 +147,11 @@ class Hospital(google.protobuf.message.Message):
         status: global___HospitalStatus.ValueType = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         strikes: builtins.int = ...,
+        certificates_from: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        certificate_not_after: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["created_at", b"created_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created_at", b"created_at", "display_name", b"display_name", "hospital_id", b"hospital_id", "status", b"status", "strikes", b"strikes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["certificate_not_after", b"certificate_not_after", "certificates_from", b"certificates_from", "created_at", b"created_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["certificate_not_after", b"certificate_not_after", "certificates_from", b"certificates_from", "created_at", b"created_at", "display_name", b"display_name", "hospital_id", b"hospital_id", "status", b"status", "strikes", b"strikes"]) -> None: ...
 
 global___Hospital = Hospital
 
@@ -633,6 +645,7 @@ class GetEpochResponse(google.protobuf.message.Message):
     DUE_FIELD_NUMBER: builtins.int
     DUE_FOR_S_FIELD_NUMBER: builtins.int
     ROSTER_SHA256_FIELD_NUMBER: builtins.int
+    BARRED_FIELD_NUMBER: builtins.int
     due: builtins.int
     """The number that is due to be made now; 0 when none is."""
     due_for_s: builtins.float
@@ -643,6 +656,10 @@ class GetEpochResponse(google.protobuf.message.Message):
     def epoch(self) -> fedmesh.common.v1.round_pb2.Signed:
         """The `epoch` statement; absent when there is none."""
 
+    @property
+    def barred(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Members of the present roster that are suspended or removed: the next epoch's keys are not sealed to them."""
+
     def __init__(
         self,
         *,
@@ -650,9 +667,10 @@ class GetEpochResponse(google.protobuf.message.Message):
         due: builtins.int = ...,
         due_for_s: builtins.float = ...,
         roster_sha256: builtins.str = ...,
+        barred: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["due", b"due", "due_for_s", b"due_for_s", "epoch", b"epoch", "roster_sha256", b"roster_sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["barred", b"barred", "due", b"due", "due_for_s", b"due_for_s", "epoch", b"epoch", "roster_sha256", b"roster_sha256"]) -> None: ...
 
 global___GetEpochResponse = GetEpochResponse
 
