@@ -19,6 +19,7 @@ from services.hospital_node.usecases.states import seal
 from services.secure_sum.epoch import make_epoch
 from services.transparency.checkpoint import generate_key, load_signing_key
 from services.transparency.provenance import Claim, verify_claim
+from tests.integration.registry.consortium import Consortium
 from tests.integration.registry.harness import CONSORTIUM, HOSPITALS, Registry, keys, manifest
 from tests.integration.registry.test_promotion import (
     ROUNDS,
@@ -29,7 +30,7 @@ from tests.integration.registry.test_promotion import (
     findings,
     proposing,
 )
-from tests.integration.registry.test_receipts import ME, Consortium, consortium
+from tests.integration.registry.test_receipts import ME, consortium
 
 __all__ = ["consortium"]
 PLAN = manifest(True, ROUNDS)
