@@ -82,7 +82,7 @@ gen: $(SYNCED)  ## Regenerate proto/gen from proto/fedmesh
 	@$(RUN) scripts/generate_protos.sh
 
 .PHONY: check
-check: $(SYNCED) check-code check-protos check-centre  ## Lint, types, import contracts, protos, the centre's dependencies
+check: $(SYNCED) check-code check-protos check-centre check-dependencies  ## Lint, types, import contracts, protos, dependencies
 
 .PHONY: check-code
 check-code: $(SYNCED)  ## ruff, mypy --strict, import-linter
@@ -105,6 +105,14 @@ $(BUF):
 .PHONY: check-centre
 check-centre: $(UV)  ## The control plane installs without TensorFlow, in under 400 MB
 	@scripts/check_centre_dependencies.sh $(abspath $(UV))
+
+.PHONY: check-dependencies
+check-dependencies: $(UV)  ## Known weaknesses of what the images install, by pip-audit; STRICT=1 fails when nobody answers
+	@STRICT=$(STRICT) $(PYTHON) scripts/check_dependencies.py $(abspath $(UV))
+
+.PHONY: sbom
+sbom: $(UV)  ## Write a CycloneDX bill of materials for each image into .cache/sbom
+	@scripts/make_sbom.sh $(abspath $(UV)) .cache/sbom
 
 .PHONY: helm-check
 helm-check: $(UV)  ## The charts and the Dockerfile: Helm, schemas, policies, alerts, a played installation, checkov, hadolint
