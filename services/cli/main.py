@@ -15,6 +15,7 @@ from services.cli import (
     members,
     membership,
     models,
+    people,
     plan,
     privacy,
     roster,
@@ -43,6 +44,7 @@ app.add_typer(roster.app, name="roster")
 app.add_typer(privacy.app, name="privacy")
 inspection.register(app)
 members.register(app)
+people.register(app)
 stack.register(app)
 
 

@@ -10,6 +10,7 @@ from fedmesh.audit.v1 import audit_pb2_grpc
 from fedmesh.coordinator.v1 import coordinator_pb2_grpc
 from fedmesh.registry.v1 import enrolment_pb2_grpc, registry_pb2_grpc
 
+from services.cli import session
 from services.common.config import PostgresConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel
@@ -32,7 +33,9 @@ _STUBS: Final = {
 @asynccontextmanager
 async def stub(stack: Stack, service: str, tls: TlsConfig | None = None) -> AsyncIterator[Any]:
     """A stub of one service, called as the operator unless another certificate is given."""
-    async with MeshChannel(stack.target(_SERVED_BY.get(service, service)), tls or stack.operator(OPERATOR)) as channel:
+    bearer = session.bearer_if_any if tls is None else None
+    target = stack.target(_SERVED_BY.get(service, service))
+    async with MeshChannel(target, tls or stack.operator(OPERATOR), bearer=bearer) as channel:
         yield channel.stub(_STUBS[service])
 
 

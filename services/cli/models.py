@@ -12,6 +12,7 @@ from fedmesh.registry.v1 import promotion_pb2_grpc, registry_pb2_grpc
 from rich.console import Console
 from rich.markup import escape
 
+from services.cli import session
 from services.cli.inspection import Limit, list_versions, make_table, stack_dir
 from services.cli.lineage import OUTCOMES, as_dot, as_json, as_tree, build
 from services.cli.mesh import OPERATOR, awake
@@ -197,7 +198,8 @@ def _ask(folder: Path, question: Callable[[Registry], Coroutine[Any, Any, T]], o
 @asynccontextmanager
 async def _registry(stack: Stack, operator: str) -> AsyncIterator[Registry]:
     tls = stack.operator(operator)
-    async with MeshChannel(stack.target("registry"), tls, max_message_bytes=MAX_RECORD_BYTES) as channel:
+    target, bearer = stack.target("registry"), session.bearer_if_any
+    async with MeshChannel(target, tls, max_message_bytes=MAX_RECORD_BYTES, bearer=bearer) as channel:
         yield Registry(
             channel.stub(registry_pb2_grpc.RegistryServiceStub), channel.stub(promotion_pb2_grpc.PromotionServiceStub)
         )

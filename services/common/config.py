@@ -3,15 +3,21 @@
 import os
 import stat
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from services.common.errors import Code, FedmeshError
 
 Address = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):\d{1,5}$")]
 """`host:port`, with an IPv6 host in brackets."""
+
+
+# Asymmetric ones only: with an HMAC the issuer's public key would be a secret, and `none` is no signature.
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+RoleName = Literal["researcher", "hospital-admin", "consortium-admin", "auditor", "sre"]
 
 
 class Section(BaseModel):
@@ -26,6 +32,61 @@ class TlsConfig(Section):
     key: Path = Field(description="PEM file with the private key, readable by this user only")
 
 
+class MfaConfig(Section):
+    amr: frozenset[str] = Field(
+        default=frozenset({"mfa", "otp", "hwk", "fido"}),
+        description="values of `amr`, each of which means a second factor",
+    )
+    acr: frozenset[str] = Field(default=frozenset(), description="values of `acr` that mean a second factor")
+
+
+class PeopleConfig(Section):
+    issuer: str = Field(description="OpenID Connect issuer, exactly as its tokens say it in `iss`")
+    audience: str = Field(min_length=1, description="what tokens for this mesh say in `aud`")
+    jwks_url: str | None = Field(
+        default=None, description="where the issuer's keys are; by default, as its discovery says"
+    )
+    ca: Path | None = Field(
+        default=None, description="PEM file with the authorities of the issuer's HTTPS; the system's by default"
+    )
+    algorithms: frozenset[Algorithm] = Field(
+        default=frozenset({"RS256", "ES256"}), min_length=1, description="signature algorithms that are accepted"
+    )
+    role_claim: str = Field(default="roles", min_length=1, description="claim with the person's roles or groups")
+    roles: dict[str, RoleName] = Field(min_length=1, description="fedmesh's role for each value of that claim")
+    mfa: MfaConfig = MfaConfig()
+    leeway_s: float = Field(default=30.0, ge=0, le=300, description="seconds that the clocks may differ by")
+    max_age_s: float = Field(
+        default=12 * 3600.0,
+        ge=60,
+        le=7 * 86400,
+        description="seconds after which a person must sign in anew (`auth_time`)",
+    )
+    keys_fresh_s: float = Field(default=300.0, ge=1, le=86400, description="seconds after which keys are fetched anew")
+    keys_stale_s: float = Field(
+        default=3600.0, ge=0, le=86400, description="seconds for which keys are used while the issuer cannot be reached"
+    )
+
+    @field_validator("issuer", "jwks_url")
+    @classmethod
+    def _encrypted(cls, url: str | None) -> str | None:
+        if url is not None and not is_safe_url(url):
+            raise ValueError("must be an https:// URL (http:// only for a loopback address)")
+        return url
+
+
+def is_safe_url(url: str) -> bool:
+    """True for HTTPS, and for HTTP that does not leave this machine."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return False
+    if parts.scheme == "http":
+        return host in ("127.0.0.1", "::1", "localhost")
+    return parts.scheme == "https" and bool(host)
+
+
 class ServerConfig(Section):
     listen: Address = Field(description="host:port of the mTLS listener")
     health_listen: Address | None = Field(
@@ -34,6 +95,9 @@ class ServerConfig(Section):
     )
     metrics_listen: Address | None = Field(default=None, description="host:port of the Prometheus metrics page")
     tls: TlsConfig
+    people: PeopleConfig | None = Field(
+        default=None, description="how operators sign in; without it, an operator's certificate alone is enough"
+    )
     drain_s: float = Field(
         default=10.0, ge=0, le=600, description="seconds that calls in flight get to finish after SIGTERM"
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -51,12 +51,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Point:
-    """One epsilon. noise_sigma: standard deviation of the noise in each coordinate of a sum, in units of clip norms."""
+    """One epsilon. noise_sigma: standard deviation of the noise in each coordinate of a sum, in units of clip norms.
+    alone: mean of the hospitals that train the same plan alone under the same guarantee."""
 
     epsilon: float
     noise_sigma: float
     auroc: Band
     auprc: Band
+    alone: Scores
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -64,6 +66,7 @@ class Point:
             "noise_sigma_in_clip_norms": self.noise_sigma,
             "auroc": self.auroc.as_dict(),
             "auprc": self.auprc.as_dict(),
+            "alone_at_this_epsilon": asdict(self.alone),
         }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 import numpy as np
@@ -140,7 +141,8 @@ def _measure(
     noise: dict[float, NoisePlan],
 ) -> Curve:
     rounds = options.plan.rounds.count
-    runs = 1 + len(promised) * options.seeds
+    # At each epsilon one more, of every hospital alone.
+    runs = 1 + len(promised) * (options.seeds + 1)
 
     def judged(plan: PlanManifest, state: bytes) -> Scores:
         found = score(held_out.y, predict(plan, state, held_out.x), held_out.patients)
@@ -153,7 +155,9 @@ def _measure(
         points = []
         for epsilon, plan in promised.items():
             states = [simulation.run(plan, round_done) for _ in range(options.seeds)]
-            points.append(_point(epsilon, noise[epsilon], [judged(options.plan, state) for state in states]))
+            own = simulation.alone(plan, noise[epsilon].sigma, round_done)
+            scores = [judged(options.plan, state) for state in states]
+            points.append(_point(epsilon, noise[epsilon], scores, [judged(options.plan, state) for state in own]))
             say(f"epsilon {epsilon:g}: AUROC {points[-1].auroc.mean:.4f}, AUPRC {points[-1].auprc.mean:.4f}")
     with console.status("Training each hospital alone ..."):
         alone = local_only(sets, held_out)
@@ -166,9 +170,10 @@ def _measure(
     )
 
 
-def _point(epsilon: float, noise: NoisePlan, scores: Sequence[Scores]) -> Point:
+def _point(epsilon: float, noise: NoisePlan, scores: Sequence[Scores], own: Sequence[Scores]) -> Point:
     auroc, auprc = band_of([each.auroc for each in scores]), band_of([each.auprc for each in scores])
-    return Point(epsilon, noise.sum_sigma / noise.sensitivity, auroc, auprc)
+    alone = Scores(fmean(each.auroc for each in own), fmean(each.auprc for each in own))
+    return Point(epsilon, noise.sum_sigma / noise.sensitivity, auroc, auprc, alone)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from services.hospital_node.noise import ShareOfNoise
 from services.hospital_node.sources.dataset import Dataset
 from services.hospital_node.training.trainer import Trainer
 from services.plans.manifest import PlanManifest
+from services.privacy.noise import discrete_gaussian
 
 
 class Simulation:
@@ -41,6 +42,24 @@ class Simulation:
                 state = self._trainers[0].update(state, total, len(self._trainers))
                 round_done()
         return state
+
+    def alone(self, promised: PlanManifest, sigma: float, round_done: Callable[[], None]) -> list[bytes]:
+        """The last state of each hospital that trains the plan by itself, under noise of its own.
+
+        sigma: standard deviation of that noise in integer units: all of it, for nobody shares it. A hospital's sum
+        counts as often as there are hospitals, because the plan divides by the patients of all of them.
+
+        Raises: as `run`.
+        """
+        states = [self._trainers[0].initial_state() for _ in self._trainers]
+        times = len(self._trainers)
+        for number in range(1, self._plan.rounds.count + 1):
+            for index, trainer in enumerate(self._trainers):
+                total = trainer.contribution(states[index], number)
+                total[: promised.train_length] += discrete_gaussian(sigma, promised.train_length)
+                states[index] = trainer.update(states[index], times * total, times)
+            round_done()
+        return states
 
     def _sum(self, pool: Executor, state: bytes, request: NoiseRequest) -> Int64Vector:
         def noised(trainer: Trainer) -> Int64Vector:

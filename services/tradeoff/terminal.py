@@ -94,7 +94,7 @@ def _table(report: TradeoffReport) -> Table:
         title=f"{subject.encounters:,} held-out encounters of {subject.patients:,} patients "
         f"({100 * curve.prevalence:.1f} % positive)"
     )
-    for header in ("epsilon", "AUROC", "+- 95 %", "AUPRC", "+- 95 %", "gain kept"):
+    for header in ("epsilon", "AUROC", "+- 95 %", "AUPRC", "+- 95 %", "gain kept", "alone"):
         table.add_column(header, justify="right")
     for point in curve.points:
         chosen = point.epsilon == report.recommendation.epsilon
@@ -103,11 +103,12 @@ def _table(report: TradeoffReport) -> Table:
             *_cells(point.auroc),
             *_cells(point.auprc),
             f"{least_kept(point, curve):.0%}",
+            f"{point.alone.auroc:.3f}/{point.alone.auprc:.3f}",
             style="bold" if chosen else None,
         )
     table.add_section()
     for label, scores in (("no privacy", curve.reference), ("alone, mean", curve.alone)):
-        table.add_row(label, f"{scores.auroc:.4f}", "", f"{scores.auprc:.4f}", "", "")
+        table.add_row(label, f"{scores.auroc:.4f}", "", f"{scores.auprc:.4f}", "", "", "")
     return table
 
 
@@ -128,8 +129,9 @@ def _what(report: TradeoffReport) -> str:
         f"[dim]Plan {subject.plan}, {subject.rounds} rounds, all {subject.hospitals} hospitals in each, guarantee "
         f"(epsilon, delta {subject.delta:g}, f {subject.colluders}); {subject.dataset}, {kind}. The node's own "
         f"training, clipping and noise, without services and encryption. {bands} gain kept: of what the plan gains "
-        "over chance without privacy, by the lower bounds, the smaller of both figures. alone: each hospital's own "
-        "logistic regression without privacy, its strength chosen on its own part of these rows, mean.[/dim]"
+        "over chance without privacy, by the lower bounds, the smaller of both figures. alone, in a row of an epsilon: "
+        "AUROC/AUPRC of each hospital that trains this plan by itself under the same guarantee, mean; in the last row: "
+        "its own logistic regression without privacy, strength chosen on its own part of these rows.[/dim]"
     )
 
 

@@ -7,6 +7,7 @@ from services.tradeoff.report import Subject, TradeoffReport
 
 REFERENCE = Scores(auroc=0.70, auprc=0.30)
 ALONE = Scores(auroc=0.62, auprc=0.18)
+ALONE_PRIVATE = Scores(auroc=0.55, auprc=0.125)
 
 
 def curve(figures: dict[float, tuple[float, float]], spread: float = 0.001, runs: int = 3) -> Curve:
@@ -18,6 +19,7 @@ def curve(figures: dict[float, tuple[float, float]], spread: float = 0.001, runs
             1.0 / epsilon,
             band_of([auroc + offset for offset in offsets]),
             band_of([auprc + offset for offset in offsets]),
+            ALONE_PRIVATE,
         )
         for epsilon, (auroc, auprc) in sorted(figures.items())
     )

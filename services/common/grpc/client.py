@@ -66,8 +66,19 @@ class MeshChannel:
     go over a new connection, while those under way get `_LEAVE_S` seconds to end on the old one.
     """
 
-    def __init__(self, target: str, tls: TlsConfig, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
-        """Raises: FedmeshError(CONFIG_INVALID) as `channel_credentials`."""
+    def __init__(
+        self,
+        target: str,
+        tls: TlsConfig,
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        bearer: Callable[[], str | None] | None = None,
+    ) -> None:
+        """bearer: the token of the person who calls, asked for every call.
+
+        Raises: FedmeshError(CONFIG_INVALID) as `channel_credentials`.
+        """
+        self._bearer = bearer
         self.target = target
         self._tls = tls
         self._options = _channel_options(max_message_bytes)
@@ -81,7 +92,7 @@ class MeshChannel:
     def stub(self, make: Callable[[grpc.aio.Channel], StubT]) -> StubT:
         """The generated stub of a service on this channel."""
         # It looks like a channel to a stub, which only ever asks it for methods.
-        return make(cast(grpc.aio.Channel, _Methods(self._current)))
+        return make(cast(grpc.aio.Channel, _Methods(self._current, self._bearer)))
 
     async def close(self) -> None:
         for task in self._leaving:
@@ -124,8 +135,9 @@ class MeshChannel:
 class _Methods:
     """The methods of a channel that may be another one at every call."""
 
-    def __init__(self, current: Callable[[], grpc.aio.Channel]) -> None:
+    def __init__(self, current: Callable[[], grpc.aio.Channel], bearer: Callable[[], str | None] | None) -> None:
         self._current = current
+        self._bearer = bearer
 
     def unary_unary(self, *method: Any, **codec: Any) -> Callable[..., Any]:
         return self._method("unary_unary", method, codec)
@@ -147,6 +159,9 @@ class _Methods:
             channel = self._current()
             if made is None or made[0] is not channel:
                 made = (channel, getattr(channel, kind)(*method, **codec))
+            token = self._bearer() if self._bearer else None
+            if token is not None:
+                options["metadata"] = (*(options.get("metadata") or ()), ("authorization", f"Bearer {token}"))
             return made[1](*arguments, **options)
 
         begin.path = method[0]  # type: ignore[attr-defined]

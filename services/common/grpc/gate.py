@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -23,7 +23,9 @@ from services.common.grpc.access import Rule
 from services.common.grpc.certificates import note_peer
 from services.common.grpc.objective import FAILED
 from services.common.grpc.wire import INTERNAL_TEXT, to_status
-from services.common.identity import Identity, parse_identity
+from services.common.identity import Identity, Kind, parse_identity
+from services.common.people.person import Person, require_rights
+from services.common.people.sign_in import SignIn
 from services.common.telemetry import CALLS, IN_FLIGHT, LATENCY, exemplar, get_logger
 from services.common.tracing import fail_span, tracer
 
@@ -41,10 +43,14 @@ def caller() -> Identity:
 
 @dataclass(frozen=True)
 class Peer:
-    """Who calls, and from when on its certificate is valid: a revocation names a moment."""
+    """Who calls, and from when on its certificate is valid: a revocation names a moment.
+
+    person: who signed in, where operators do.
+    """
 
     identity: Identity
     certified_from: datetime
+    person: Person | None = None
 
 
 _peer: ContextVar[Peer] = ContextVar("peer")
@@ -57,10 +63,18 @@ class Gate(grpc.aio.ServerInterceptor):
     """Lets a call through only when TLS, certificate, policy, standing and deadline allow it, and maps every error.
 
     policy: rules by full method name. consortium: the only trust domain whose certificates are let in. admit: asked
-    for every call and again for every message of a stream, so that a suspension ends what is under way.
+    for every call and again for every message of a stream, so that a suspension ends what is under way. sign_in: reads
+    the token of an operator's call; without it, the certificate alone says who the operator is.
     """
 
-    def __init__(self, policy: Mapping[str, Rule], consortium: str, admit: Admit | None = None) -> None:
+    def __init__(
+        self,
+        policy: Mapping[str, Rule],
+        consortium: str,
+        admit: Admit | None = None,
+        sign_in: SignIn | None = None,
+    ) -> None:
+        self._sign_in = sign_in
         self._policy = policy
         self._consortium = consortium
         # A failure that is the first of its kind is a change from 0, which a rate sees; from nothing it would not be.
@@ -96,7 +110,7 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._observed(method, context) as call:
                 try:
-                    self._admit(method, context, needs_deadline=True)
+                    await self._admit(method, context, needs_deadline=True)
                     return await behaviour(self._guarded(request) if messages else request, context)
                 except Exception as error:
                     call["error"] = error
@@ -108,7 +122,7 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with self._observed(method, context) as call:
                 try:
-                    self._admit(method, context, needs_deadline=False)
+                    await self._admit(method, context, needs_deadline=False)
                     responses = behaviour(self._guarded(request) if messages else request, context)
                     async for response in self._guarded(responses):
                         yield response
@@ -130,10 +144,12 @@ class Gate(grpc.aio.ServerInterceptor):
                 await close()
 
     def _require_admitted(self, peer: Peer) -> None:
+        if peer.person is not None:
+            peer.person.require_current()
         if self._admit_caller is not None:
             self._admit_caller(peer)
 
-    def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
+    async def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
         rule = self._policy.get(method)
         peer = read_peer(context)
         identity = peer.identity
@@ -143,11 +159,23 @@ class Gate(grpc.aio.ServerInterceptor):
             raise FedmeshError(
                 Code.PERMISSION_DENIED, f"{identity.kind.value} {identity.name} may not call {method.rsplit('/', 1)[1]}"
             )
+        person = await self._signed_in(method, rule, identity, context)
+        peer = replace(peer, person=person)
         self._require_admitted(peer)
         note_peer(identity, context.auth_context())
         require_time(context, needs_deadline=needs_deadline)
-        _caller.set(identity)
+        _caller.set(person.identity(self._consortium) if person else identity)
         _peer.set(peer)
+
+    async def _signed_in(
+        self, method: str, rule: Rule, identity: Identity, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Person | None:
+        """The person behind an operator's call, where people sign in."""
+        if self._sign_in is None or identity.kind is not Kind.OPERATOR or not rule.roles:
+            return None
+        person = await self._sign_in.person(_authorization(context), b"".join(context.auth_context()["x509_pem_cert"]))
+        require_rights(person, rule, method.rsplit("/", 1)[1])
+        return person
 
     def _observed(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         rule = self._policy.get(method)
@@ -218,6 +246,11 @@ def read_peer(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
     if len(names) != 1:
         raise FedmeshError(Code.UNAUTHENTICATED, "the client certificate has no single fedmesh identity")
     return Peer(parse_identity(names[0].decode("utf-8", "replace")), _beginning(b"".join(auth["x509_pem_cert"])))
+
+
+def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> list[str]:
+    """Every `authorization` of a call: more than one is for the reader to refuse."""
+    return [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
 
 
 @lru_cache(maxsize=1024)

@@ -19,6 +19,7 @@ from services.common.grpc.access import load_policy
 from services.common.grpc.certificates import note_own
 from services.common.grpc.gate import Admit, Gate
 from services.common.grpc.keepalive import server_keepalive
+from services.common.people.sign_in import MAX_TOKEN_BYTES, SignIn
 from services.common.tasks import end_tasks
 from services.common.telemetry import SERVING, get_logger
 from services.common.tls import load_tls, server_credentials
@@ -65,6 +66,9 @@ class MeshServer:
         options = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
+            # Room for the largest token beside a trace; gRPC's own 8 KiB would refuse it now and then.
+            ("grpc.max_metadata_size", 2 * MAX_TOKEN_BYTES),
+            ("grpc.absolute_max_metadata_size", 3 * MAX_TOKEN_BYTES),
             # Left to itself, gRPC takes in ever more of a fast stream before anybody reads it.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
@@ -74,7 +78,10 @@ class MeshServer:
             # Two processes must never share a port by accident; replicas have their own addresses.
             ("grpc.so_reuseport", 0),
         ]
-        gate = Gate(policy, material.identity.consortium, admit)
+        sign_in = SignIn(config.people) if config.people else None
+        if sign_in is None and any(rule.roles for rule in policy.values()):
+            log.warning("operators_need_no_sign_in", advice="set server.people: see docs/people.md")
+        gate = Gate(policy, material.identity.consortium, admit, sign_in)
         self._server = grpc.aio.server(interceptors=[gate], options=options)
         for endpoint in endpoints:
             endpoint.add_to_server(endpoint.servicer, self._server)

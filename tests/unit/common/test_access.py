@@ -3,6 +3,7 @@
 import pytest
 from fedmesh.aggregator.v1 import aggregator_pb2
 from fedmesh.audit.v1 import audit_pb2
+from fedmesh.common.v1 import access_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
 from fedmesh.registry.v1 import enrolment_pb2, registry_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -90,3 +91,32 @@ def test_identities_round_trip_and_hospitals_speak_for_themselves() -> None:
     with pytest.raises(FedmeshError) as caught:
         require_hospital(HOSPITAL, "h-2")
     assert caught.value.code is Code.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        access_pb2.Access(allow=[access_pb2.CALLER_OPERATOR]),
+        access_pb2.Access(allow=[access_pb2.CALLER_OPERATOR], roles=[access_pb2.ROLE_UNSPECIFIED]),
+        access_pb2.Access(allow=[access_pb2.CALLER_HOSPITAL], roles=[access_pb2.ROLE_AUDITOR]),
+        access_pb2.Access(allow=[access_pb2.CALLER_HOSPITAL], mfa=True),
+    ],
+)
+def test_a_method_for_operators_without_roles_keeps_the_server_from_starting(access: access_pb2.Access) -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="roles.proto", package="t", syntax="proto3")
+    file.message_type.add(name="M")
+    method = file.service.add(name="S").method.add(name="Do", input_type=".t.M", output_type=".t.M")
+    method.options.Extensions[access_pb2.access].CopyFrom(access)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    with pytest.raises(FedmeshError, match=r"t\.S\.Do") as caught:
+        load_policy([pool.FindServiceByName("t.S")])
+    assert caught.value.code is Code.CONFIG_INVALID
+
+
+def test_what_decides_for_others_needs_a_second_factor() -> None:
+    policy = load_policy(SERVICES)
+    sensitive = {method.rsplit("/", 1)[1] for method, rule in policy.items() if rule.mfa}
+    assert sensitive >= {"ApprovePlan", "RegisterHospital", "SetHospitalStatus", "PublishRoster", "InviteHospital"}
+    assert sensitive >= {"RevokeCertificates"}
+    assert policy["/fedmesh.registry.v1.RegistryService/ApprovePlan"].second_person

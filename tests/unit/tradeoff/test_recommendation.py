@@ -23,6 +23,7 @@ def test_the_smallest_epsilon_that_keeps_enough() -> None:
     assert "leaves nothing of it" in reasons(found)
     assert "above the mean hospital alone" in reasons(found)
     assert "changes AUROC by +0.0100 and AUPRC by +0.0100" in reasons(found)
+    assert "together, AUPRC is +132%" in reasons(found)
     lenient = chosen(curve(RISING), keep=0.7)
     assert lenient.epsilon == 0.3
     assert "leaves 0.2 of it" in reasons(lenient)

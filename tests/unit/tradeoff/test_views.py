@@ -85,6 +85,7 @@ def test_the_report_has_all_figures(tmp_path: Path) -> None:
         assert len(point["auprc"]["values"]) == read["seeds"] == 3
     assert read["no_privacy"] == {"auroc": 0.70, "auprc": 0.30}
     assert read["local_only_mean"] == {"auroc": 0.62, "auprc": 0.18}
+    assert read["points"][0]["alone_at_this_epsilon"] == {"auroc": 0.55, "auprc": 0.125}
     assert read["recommendation"]["epsilon"] == 0.5
     assert read["recommendation"]["fits_default_budget"] is True
     assert (read["delta"], read["colluders"], read["confidence"]) == (1e-6, 4, 0.95)

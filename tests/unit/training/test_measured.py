@@ -56,6 +56,23 @@ def test_a_simulation_is_the_hospitals_training_under_the_promised_noise(cache: 
     assert sigma[1] > 100 * sigma[0]
 
 
+def test_hospitals_alone_bear_all_of_the_noise(cache: Path) -> None:
+    # Hospitals of the same data learn together what each of them learns alone, but for the noise.
+    sets = [dataset(PLAN, 1, patients=60)] * HOSPITALS
+    trainer = Trainer(PLAN, sets[0], cache)
+    state = trainer.initial_state()
+    for number in range(1, PLAN.rounds.count + 1):
+        state = trainer.update(state, HOSPITALS * trainer.contribution(state, number), HOSPITALS)
+    exact = read_state(state).average
+    simulation = Simulation(PLAN, sets, cache)
+    sigma = training_noise(plan_at(PLAN, 10.0), HOSPITALS).sigma
+    for far, times in ((False, 1), (True, 1000)):
+        alone = [read_state(each).average for each in simulation.alone(PLAN, times * sigma, lambda: None)]
+        assert len({each.tobytes() for each in alone}) == HOSPITALS
+        # As above: noise moves a weight by some 0.02 or 20 a round.
+        assert all((np.abs(each - exact).max() > 0.5) == far for each in alone)
+
+
 def test_without_privacy_a_simulation_is_exact(cache: Path) -> None:
     sets = [dataset(PLAIN, seed) for seed in range(HOSPITALS)]
     first, second = (Simulation(PLAIN, sets, cache).run(PLAIN, lambda: None) for _ in range(2))

@@ -15,15 +15,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64mesh/common/v1/access.proto\x12\x11\x66\x65\x64mesh.common.v1\x1a google/protobuf/descriptor.proto\"E\n\x06\x41\x63\x63\x65ss\x12(\n\x05\x61llow\x18\x01 \x03(\x0e\x32\x19.fedmesh.common.v1.Caller\x12\x11\n\tobjective\x18\x02 \x01(\x08*\xb5\x01\n\x06\x43\x61ller\x12\x16\n\x12\x43\x41LLER_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41LLER_HOSPITAL\x10\x01\x12\x13\n\x0f\x43\x41LLER_OPERATOR\x10\x02\x12\x13\n\x0f\x43\x41LLER_REGISTRY\x10\x03\x12\x16\n\x12\x43\x41LLER_COORDINATOR\x10\x04\x12\x15\n\x11\x43\x41LLER_AGGREGATOR\x10\x05\x12\x10\n\x0c\x43\x41LLER_AUDIT\x10\x06\x12\x13\n\x0f\x43\x41LLER_STRANGER\x10\x07:K\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x99\x88\x03 \x01(\x0b\x32\x19.fedmesh.common.v1.Accessb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64mesh/common/v1/access.proto\x12\x11\x66\x65\x64mesh.common.v1\x1a google/protobuf/descriptor.proto\"\x91\x01\n\x06\x41\x63\x63\x65ss\x12(\n\x05\x61llow\x18\x01 \x03(\x0e\x32\x19.fedmesh.common.v1.Caller\x12\x11\n\tobjective\x18\x02 \x01(\x08\x12&\n\x05roles\x18\x03 \x03(\x0e\x32\x17.fedmesh.common.v1.Role\x12\x0b\n\x03mfa\x18\x04 \x01(\x08\x12\x15\n\rsecond_person\x18\x05 \x01(\x08*\xb5\x01\n\x06\x43\x61ller\x12\x16\n\x12\x43\x41LLER_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41LLER_HOSPITAL\x10\x01\x12\x13\n\x0f\x43\x41LLER_OPERATOR\x10\x02\x12\x13\n\x0f\x43\x41LLER_REGISTRY\x10\x03\x12\x16\n\x12\x43\x41LLER_COORDINATOR\x10\x04\x12\x15\n\x11\x43\x41LLER_AGGREGATOR\x10\x05\x12\x10\n\x0c\x43\x41LLER_AUDIT\x10\x06\x12\x13\n\x0f\x43\x41LLER_STRANGER\x10\x07*\x85\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x13\n\x0fROLE_RESEARCHER\x10\x01\x12\x17\n\x13ROLE_HOSPITAL_ADMIN\x10\x02\x12\x19\n\x15ROLE_CONSORTIUM_ADMIN\x10\x03\x12\x10\n\x0cROLE_AUDITOR\x10\x04\x12\x0c\n\x08ROLE_SRE\x10\x05:K\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x99\x88\x03 \x01(\x0b\x32\x19.fedmesh.common.v1.Accessb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedmesh.common.v1.access_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_CALLER']._serialized_start=159
-  _globals['_CALLER']._serialized_end=340
-  _globals['_ACCESS']._serialized_start=87
-  _globals['_ACCESS']._serialized_end=156
+  _globals['_CALLER']._serialized_start=236
+  _globals['_CALLER']._serialized_end=417
+  _globals['_ROLE']._serialized_start=420
+  _globals['_ROLE']._serialized_end=553
+  _globals['_ACCESS']._serialized_start=88
+  _globals['_ACCESS']._serialized_end=233
 # @@protoc_insertion_point(module_scope)

@@ -69,6 +69,42 @@ for client certificates refuses to start with it.
 """
 global___Caller = Caller
 
+class _Role:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RoleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ROLE_UNSPECIFIED: _Role.ValueType  # 0
+    """Never used: a method that lists it refuses to start."""
+    ROLE_RESEARCHER: _Role.ValueType  # 1
+    """Writes plans and runs jobs."""
+    ROLE_HOSPITAL_ADMIN: _Role.ValueType  # 2
+    """Looks after one hospital's part."""
+    ROLE_CONSORTIUM_ADMIN: _Role.ValueType  # 3
+    """Decides who takes part and which model is used."""
+    ROLE_AUDITOR: _Role.ValueType  # 4
+    """Reads the audit log and everything that it speaks of."""
+    ROLE_SRE: _Role.ValueType  # 5
+    """Keeps the services running."""
+
+class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+    """What a person who signed in may do; an identity provider's groups are mapped to these by a server's configuration."""
+
+ROLE_UNSPECIFIED: Role.ValueType  # 0
+"""Never used: a method that lists it refuses to start."""
+ROLE_RESEARCHER: Role.ValueType  # 1
+"""Writes plans and runs jobs."""
+ROLE_HOSPITAL_ADMIN: Role.ValueType  # 2
+"""Looks after one hospital's part."""
+ROLE_CONSORTIUM_ADMIN: Role.ValueType  # 3
+"""Decides who takes part and which model is used."""
+ROLE_AUDITOR: Role.ValueType  # 4
+"""Reads the audit log and everything that it speaks of."""
+ROLE_SRE: Role.ValueType  # 5
+"""Keeps the services running."""
+global___Role = Role
+
 @typing.final
 class Access(google.protobuf.message.Message):
     """The policy of one method. A method without it keeps its server from starting."""
@@ -77,21 +113,37 @@ class Access(google.protobuf.message.Message):
 
     ALLOW_FIELD_NUMBER: builtins.int
     OBJECTIVE_FIELD_NUMBER: builtins.int
+    ROLES_FIELD_NUMBER: builtins.int
+    MFA_FIELD_NUMBER: builtins.int
+    SECOND_PERSON_FIELD_NUMBER: builtins.int
     objective: builtins.bool
     """True when the method counts towards the availability and latency objectives; of unary methods only: what a stream
     takes depends on how much is sent.
     """
+    mfa: builtins.bool
+    """True when the person must have signed in with a second factor."""
+    second_person: builtins.bool
+    """True when the person must be another one than who proposed it. Shown here; the use case enforces it."""
     @property
     def allow(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Caller.ValueType]:
         """The kinds of caller that are let in; everyone else gets PERMISSION_DENIED. Set by the proto's author, never empty."""
+
+    @property
+    def roles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Role.ValueType]:
+        """The roles of which a person needs one, where people sign in. Set by the proto's author with CALLER_OPERATOR, and only
+        with it.
+        """
 
     def __init__(
         self,
         *,
         allow: collections.abc.Iterable[global___Caller.ValueType] | None = ...,
         objective: builtins.bool = ...,
+        roles: collections.abc.Iterable[global___Role.ValueType] | None = ...,
+        mfa: builtins.bool = ...,
+        second_person: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["allow", b"allow", "objective", b"objective"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["allow", b"allow", "mfa", b"mfa", "objective", b"objective", "roles", b"roles", "second_person", b"second_person"]) -> None: ...
 
 global___Access = Access
 

@@ -1,0 +1,1 @@
+"""People: who signed in with an OpenID Connect issuer, and what they may do."""
