@@ -68,6 +68,10 @@ bench-peers: $(SYNCED)  ## Secure sums of fedmesh, Flower and NVFlare side by si
 chaos: $(SYNCED)  ## Break replicas and stores under load and compare with what was acknowledged (45 minutes; REPORT=FILE)
 	@$(RUN) python -m loadtests.chaos $(if $(REPORT),--report $(abspath $(REPORT))) $(ARGS)
 
+.PHONY: restore-drill
+restore-drill: $(SYNCED)  ## Lose PostgreSQL, restore it to a moment, and count what was lost (a minute)
+	@GRPC_VERBOSITY=NONE $(RUN) pytest -q --capture=sys --no-header -m slow tests/integration/registry/test_restore.py $(ARGS)
+
 .PHONY: fmt
 fmt: $(SYNCED)  ## Format the code
 	@$(RUN) ruff format .
@@ -78,7 +82,7 @@ gen: $(SYNCED)  ## Regenerate proto/gen from proto/fedmesh
 	@$(RUN) scripts/generate_protos.sh
 
 .PHONY: check
-check: $(SYNCED) check-code check-protos check-centre  ## Lint, types, import contracts, protos, the centre's dependencies
+check: $(SYNCED) check-code check-protos check-centre check-dependencies  ## Lint, types, import contracts, protos, dependencies
 
 .PHONY: check-code
 check-code: $(SYNCED)  ## ruff, mypy --strict, import-linter
@@ -101,6 +105,14 @@ $(BUF):
 .PHONY: check-centre
 check-centre: $(UV)  ## The control plane installs without TensorFlow, in under 400 MB
 	@scripts/check_centre_dependencies.sh $(abspath $(UV))
+
+.PHONY: check-dependencies
+check-dependencies: $(UV)  ## Known weaknesses of what the images install, by pip-audit; STRICT=1 fails when nobody answers
+	@STRICT=$(STRICT) $(PYTHON) scripts/check_dependencies.py $(abspath $(UV))
+
+.PHONY: sbom
+sbom: $(UV)  ## Write a CycloneDX bill of materials for each image into .cache/sbom
+	@scripts/make_sbom.sh $(abspath $(UV)) .cache/sbom
 
 .PHONY: helm-check
 helm-check: $(UV)  ## The charts and the Dockerfile: Helm, schemas, policies, alerts, a played installation, checkov, hadolint

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ class EmbeddedPostgres(StoreProcess):
         port: int | None = None,
         durable: bool = True,
         tls: TlsConfig | None = None,
+        archive: Path | None = None,
         guard: Guard | None = None,
     ) -> None:
         """Describe the server; nothing is started or written yet.
@@ -56,8 +58,9 @@ class EmbeddedPostgres(StoreProcess):
         data_dir: the server's own folder, made when missing. binaries: folder with `postgres` and `initdb` of a
         PostgreSQL >= 15; None takes the PyPI build. port: also listen on this loopback TCP port; None is the Unix
         socket alone. durable: False skips fsync, for tests only. tls: certificate for the TCP port, which then takes
-        TLS 1.3 only; needs a build with TLS, which the PyPI one is not. guard: ends the server when this process ends;
-        None lets it outlive us.
+        TLS 1.3 only; needs a build with TLS, which the PyPI one is not. archive: folder that every finished WAL segment
+        is copied to, made when missing; the superuser may then take base backups (`recovery`). guard: ends the server
+        when this process ends; None lets it outlive us.
 
         Raises: FedmeshError(CONFIG_INVALID) when no account may run the server.
         """
@@ -65,6 +68,7 @@ class EmbeddedPostgres(StoreProcess):
         self._binaries = binaries
         self._durable = durable
         self._tls = tls
+        self._archive = None if archive is None else archive.absolute()
 
     def _start(self, timeout_s: float) -> None:
         """Start, making the cluster, database, schemas and roles where missing."""
@@ -103,6 +107,16 @@ class EmbeddedPostgres(StoreProcess):
     def passfile(self, role: str) -> Path:
         """The libpq password file of a role (mode 0600)."""
         return self._secrets / f"{role}.pgpass"
+
+    def program(self, name: str) -> Path:
+        """The path of a program that came with this server, such as `pg_basebackup`.
+
+        Raises: FedmeshError(CONFIG_INVALID) when it did not come with it.
+        """
+        path = (self._binaries or _packaged_binaries()) / name
+        if not path.exists():
+            raise FedmeshError(Code.CONFIG_INVALID, f"no `{name}` in {path.parent}: install all of PostgreSQL >= 15")
+        return path
 
     def create_database(self, name: str) -> None:
         """Create one more database with the same schemas and privileges as the main one, unless it exists."""
@@ -235,9 +249,10 @@ class EmbeddedPostgres(StoreProcess):
     def _write_access_rules(self) -> None:
         """Passwords for everybody; TLS, where configured, for everybody on TCP. Brings the certificate in place."""
         transport = "host" if self._tls is None else "hostssl"
-        files = {
-            "pg_hba.conf": f"local all all scram-sha-256\n{transport} all all {LOOPBACK}/32 scram-sha-256\n",
-        }
+        rules = ["local all all scram-sha-256", f"{transport} all all {LOOPBACK}/32 scram-sha-256"]
+        if self._archive is not None:
+            rules.append(f"local replication {SUPERUSER} scram-sha-256")
+        files = {"pg_hba.conf": "".join(f"{rule}\n" for rule in rules)}
         if self._tls is not None:
             files |= {"server.crt": self._tls.certificate.read_text(), "server.key": self._tls.key.read_text()}
         for name, text in files.items():
@@ -289,6 +304,14 @@ class EmbeddedPostgres(StoreProcess):
             "synchronous_commit": on,
             "full_page_writes": on,
         }
+        if self._archive is not None:
+            accounts.private_folder(self._archive, self._account)
+            # By the way from the cluster, the server's working directory: folders above may be closed to its account.
+            copy = shlex.quote(f"{os.path.relpath(self._archive, self._home)}/").replace("%", "%%")
+            # A segment appears under its name when all of it is on the disk, and never replaces another one.
+            store = f"cp %p {copy}%f.part && sync {copy}%f.part && mv {copy}%f.part {copy}%f"
+            command = f"if test -e {copy}%f; then cmp -s %p {copy}%f; else {store}; fi"
+            settings |= {"wal_level": "replica", "archive_mode": "on", "archive_command": command}
         if self._tls is not None:
             settings |= {"ssl": "on", "ssl_min_protocol_version": "TLSv1.3"}
         return [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]

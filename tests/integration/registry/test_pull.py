@@ -22,6 +22,7 @@ from services.registry.domain.events import PROMOTION_TYPES
 from services.secure_sum.epoch import make_epoch
 from services.transparency.checkpoint import generate_key, load_signing_key
 from services.transparency.provenance import Claim, verify_claim
+from tests.integration.registry.consortium import Consortium
 from tests.integration.registry.harness import CONSORTIUM, HOSPITALS, Registry, keys, manifest
 from tests.integration.registry.test_promotion import (
     ROUNDS,
@@ -33,7 +34,7 @@ from tests.integration.registry.test_promotion import (
     proposing,
     run,
 )
-from tests.integration.registry.test_receipts import ME, Consortium, consortium
+from tests.integration.registry.test_receipts import ME, consortium
 
 __all__ = ["consortium"]
 PLAN = manifest(True, ROUNDS)

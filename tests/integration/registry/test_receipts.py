@@ -1,112 +1,30 @@
 """A hospital's receipt, from the real registry and the real log, witnessed by the roster; and who gets none."""
 
-import asyncio
-import contextlib
-import sqlite3
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import registry_pb2 as pb
 
-from services.audit.main import endpoint
-from services.audit.sequencer import Sequencer
-from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
-from services.audit.store.postgres import PostgresStore as AuditStore
-from services.audit.usecases import LogUseCases
-from services.audit.witnessing import WitnessUseCases
-from services.cli.receipts import Asker, take, verify_file
-from services.common.clock import SystemClock
+from services.cli.receipts import take, verify_file
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call
-from services.common.postgres import Database, migrate
-from services.hospital_node.audit_log import GrpcAuditLog
-from services.hospital_node.config import HospitalConfig
-from services.hospital_node.store.state import SqliteNodeState
-from services.hospital_node.store.witness import STATE_FILE
-from services.hospital_node.usecases.witness import Witness
-from services.secure_sum.roster import load_roster_file, save_roster_file
-from services.transparency.checkpoint import generate_key, load_signing_key
+from services.transparency.checkpoint import generate_key
 from tests.support.stores import PostgresDatabase
 
-from .harness import CONSORTIUM, HOSPITALS, Registry, burning, digest, founding, keys, running_registry
+from .consortium import Consortium, running_consortium, save_founding_roster
+from .harness import CONSORTIUM, HOSPITALS, Registry, burning, digest
 
 ME = HOSPITALS[1]
 
 
-@dataclass
-class Consortium:
-    registry: Registry
-    folder: Path
-
-    def asker(self, name: str) -> Asker:
-        """A hospital with its configuration, and a disk that knows nothing yet."""
-        tls = self.registry._tls("hospital", name)
-        audit = f"127.0.0.1:{self.registry.audit_server.port}"
-        config = HospitalConfig.model_validate(
-            {
-                "hospital_id": name,
-                "tls": tls.model_dump(),
-                **{part: {"target": "127.0.0.1:1"} for part in ("coordinator", "aggregator")},
-                "registry": {"target": f"127.0.0.1:{self.registry.server.port}"},
-                "data": {"file": self.folder / "none"},
-                "population": name,
-                "data_dir": self.folder / name,
-                "member_keys": self.folder / "none",
-                "roster": self.folder / "roster.json",
-                "witness": {"audit": {"target": audit}, "log_key": self.folder / "log.key"},
-            }
-        )
-        assert config.witness is not None
-        verifier = load_signing_key(self.folder / "log.key").verifier
-        return Asker(config, config.witness, load_roster_file(config.roster), verifier)
-
-    def sent(self, name: str, job_id: str, version: int, content: bytes) -> None:
-        """Let a hospital's disk remember what it sent."""
-        (self.folder / name).mkdir(exist_ok=True)
-        SqliteNodeState(self.folder / name)
-        with sqlite3.connect(self.folder / name / STATE_FILE) as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO attempts (job_id, round, attempt, ciphertext_sha256) VALUES (?, ?, 1, ?)",
-                (job_id, version, digest(content)),
-            )
-
-    async def witness(self, *names: str) -> None:
-        await self.registry.drained()
-        for name in names:
-            asker = self.asker(name)
-            (self.folder / name).mkdir(exist_ok=True)
-            memory = SqliteNodeState(self.folder / name).witness
-            async with MeshChannel(asker.witness.audit.target, asker.config.tls) as channel:
-                audit = GrpcAuditLog(channel, 10.0)
-                looker = Witness(audit, memory, keys(name), CONSORTIUM, asker.verifier, SystemClock(), 4)
-                assert await looker.look() == "cosigned"
-
-
 @pytest.fixture
 async def consortium(postgres: PostgresDatabase, tmp_path: Path) -> AsyncIterator[Consortium]:
-    await asyncio.to_thread(migrate, postgres.config("audit_migrator"), "audit", AUDIT_MIGRATIONS)
+    save_founding_roster(tmp_path / "roster.json")
     generate_key(tmp_path / "log.key", f"{CONSORTIUM}/audit")
-    key = load_signing_key(tmp_path / "log.key")
-    database = Database(postgres.config("audit_service"))
-    await database.open()
-    store = AuditStore(database)
-    sequencer = Sequencer(store, key, SystemClock())
-    sequencing = asyncio.create_task(sequencer.run())
-    served = endpoint(LogUseCases(store, sequencer, key), WitnessUseCases(store, key, SystemClock(), 0.00001))
-    request = founding(*HOSPITALS)
-    signed = {item.hospital_id: item.signature for item in request.signatures}
-    save_roster_file(tmp_path / "roster.json", request.statement, signed)
-    try:
-        async with running_registry(postgres, tmp_path, served) as registry:
-            yield Consortium(registry, tmp_path)
-    finally:
-        sequencing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await sequencing
-        await database.close()
+    async with running_consortium(postgres, tmp_path) as running:
+        yield running
 
 
 async def test_a_hospital_proves_that_it_was_counted_once(consortium: Consortium, tmp_path: Path) -> None:
