@@ -9,6 +9,7 @@ from rich.console import Console
 from services.cli import (
     audit,
     bench,
+    doctor,
     hospital,
     inspection,
     measuring,
@@ -44,6 +45,7 @@ app.add_typer(privacy.app, name="privacy")
 inspection.register(app)
 members.register(app)
 stack.register(app)
+doctor.register(app)
 
 
 @app.command()
