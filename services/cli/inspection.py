@@ -15,13 +15,14 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
 from services.plans.staleness import WEIGHT_UNITS, weight_units
 
+rounds_app = typer.Typer(help="List the committed rounds of a job, or follow a job while it runs.")
 _NEEDS = ("audit", "registry")
 Limit = Annotated[int, typer.Option(min=1, max=500, help="At most so many rows")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the main command."""
-    app.command()(rounds)
+    app.add_typer(rounds_app, name="rounds")
     app.command()(jobs)
 
 
@@ -54,15 +55,19 @@ def list_versions(folder: Path, limit: int) -> None:
         console.print(table)
 
 
+@rounds_app.callback(invoke_without_command=True)
 def rounds(
+    context: typer.Context,
     folder: Folder = DEMO_DIR,
     job: Annotated[str, typer.Option(help="Job id; the newest job by default")] = "",
     limit: Limit = 500,
 ) -> None:
-    """List the committed rounds of a job with their metrics."""
+    """List the committed rounds of a job with their metrics; `watch` follows a job while it runs."""
+    if context.invoked_subcommand is not None:
+        return
 
     async def read(registry: Any) -> Any:
-        job_id = job or await _newest_job(registry)
+        job_id = job or await newest_job(registry)
         found = await call(registry.ListRounds, registry_pb2.ListRoundsRequest(job_id=job_id, page_size=limit))
         metrics = await call(registry.ListMetrics, registry_pb2.ListMetricsRequest(job_id=job_id))
         return found.rounds, metrics.metrics
@@ -132,7 +137,8 @@ def jobs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
     Console().print(table)
 
 
-async def _newest_job(registry: Any) -> str:
+async def newest_job(registry: Any) -> str:
+    """The id of the newest job. Raises: FedmeshError(NOT_FOUND) when there is none."""
     answer = await call(registry.ListJobs, registry_pb2.ListJobsRequest(page_size=1))
     if not answer.jobs:
         raise FedmeshError(Code.NOT_FOUND, "no job was ever started here")

@@ -9,6 +9,7 @@ from rich.console import Console
 from services.cli import (
     audit,
     bench,
+    doctor,
     hospital,
     inspection,
     measuring,
@@ -21,6 +22,7 @@ from services.cli import (
     roster,
     stack,
     tradeoff,
+    watching,
 )
 from services.common.errors import Code, FedmeshError
 from services.plans.manifest import MAX_EPSILON
@@ -43,9 +45,11 @@ app.add_typer(membership.app, name="members")
 app.add_typer(roster.app, name="roster")
 app.add_typer(privacy.app, name="privacy")
 inspection.register(app)
+watching.register(inspection.rounds_app)
 members.register(app)
 people.register(app)
 stack.register(app)
+doctor.register(app)
 
 
 @app.command()

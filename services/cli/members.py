@@ -1,22 +1,29 @@
 """`fedmesh hospitals`, `roster show`, `epochs`: who takes part, in which standing, with which keys."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from fedmesh.coordinator.v1 import coordinator_pb2
 from fedmesh.registry.v1 import registry_pb2
 from rich.console import Console
 
 from services.cli import roster
 from services.cli.inspection import Limit, make_table, stack_dir
 from services.cli.mesh import ask
+from services.cli.reconciliation import Reported, reported_ledgers
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
+from services.embedded.stack import Stack
+from services.privacy.budget import DEFAULT_LIMIT
+from services.privacy.reported import ReportedSpending
 from services.secure_sum.roster import as_roster
 from services.secure_sum.statements import EpochStatement, parse
 
 _NEEDS: Final = ("audit", "registry")
+_CERTIFICATE: Final = "certificate until (UTC)"
 
 
 def register(app: typer.Typer) -> None:
@@ -26,23 +33,60 @@ def register(app: typer.Typer) -> None:
 
 
 def hospitals(folder: Folder = DEMO_DIR) -> None:
-    """List hospitals with their standing and the strikes that count against them now."""
+    """List hospitals: standing, strikes that count now, whether they are connected, what is left of their budget."""
 
     async def read(registry: Any) -> Any:
-        return await call(registry.ListHospitals, registry_pb2.ListHospitalsRequest())
+        listed = await call(registry.ListHospitals, registry_pb2.ListHospitalsRequest())
+        return listed.hospitals, await reported_ledgers(registry)
 
-    answer = ask(stack_dir(folder), "registry", read, _NEEDS)
-    table = make_table("hospital", "display name", "standing", "strikes", "since", "certificate until (UTC)")
-    for found in answer.hospitals:
+    stack = stack_dir(folder)
+    listed, reported = ask(stack, "registry", read, _NEEDS)
+    connected = _connected(stack)
+    left = {ledger.hospital_id: _left(ledger) for ledger in reported.ledgers}
+    table = make_table(
+        "hospital", "display name", "standing", "strikes", "since", "connected (UTC)", "epsilon left", _CERTIFICATE
+    )
+    for found in listed:
         table.add_row(
             found.hospital_id,
             found.display_name,
             registry_pb2.HospitalStatus.Name(found.status).removeprefix("HOSPITAL_STATUS_").lower(),
             str(found.strikes or ""),
             f"{found.created_at.ToDatetime():%Y-%m-%d}",
+            "?" if connected is None else connected.get(found.hospital_id, "no"),
+            left.get(found.hospital_id, f"{DEFAULT_LIMIT.epsilon:g}"),
             _until(found),
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(
+        "[dim]connected: since when the hospital's task stream is open; ? while the coordinator does not run. epsilon "
+        f"left: of {DEFAULT_LIMIT.epsilon:g} in 365 days, by what the hospital reported; its own ledger decides.[/dim]"
+    )
+
+
+def _connected(folder: Path) -> dict[str, str] | None:
+    """Since when hospitals are connected; None when the coordinator cannot be asked."""
+    if not any(part.name == "coordinator" and part.running for part in Stack(folder).status()):
+        return None
+
+    async def read(coordinator: Any) -> Any:
+        return await call(coordinator.ListParticipants, coordinator_pb2.ListParticipantsRequest())
+
+    try:
+        answer = ask(folder, "coordinator", read)
+    except FedmeshError as error:
+        if not error.retryable:
+            raise
+        return None
+    return {item.hospital_id: f"{item.connected_at.ToDatetime():%Y-%m-%d %H:%M}" for item in answer.participants}
+
+
+def _left(ledger: Reported) -> str:
+    spending = ReportedSpending()
+    for entry in ledger.entries:
+        spending.add(entry)
+    return f"{spending.left(datetime.now(UTC), DEFAULT_LIMIT).epsilon:g}"
 
 
 def _until(found: registry_pb2.Hospital) -> str:

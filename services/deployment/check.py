@@ -24,8 +24,7 @@ async def check_services(config: CheckConfig, report: Callable[[str], None]) -> 
     failed = []
     for name, checked in config.services.items():
         try:
-            await _serves(config, checked)
-            await _refuses_strangers(config, checked)
+            await check_service(config, checked)
         except FedmeshError as error:
             failed.append(name)
             report(f"FAILED {name} at {checked.target}: {error}")
@@ -33,6 +32,12 @@ async def check_services(config: CheckConfig, report: Callable[[str], None]) -> 
             report(f"OK     {name} at {checked.target}: serves over mutual TLS, refuses callers without a certificate")
     if failed:
         raise FedmeshError(Code.SERVICE_UNAVAILABLE, f"not in order: {', '.join(failed)}")
+
+
+async def check_service(config: CheckConfig, checked: CheckedService) -> None:
+    """As `check_services`, for one service and without a word. Raises: FedmeshError."""
+    await _serves(config, checked)
+    await _refuses_strangers(config, checked)
 
 
 async def _serves(config: CheckConfig, checked: CheckedService) -> None:

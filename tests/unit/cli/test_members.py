@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,14 +43,21 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return prepare
 
 
-def test_hospitals_with_standing_and_strikes(answering: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hospitals_with_standing_and_strikes(
+    tmp_path: Path, answering: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     listed = pb.ListHospitalsResponse(
         hospitals=[pb.Hospital(hospital_id="north", status=pb.HOSPITAL_STATUS_SUSPENDED, strikes=7)]
     )
-    answering(ListHospitals=lambda _: listed)
-    members.hospitals()
-    shown = capsys.readouterr().out
-    assert all(text in shown for text in ("north", "suspended", "7"))
+    answering(
+        ListHospitals=lambda _: listed,
+        ListRosters=lambda _: pb.ListRostersResponse(),
+        ListLedgers=lambda _: pb.ListLedgersResponse(),
+    )
+    # No coordinator runs there: who is connected is not known, and that is what is shown.
+    members.hospitals(tmp_path)
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "north" in line]
+    assert row == ["north", "suspended", "7", "1970-01-01", "?", "0.5"]
 
 
 def test_a_roster_with_its_signers(answering: Any, capsys: pytest.CaptureFixture[str]) -> None:

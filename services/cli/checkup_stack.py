@@ -1,0 +1,85 @@
+"""Checks of a whole stack: its processes, and what only the consortium sees: witnesses and ledgers."""
+
+import asyncio
+from pathlib import Path
+
+from fedmesh.audit.v1 import audit_pb2
+
+from services.cli.checkup import check_network, check_settings, read_process
+from services.cli.findings import Finding, Level
+from services.cli.mesh import stub
+from services.cli.reconciliation import compare_ledgers, reported_ledgers
+from services.cli.witnesses import known_rosters, log_key, look_at
+from services.common.errors import FedmeshError
+from services.common.grpc.client import call
+from services.embedded.stack import COMPILER, SERVICES, Part, Stack
+from services.hospital_node.store.ledger import LEDGER_FILE
+
+
+async def check_stack(stack: Stack) -> list[Finding]:
+    """All checks of a stack. A part that is stopped is looked at without the network; nothing is started."""
+    parts = {part.name: part for part in stack.status() if part.name != COMPILER}
+    found = [_running(stack, part) for part in parts.values()]
+    for path in sorted((stack.folder / "config").glob("*.yaml")):
+        if path.name != "ports.yaml":
+            found += await _process(path, running=path.stem in parts and parts[path.stem].running)
+    if all(parts[name].running for name in ("audit", "registry")):
+        found += await _witnesses(stack)
+        found += await _ledgers(stack)
+    return found
+
+
+def _running(stack: Stack, part: Part) -> Finding:
+    if part.running:
+        return Finding(Level.OK, part.name, "runs", f"pid {part.pid}")
+    centre = part.name in (*SERVICES, stack.postgres.name, stack.redis.name)
+    todo = f"fedmesh up --dir {stack.folder}; why it ended stands in {part.log}"
+    if centre:
+        return Finding(Level.FAIL, part.name, "runs", "stopped", todo)
+    return Finding(Level.WARN, part.name, "runs", "stopped", f"its log: {part.log}")
+
+
+async def _process(path: Path, *, running: bool) -> list[Finding]:
+    try:
+        process = read_process(path)
+    except FedmeshError as error:
+        return [Finding(Level.FAIL, path.stem, "settings", error.message, "correct the settings: it would not start")]
+    found = await asyncio.to_thread(check_settings, process)
+    return [*found, *await check_network(process)] if running else found
+
+
+async def _witnesses(stack: Stack) -> list[Finding]:
+    try:
+        async with stub(stack, "audit") as audit, stub(stack, "registry") as registry:
+            rosters = await known_rosters(stack, registry, None)
+            if not rosters:
+                return []
+            seen = await look_at(audit, log_key(stack), rosters)
+            alarms = await call(audit.ListAlarms, audit_pb2.ListAlarmsRequest(limit=1))
+    except FedmeshError as error:
+        return [Finding(Level.FAIL, "audit", "witnesses", error.message, "fedmesh audit status; call the hospitals")]
+    if alarms.total:
+        text = f"{alarms.total} alarms are on record"
+        return [Finding(Level.WARN, "audit", "witnesses", text, "docs/runbooks/FedmeshWitnessAlarm.md")]
+    if seen.best is None:
+        text = f"nothing is witnessed yet; {rosters[-1].threshold} of {rosters[-1].size} hospitals are needed"
+        return [Finding(Level.WARN, "audit", "witnesses", text, "docs/runbooks/FedmeshWitnessStale.md")]
+    text = f"{seen.best[1].size} of {seen.newest.size} entries are witnessed by {len(seen.best[2].signers)} hospitals"
+    return [Finding(Level.OK, "audit", "witnesses", text)]
+
+
+async def _ledgers(stack: Stack) -> list[Finding]:
+    try:
+        async with stub(stack, "registry") as registry:
+            reported = await reported_ledgers(registry)
+    except FedmeshError as error:
+        return [Finding(Level.FAIL, "registry", "ledgers", error.message, "fedmesh privacy reconcile says more")]
+    folders = (stack.folder / "hospitals").glob("*")
+    homes = {path.name: path for path in folders if (path / LEDGER_FILE).is_file()}
+    todo = "fedmesh privacy reconcile; docs/runbooks/FedmeshLedgersDiffer.md"
+    return [
+        Finding(Level.OK, verdict.hospital_id, "ledger", verdict.text)
+        if verdict.agrees
+        else Finding(Level.FAIL, verdict.hospital_id, "ledger", verdict.text, todo)
+        for verdict in compare_ledgers(homes, reported)
+    ]
