@@ -13,6 +13,7 @@ from services.cli import (
     hospital,
     inspection,
     measuring,
+    measuring_stores,
     members,
     membership,
     models,
@@ -40,6 +41,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(plan.app, name="plan")
 tradeoff.register(plan.app)
 measuring.register(bench.app)
+measuring_stores.register(bench.app)
 app.add_typer(hospital.app, name="hospital")
 app.add_typer(membership.app, name="members")
 app.add_typer(roster.app, name="roster")

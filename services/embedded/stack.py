@@ -178,6 +178,10 @@ class Stack:
         """The certificate of a hospital, issued when missing."""
         return self._issued(Kind.HOSPITAL, hospital_id)
 
+    def service_tls(self, name: str) -> TlsConfig:
+        """The certificate of a service, issued when missing."""
+        return self._issued(Kind.SERVICE, name)
+
     @property
     def registry_key(self) -> Path:
         """The registry's signing key, for statements about model versions."""

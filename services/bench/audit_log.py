@@ -1,0 +1,183 @@
+"""`fedmesh bench audit`: concurrent appends to a real audit service, beside what the machine's disk can do."""
+
+import asyncio
+import json
+import random
+import time
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.table import Table
+
+from services.bench.bounds import fdatasync_rate, plain_insert_rate, quantiles_ms, repeat
+from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import MeshChannel, call
+from services.common.ids import new_id
+from services.embedded.guard import Guard
+from services.embedded.stack import Stack
+from services.transparency.merkle import Coordinate, Frontier, inclusion_proof, leaf_hash, verify_inclusion
+
+_WARM_S: Final = 2.0
+_TREE_SIZE: Final = 100_000
+_PROOFS: Final = 2_000
+_SEED: Final = 7
+_BODY: Final = json.dumps({"round": 1, "attempt": 1, "sha256": "0" * 64})
+
+APPENDS_PER_SYNC: Final = 5.0
+APPENDS_PER_INSERT: Final = 1.5
+P99_MS: Final = 150.0
+PROOFS_PER_S: Final = 20_000.0
+
+
+@dataclass(frozen=True)
+class AuditLogOptions:
+    """appenders: each sends one event at a time. seconds: of the appends; the bounds take half of it each."""
+
+    folder: Path
+    appenders: int = 50
+    seconds: float = 20.0
+    report: Path | None = None
+
+
+@dataclass(frozen=True)
+class AuditLogReport:
+    """What the run measured. Rates are per second, one event a call. proofs_per_s: inclusion proofs that one core
+    verifies, by its CPU time, in a tree of `tree_size` entries.
+    """
+
+    appenders: int
+    seconds: float
+    appends_per_s: float
+    append_ms: dict[str, float]
+    fdatasyncs_per_s: float
+    inserts_per_s: float
+    tree_size: int
+    proofs_per_s: float
+
+    def targets(self) -> dict[str, tuple[float, str, bool]]:
+        """By what is asked: the figure, the limit and whether it is kept."""
+        per_sync, per_insert = self.appends_per_s / self.fdatasyncs_per_s, self.appends_per_s / self.inserts_per_s
+        return {
+            "appends for each fdatasync": (per_sync, f">= {APPENDS_PER_SYNC:g}", per_sync >= APPENDS_PER_SYNC),
+            "appends for each plain insert": (
+                per_insert,
+                f">= {APPENDS_PER_INSERT:g}",
+                per_insert >= APPENDS_PER_INSERT,
+            ),
+            "an append, p99, ms": (self.append_ms["p99"], f"< {P99_MS:g}", self.append_ms["p99"] < P99_MS),
+            "proofs verified a second, one core": (
+                self.proofs_per_s,
+                f">= {PROOFS_PER_S:g}",
+                self.proofs_per_s >= PROOFS_PER_S,
+            ),
+        }
+
+
+def run_audit_log(options: AuditLogOptions, console: Console) -> AuditLogReport:
+    """Run the benchmark. Whatever happens, nothing is left running.
+
+    Raises: FedmeshError: a part that did not start, a refused append, or no append in the whole time.
+    """
+    Stack(options.folder / "stack").destroy()
+    guard = Guard()
+    stack = Stack(options.folder / "stack", guard=guard)
+    try:
+        with console.status("Starting PostgreSQL, the registry and the audit service ..."):
+            stack.start(("registry", "audit"))
+        with console.status("Measuring ..."):
+            report = asyncio.run(_measure(stack, options))
+    finally:
+        with console.status("Stopping everything ..."):
+            stack.destroy()
+            guard.close()
+    if options.report is not None:
+        told = asdict(report) | {"kept": {name: kept for name, (_, _, kept) in report.targets().items()}}
+        options.report.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    _print(console, report)
+    return report
+
+
+async def _measure(stack: Stack, options: AuditLogOptions) -> AuditLogReport:
+    half = options.seconds / 2
+    synced = fdatasync_rate(stack.folder, half)
+    inserted = await plain_insert_rate(stack.postgres.dsn(), options.appenders, half, _BODY)
+    latencies = await _append(stack, options)
+    if not latencies:
+        raise FedmeshError(Code.INTERNAL, f"no append ended within {options.seconds:g} s")
+    return AuditLogReport(
+        appenders=options.appenders,
+        seconds=options.seconds,
+        appends_per_s=len(latencies) / options.seconds,
+        append_ms=quantiles_ms(latencies),
+        fdatasyncs_per_s=synced,
+        inserts_per_s=inserted,
+        tree_size=_TREE_SIZE,
+        proofs_per_s=proofs_per_s(_TREE_SIZE, _PROOFS),
+    )
+
+
+async def _append(stack: Stack, options: AuditLogOptions) -> list[float]:
+    tls = stack.service_tls("coordinator")
+    async with AsyncExitStack() as channels:
+        stubs: list[Any] = []
+        for _ in range(options.appenders):
+            channel = await channels.enter_async_context(MeshChannel(stack.target("audit"), tls))
+            stubs.append(channel.stub(audit_pb2_grpc.AuditServiceStub))
+
+        async def append(worker: int) -> None:
+            request = audit_pb2.AppendEventsRequest(request_id=new_id(), events=[_event(worker)])
+            await call(stubs[worker].AppendEvents, request, timeout_s=20)
+
+        await repeat(append, options.appenders, _WARM_S)
+        return await repeat(append, options.appenders, options.seconds)
+
+
+def _event(worker: int) -> audit_pb2.Event:
+    at = Timestamp()
+    at.GetCurrentTime()
+    return audit_pb2.Event(
+        event_id=new_id(),
+        type="contribution.accepted",
+        occurred_at=at,
+        actor=f"spiffe://bench/hospital/h{worker:03d}",
+        subject="job/bench",
+        body_json=_BODY,
+    )
+
+
+def proofs_per_s(size: int, proofs: int) -> float:
+    """Inclusion proofs verified in a second of CPU time, of random entries in a tree of `size` entries."""
+    frontier, hashes = Frontier(), dict[Coordinate, bytes]()
+    for number in range(size):
+        made = frontier.append(leaf_hash(number.to_bytes(8, "big")))
+        hashes |= {Coordinate(node.level, node.position): node.hash for node in made}
+    root, chosen = frontier.root(), random.Random(_SEED).choices(range(size), k=proofs)  # noqa: S311 - a sample
+    asked = [
+        (hashes[Coordinate(0, index)], index, inclusion_proof(index, size, lambda *place: hashes[Coordinate(*place)]))
+        for index in chosen
+    ]
+    started = time.process_time()
+    for leaf, index, proof in asked:
+        verify_inclusion(leaf, index, size, proof, root)
+    return proofs / (time.process_time() - started)
+
+
+def _print(console: Console, report: AuditLogReport) -> None:
+    table = Table(title=f"{report.appenders} appenders, one event a call, {report.seconds:g} s")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("target", justify="right")
+    table.add_row("appends a second", f"{report.appends_per_s:.0f}", "")
+    table.add_row("an append, p50, ms", f"{report.append_ms['p50']:.1f}", "")
+    table.add_row("fdatasyncs a second, this disk", f"{report.fdatasyncs_per_s:.0f}", "")
+    table.add_row(f"plain inserts a second, {report.appenders} connections", f"{report.inserts_per_s:.0f}", "")
+    for name, (value, limit, kept) in report.targets().items():
+        shown = f"{value:.0f}" if value >= 1000 else f"{value:.2f}"
+        table.add_row(name, shown, limit if kept else f"{limit} MISSED")
+    console.print(table)
+    console.print(f"Proofs: random entries of a tree of {report.tree_size} entries, in this process.")
