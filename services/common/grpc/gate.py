@@ -20,6 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import Rule
+from services.common.grpc.admission import Admission
 from services.common.grpc.certificates import note_peer
 from services.common.grpc.objective import FAILED
 from services.common.grpc.wire import INTERNAL_TEXT, to_status
@@ -57,10 +58,11 @@ class Gate(grpc.aio.ServerInterceptor):
     """Lets a call through only when TLS, certificate, policy, standing and deadline allow it, and maps every error.
 
     policy: rules by full method name. consortium: the only trust domain whose certificates are let in. admit: asked
-    for every call and again for every message of a stream, so that a suspension ends what is under way.
+    for every call and again for every message of a stream, so that a suspension ends what is under way. admission:
+    bounds the calls in flight.
     """
 
-    def __init__(self, policy: Mapping[str, Rule], consortium: str, admit: Admit | None = None) -> None:
+    def __init__(self, policy: Mapping[str, Rule], consortium: str, admit: Admit | None, admission: Admission) -> None:
         self._policy = policy
         self._consortium = consortium
         # A failure that is the first of its kind is a change from 0, which a rate sees; from nothing it would not be.
@@ -69,6 +71,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 for code in (grpc.StatusCode.OK, *FAILED):
                     CALLS.labels(method, code.name, "yes")
         self._admit_caller = admit
+        self._admission = admission
 
     async def intercept_service(
         self,
@@ -96,8 +99,8 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._observed(method, context) as call:
                 try:
-                    self._admit(method, context, needs_deadline=True)
-                    return await behaviour(self._guarded(request) if messages else request, context)
+                    with self._admission.entered(self._admit(method, context, needs_deadline=True)):
+                        return await behaviour(self._guarded(request) if messages else request, context)
                 except Exception as error:
                     call["error"] = error
                     await abort(context, method, error)
@@ -108,10 +111,10 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with self._observed(method, context) as call:
                 try:
-                    self._admit(method, context, needs_deadline=False)
-                    responses = behaviour(self._guarded(request) if messages else request, context)
-                    async for response in self._guarded(responses):
-                        yield response
+                    with self._admission.entered(self._admit(method, context, needs_deadline=False)):
+                        responses = behaviour(self._guarded(request) if messages else request, context)
+                        async for response in self._guarded(responses):
+                            yield response
                 except Exception as error:
                     call["error"] = error
                     await abort(context, method, error)
@@ -133,7 +136,8 @@ class Gate(grpc.aio.ServerInterceptor):
         if self._admit_caller is not None:
             self._admit_caller(peer)
 
-    def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
+    def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> Identity:
+        """Who calls. Raises: FedmeshError for whoever is not let in."""
         rule = self._policy.get(method)
         peer = read_peer(context)
         identity = peer.identity
@@ -148,6 +152,7 @@ class Gate(grpc.aio.ServerInterceptor):
         require_time(context, needs_deadline=needs_deadline)
         _caller.set(identity)
         _peer.set(peer)
+        return identity
 
     def _observed(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         rule = self._policy.get(method)

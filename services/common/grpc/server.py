@@ -13,9 +13,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from services.common.config import ServerConfig
+from services.common.config import LimitsConfig, ServerConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import load_policy
+from services.common.grpc.admission import Admission
 from services.common.grpc.certificates import note_own
 from services.common.grpc.gate import Admit, Gate
 from services.common.grpc.keepalive import server_keepalive
@@ -71,10 +72,12 @@ class MeshServer:
             ("grpc.max_connection_age_ms", int(config.max_connection_age_s * 1000)),
             ("grpc.max_connection_age_grace_ms", int(config.drain_s * 1000) or 1),
             *server_keepalive(),
+            *_limits(config.limits),
             # Two processes must never share a port by accident; replicas have their own addresses.
             ("grpc.so_reuseport", 0),
         ]
-        gate = Gate(policy, material.identity.consortium, admit)
+        shed = Admission(config.limits.calls, config.limits.calls_of_one)
+        gate = Gate(policy, material.identity.consortium, admit, shed)
         self._server = grpc.aio.server(interceptors=[gate], options=options)
         for endpoint in endpoints:
             endpoint.add_to_server(endpoint.servicer, self._server)
@@ -142,6 +145,17 @@ class MeshServer:
         await self._server.stop(self._config.drain_s)
         if self._probe is not None:
             await self._probe.stop(0)
+
+
+def _limits(limits: LimitsConfig) -> list[tuple[str, int]]:
+    """gRPC's options for what is refused before a call is one."""
+    return [
+        ("grpc.max_concurrent_streams", limits.streams),
+        # Between the soft and the hard limit calls are refused at random: one limit for all is clearer.
+        ("grpc.max_metadata_size", limits.metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
+        ("grpc.server_handshake_timeout_ms", int(limits.handshake_s * 1000)),
+    ]
 
 
 def bind(address: str, add: Callable[[], int]) -> int:
