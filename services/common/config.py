@@ -87,6 +87,26 @@ def is_safe_url(url: str) -> bool:
     return parts.scheme == "https" and bool(host)
 
 
+class LimitsConfig(Section):
+    """What one server lets clients take of it at once."""
+
+    calls: int = Field(
+        default=4096, ge=1, le=1_000_000, description="calls in flight, streams included; more are told to come again"
+    )
+    calls_of_one: int = Field(
+        default=512, ge=1, le=1_000_000, description="of these, calls in flight of one identity; services are exempt"
+    )
+    streams: int = Field(
+        default=256, ge=1, le=100_000, description="calls at once on one connection; a client queues what is over it"
+    )
+    metadata_bytes: int = Field(
+        default=16_384, ge=4096, le=1_048_576, description="metadata of one call, above which it is refused"
+    )
+    handshake_s: float = Field(
+        default=20.0, ge=1, le=300, description="seconds to finish TLS and HTTP/2's first frame in"
+    )
+
+
 class ServerConfig(Section):
     listen: Address = Field(description="host:port of the mTLS listener")
     health_listen: Address | None = Field(
@@ -104,6 +124,7 @@ class ServerConfig(Section):
     max_connection_age_s: float = Field(
         default=3600.0, ge=10, description="seconds after which a client is asked to connect anew, to spread load"
     )
+    limits: LimitsConfig = Field(default=LimitsConfig(), description="what clients may take at once")
 
 
 class ClientConfig(Section):

@@ -21,6 +21,7 @@ __all__ = [
     "LATENCY",
     "LATENCY_MADE",
     "SERVING",
+    "SHED",
     "attempt_span",
     "exemplar",
     "get_logger",
@@ -52,6 +53,9 @@ LATENCY_MADE: Final = Histogram(
     "Time that this process waited for a call, all tries included",
     ["method", "objective"],
     buckets=LATENCY_BUCKETS,
+)
+SHED: Final = Counter(
+    "fedmesh_grpc_server_shed_total", "Calls refused because too many were in flight, by whose bound", ["bound"]
 )
 SERVING: Final = Gauge("fedmesh_serving", "1 while this process is ready for calls", ["process"])
 

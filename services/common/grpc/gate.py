@@ -20,6 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import Rule
+from services.common.grpc.admission import Admission
 from services.common.grpc.certificates import note_peer
 from services.common.grpc.objective import FAILED
 from services.common.grpc.wire import INTERNAL_TEXT, to_status
@@ -63,15 +64,17 @@ class Gate(grpc.aio.ServerInterceptor):
     """Lets a call through only when TLS, certificate, policy, standing and deadline allow it, and maps every error.
 
     policy: rules by full method name. consortium: the only trust domain whose certificates are let in. admit: asked
-    for every call and again for every message of a stream, so that a suspension ends what is under way. sign_in: reads
-    the token of an operator's call; without it, the certificate alone says who the operator is.
+    for every call and again for every message of a stream, so that a suspension ends what is under way. admission:
+    bounds the calls in flight. sign_in: reads the token of an operator's call; without it, the certificate alone says
+    who the operator is.
     """
 
     def __init__(
         self,
         policy: Mapping[str, Rule],
         consortium: str,
-        admit: Admit | None = None,
+        admit: Admit | None,
+        admission: Admission,
         sign_in: SignIn | None = None,
     ) -> None:
         self._sign_in = sign_in
@@ -83,6 +86,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 for code in (grpc.StatusCode.OK, *FAILED):
                     CALLS.labels(method, code.name, "yes")
         self._admit_caller = admit
+        self._admission = admission
 
     async def intercept_service(
         self,
@@ -110,8 +114,8 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._observed(method, context) as call:
                 try:
-                    await self._admit(method, context, needs_deadline=True)
-                    return await behaviour(self._guarded(request) if messages else request, context)
+                    with self._admission.entered(await self._admit(method, context, needs_deadline=True)):
+                        return await behaviour(self._guarded(request) if messages else request, context)
                 except Exception as error:
                     call["error"] = error
                     await abort(context, method, error)
@@ -122,10 +126,10 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with self._observed(method, context) as call:
                 try:
-                    await self._admit(method, context, needs_deadline=False)
-                    responses = behaviour(self._guarded(request) if messages else request, context)
-                    async for response in self._guarded(responses):
-                        yield response
+                    with self._admission.entered(await self._admit(method, context, needs_deadline=False)):
+                        responses = behaviour(self._guarded(request) if messages else request, context)
+                        async for response in self._guarded(responses):
+                            yield response
                 except Exception as error:
                     call["error"] = error
                     await abort(context, method, error)
@@ -149,7 +153,10 @@ class Gate(grpc.aio.ServerInterceptor):
         if self._admit_caller is not None:
             self._admit_caller(peer)
 
-    async def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
+    async def _admit(
+        self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool
+    ) -> Identity:
+        """Who calls. Raises: FedmeshError for whoever is not let in."""
         rule = self._policy.get(method)
         peer = read_peer(context)
         identity = peer.identity
@@ -166,6 +173,7 @@ class Gate(grpc.aio.ServerInterceptor):
         require_time(context, needs_deadline=needs_deadline)
         _caller.set(person.identity(self._consortium) if person else identity)
         _peer.set(peer)
+        return identity
 
     async def _signed_in(
         self, method: str, rule: Rule, identity: Identity, context: grpc.aio.ServicerContext[Any, Any]

@@ -13,13 +13,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from services.common.config import ServerConfig
+from services.common.config import LimitsConfig, ServerConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import load_policy
+from services.common.grpc.admission import Admission
 from services.common.grpc.certificates import note_own
 from services.common.grpc.gate import Admit, Gate
 from services.common.grpc.keepalive import server_keepalive
-from services.common.people.sign_in import MAX_TOKEN_BYTES, SignIn
+from services.common.people.sign_in import SignIn
 from services.common.tasks import end_tasks
 from services.common.telemetry import SERVING, get_logger
 from services.common.tls import load_tls, server_credentials
@@ -66,22 +67,21 @@ class MeshServer:
         options = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
-            # Room for the largest token beside a trace; gRPC's own 8 KiB would refuse it now and then.
-            ("grpc.max_metadata_size", 2 * MAX_TOKEN_BYTES),
-            ("grpc.absolute_max_metadata_size", 3 * MAX_TOKEN_BYTES),
             # Left to itself, gRPC takes in ever more of a fast stream before anybody reads it.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
             ("grpc.max_connection_age_ms", int(config.max_connection_age_s * 1000)),
             ("grpc.max_connection_age_grace_ms", int(config.drain_s * 1000) or 1),
             *server_keepalive(),
+            *_limits(config.limits),
             # Two processes must never share a port by accident; replicas have their own addresses.
             ("grpc.so_reuseport", 0),
         ]
         sign_in = SignIn(config.people) if config.people else None
         if sign_in is None and any(rule.roles for rule in policy.values()):
             log.warning("operators_need_no_sign_in", advice="set server.people: see docs/people.md")
-        gate = Gate(policy, material.identity.consortium, admit, sign_in)
+        shed = Admission(config.limits.calls, config.limits.calls_of_one)
+        gate = Gate(policy, material.identity.consortium, admit, shed, sign_in)
         self._server = grpc.aio.server(interceptors=[gate], options=options)
         for endpoint in endpoints:
             endpoint.add_to_server(endpoint.servicer, self._server)
@@ -149,6 +149,18 @@ class MeshServer:
         await self._server.stop(self._config.drain_s)
         if self._probe is not None:
             await self._probe.stop(0)
+
+
+def _limits(limits: LimitsConfig) -> list[tuple[str, int]]:
+    """gRPC's options for what is refused before a call is one."""
+    return [
+        ("grpc.max_concurrent_streams", limits.streams),
+        # Between the soft and the hard limit calls are refused at random: one limit for all is clearer. A token has at
+        # most 8 KiB, which the default has room for, beside a trace.
+        ("grpc.max_metadata_size", limits.metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
+        ("grpc.server_handshake_timeout_ms", int(limits.handshake_s * 1000)),
+    ]
 
 
 def bind(address: str, add: Callable[[], int]) -> int:
