@@ -44,18 +44,19 @@ def hospitals(folder: Folder = DEMO_DIR) -> None:
     connected = _connected(stack)
     left = {ledger.hospital_id: _left(ledger) for ledger in reported.ledgers}
     table = make_table(
-        "hospital", "display name", "standing", "strikes", "since", "connected (UTC)", "epsilon left", _CERTIFICATE
+        "hospital", "standing", "strikes", "connected (UTC)", "epsilon left", _CERTIFICATE, "display name"
     )
+    # Of all that may be folded to fit a terminal, this is what people search and copy.
+    table.columns[0].no_wrap = True
     for found in listed:
         table.add_row(
             found.hospital_id,
-            found.display_name,
             registry_pb2.HospitalStatus.Name(found.status).removeprefix("HOSPITAL_STATUS_").lower(),
             str(found.strikes or ""),
-            f"{found.created_at.ToDatetime():%Y-%m-%d}",
             "?" if connected is None else connected.get(found.hospital_id, "no"),
             left.get(found.hospital_id, f"{DEFAULT_LIMIT.epsilon:g}"),
             _until(found),
+            "" if found.display_name == found.hospital_id else found.display_name,
         )
     console = Console()
     console.print(table)

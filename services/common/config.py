@@ -96,9 +96,6 @@ class LimitsConfig(Section):
     calls_of_one: int = Field(
         default=512, ge=1, le=1_000_000, description="of these, calls in flight of one identity; services are exempt"
     )
-    streams: int = Field(
-        default=256, ge=1, le=100_000, description="calls at once on one connection; a client queues what is over it"
-    )
     metadata_bytes: int = Field(
         default=16_384, ge=4096, le=1_048_576, description="metadata of one call, above which it is refused"
     )

@@ -154,7 +154,6 @@ class MeshServer:
 def _limits(limits: LimitsConfig) -> list[tuple[str, int]]:
     """gRPC's options for what is refused before a call is one."""
     return [
-        ("grpc.max_concurrent_streams", limits.streams),
         # Between the soft and the hard limit calls are refused at random: one limit for all is clearer. A token has at
         # most 8 KiB, which the default has room for, beside a trace.
         ("grpc.max_metadata_size", limits.metadata_bytes),

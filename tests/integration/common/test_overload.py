@@ -152,23 +152,6 @@ async def test_tls_without_http2_after_it_is_hung_up_on(served: Setup) -> None:
     writer.close()
 
 
-async def test_no_more_streams_run_on_a_connection_than_allowed(setup: Setup) -> None:
-    """A hundred calls on one connection: the server works on a few at a time, and all are answered in the end."""
-    server = setup.serve(calls=100_000, calls_of_one=100_000, streams=STREAMS)
-    await server.start()
-    setup.stopping.append(server)
-    async with setup.channel(setup.hospital) as channel:
-        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
-        request = audit_pb2.GetOfferedCheckpointRequest()
-        asked = [call(stub.GetOfferedCheckpoint, request, timeout_s=60, patience_s=60) for _ in range(100)]
-        calls = asyncio.gather(*asked)
-        await setup.audit.wait_for(STREAMS)
-        await setup.still_answers()
-        setup.audit.release.set()
-        await calls
-    assert setup.audit.most == STREAMS
-
-
 async def test_one_caller_cannot_fill_the_server(served: Setup) -> None:
     before = shed("caller")
     async with served.channel(served.hospital) as channel:
