@@ -18,7 +18,7 @@ from services.common.grpc.server import Endpoint, MeshServer
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.embedded.processes import free_port
 
-CALLS, CALLS_OF_ONE, STREAMS, METADATA_BYTES = 6, 4, 8, 8192
+CALLS, CALLS_OF_ONE, METADATA_BYTES = 6, 4, 8192
 
 
 class Audit(audit_pb2_grpc.AuditServiceServicer):
