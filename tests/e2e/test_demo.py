@@ -23,6 +23,7 @@ from services.cli.main import app
 from services.cli.mesh import awake, stub
 from services.cli.witnesses import log_key
 from services.common.clock import SystemClock
+from services.common.errors import FedmeshError
 from services.common.grpc.client import MeshChannel, call
 from services.common.ids import new_id
 from services.common.tracing import ALLOWED
@@ -162,7 +163,12 @@ async def witness_up_to(stack: Stack, name: str, size: int) -> None:
     async with MeshChannel(stack.target("audit"), stack.hospital_tls(name)) as channel:
         witness = Witness(GrpcAuditLog(channel, 10.0), memory, keys, CONSORTIUM, verifier, SystemClock(), 4)
         while not ((held := memory.held(str(verifier))) and held.cosigned and held.size >= size):
-            assert await witness.look() in ("cosigned", "current")
+            try:
+                assert await witness.look() in ("cosigned", "current")
+            except FedmeshError as error:
+                # A service that has just started does not know yet which hospitals to let in.
+                if not error.retryable:
+                    raise
             await asyncio.sleep(0.1)
 
 

@@ -171,23 +171,6 @@ async def test_patience_outlasts_a_store_that_comes_back(setup: Setup) -> None:
     assert (await setup.ask(tls, patience_s=10)).checkpoint.endswith("h-1")
 
 
-async def test_retries_end_where_nearly_everything_fails(setup: Setup) -> None:
-    """Four tries for each of a hundred calls would be 400."""
-    calls, plenty = 100, 1_000
-    setup.audit.failures = plenty
-    request = audit_pb2.GetCheckpointRequest()
-    async with MeshChannel(setup.config.listen, setup.ca.issue_hospital("h-1")) as channel:
-        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
-        tries = [call(stub.GetCheckpoint, request, timeout_s=30) for _ in range(calls)]
-        answers = await asyncio.gather(*tries, return_exceptions=True)
-        assert {answer.code for answer in answers if isinstance(answer, FedmeshError)} == {Code.STORE_UNAVAILABLE}
-        assert not [answer for answer in answers if not isinstance(answer, FedmeshError)]
-        assert calls + 20 < plenty - setup.audit.failures < calls + 60
-        setup.audit.failures = 0
-        # And it is no state for good.
-        assert (await call(stub.GetCheckpoint, request, timeout_s=30)).checkpoint
-
-
 async def test_a_stream_ends_with_its_error(setup: Setup) -> None:
     async with MeshChannel(setup.config.listen, setup.ca.issue_operator("o-1")) as channel:
         stub = channel.stub(audit_pb2_grpc.AuditServiceStub)

@@ -76,6 +76,7 @@ async def promoted(world: Consortium) -> pb.Job:
 async def test_a_hospital_pulls_what_holds_and_nothing_else(consortium: Consortium, tmp_path: Path) -> None:
     registry, job = consortium.registry, await promoted(consortium)
     asker = puller(consortium)
+    await registry.drained()
     with pytest.raises(FedmeshError, match="0 entries are witnessed: come again"):
         await fetch(asker, "production")
     await consortium.witness(*HOSPITALS[:4])
