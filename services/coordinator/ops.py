@@ -13,20 +13,23 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.telemetry import get_logger
 from services.coordinator.outward import Registry
-from services.coordinator.page import STYLE, Seen, render
-from services.coordinator.ports import Rounds
+from services.coordinator.page import STYLE, Budgets, Seen, render
+from services.coordinator.ports import Observation, Rounds
 
 log = get_logger(__name__)
 
+PartT = TypeVar("PartT")
+
 _MOST_HEADER_BYTES: Final = 8192
 _REQUEST_S: Final = 5.0
+_LOOK_S: Final = 3.0
 _MOST_CONNECTIONS: Final = 16
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 _HEADERS: Final = {
@@ -51,16 +54,35 @@ class Overview:
 
     async def __call__(self) -> Seen:
         """What there is to see; what cannot be read is said in `trouble`."""
-        now = self._clock.now()
-        connected: dict[str, datetime] = {}
+        trouble: list[str] = []
+        connected, rounds, budgets = await asyncio.gather(
+            self._read("who is connected", self._connected(), trouble),
+            self._read("jobs", self._rounds(), trouble),
+            self._read("budgets", self._budgets(), trouble),
+        )
+        return Seen(self._clock.now(), rounds, connected, budgets, sorted(trouble))
+
+    async def _read(self, what: str, reading: Awaitable[PartT], trouble: list[str]) -> PartT | None:
         try:
-            for name, details in (await self._store.participants()).items():
-                connected[name] = datetime.fromtimestamp(details["since_ms"] / 1000, UTC)
-            jobs = await self._registry.running_jobs()
-            rounds = [(job.job_id, await self._store.observe(job.job_id)) for job in jobs]
+            async with asyncio.timeout(_LOOK_S):
+                return await reading
         except FedmeshError as error:
-            return Seen(now, (), connected, error.message)
-        return Seen(now, rounds, connected)
+            trouble.append(f"{what}: {error.message}")
+        except TimeoutError:
+            trouble.append(f"{what}: no answer within {_LOOK_S:g} s")
+        return None
+
+    async def _connected(self) -> dict[str, datetime]:
+        participants = await self._store.participants()
+        return {name: datetime.fromtimestamp(found["since_ms"] / 1000, UTC) for name, found in participants.items()}
+
+    async def _rounds(self) -> list[tuple[str, Observation | None]]:
+        jobs = await self._registry.running_jobs()
+        return [(job.job_id, await self._store.observe(job.job_id)) for job in jobs]
+
+    async def _budgets(self) -> Budgets:
+        answer = await self._registry.budgets()
+        return Budgets({item.hospital_id: item.epsilon_left for item in answer.budgets}, answer.epsilon_limit)
 
 
 class OpsPage:

@@ -1,8 +1,10 @@
 """The ops page: what it says, over real HTTP from a real coordinator, and in a real browser."""
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.coordinator.domain.attempt import Attempt, Decline, Phase, Reports
-from services.coordinator.page import Seen, render, waits_for
+from services.coordinator.page import Budgets, Seen, render, waits_for
 from services.coordinator.ports import Observation
 from services.embedded.processes import free_port
 from tests.support.mesh import Mesh, running_mesh, small_plan
@@ -64,14 +66,33 @@ def test_it_says_what_a_round_waits_for() -> None:
     assert waits_for(Observation(waiting="no key epoch yet")) == "no key epoch yet"
 
 
+def test_a_crowd_is_cut_short() -> None:
+    crowd = tuple(f"h{number:03d}" for number in range(100))
+    attempt = Attempt("job", 1, 1, "plan", 0, "", crowd, Phase.TRAINING, 0, 1)
+    said = waits_for(Observation(1, attempt))
+    assert said.endswith("h011 and 88 more to have trained")
+
+
 def test_names_are_escaped_and_nothing_is_fetched() -> None:
     hostile = "<script>alert(1)</script>\"'&"
-    html = render(Seen(NOW, [(hostile, Observation(waiting=hostile))], {hostile: NOW}, hostile))
-    page = Page(html)
+    seen = Seen(NOW, [(hostile, Observation(waiting=hostile))], {hostile: NOW}, Budgets({hostile: 0.1}, 0.5), [hostile])
+    page = Page(render(seen))
     assert not page.tags & {"script", "b", "img", "link", "iframe", "form", "a"}
-    assert page.attributes <= {"lang", "charset", "http-equiv", "content", "name", "class"}
-    assert page.rows[1][0] == hostile
-    assert page.rows[1][3] == hostile
+    assert page.attributes <= {
+        "lang", "charset", "http-equiv", "content", "name", "class", "min", "max", "low", "value"
+    }  # fmt: skip
+    assert page.rows[1] == [hostile, "", "none", hostile, ""]
+    assert page.rows[3][:4] == [hostile, "connected", "2026-01-02 03:04:05", " 0.1 of 0.5"]
+
+
+def test_what_is_not_known_is_not_called_away() -> None:
+    html = render(Seen(NOW, None, None, Budgets({"a": 0.5}, 0.5), ["jobs: the registry is away"]))
+    assert Page(html).rows[1][:4] == ["a", "?", "", " 0.5 of 0.5"]
+    assert "Not all is known: jobs: the registry is away" in html
+    assert "No job runs" not in html
+    quiet = render(Seen(NOW, [], {}, None))
+    assert "No job runs" in quiet
+    assert "Not all is known" not in quiet
 
 
 async def ask(port: int, request: str) -> tuple[str, dict[str, str], str]:
@@ -88,11 +109,22 @@ def get(path: str = "/", host: str = "127.0.0.1", method: str = "GET") -> str:
     return f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"
 
 
+async def up(port: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(OSError):
+                await ask(port, get())
+                return
+            await asyncio.sleep(0.05)
+
+
 @pytest.fixture
 async def watched(tmp_path: Path, redis_server: RedisServer) -> AsyncIterator[tuple[Mesh, int]]:
     port = free_port()
     settings = {"ops_listen": f"127.0.0.1:{port}"}
     async with running_mesh(tmp_path, redis_server, manifest=small_plan(1), coordinator=settings) as mesh:
+        # It comes up beside the server whose port the coordinator announces.
+        await up(port)
         yield mesh, port
 
 
@@ -120,8 +152,13 @@ async def test_a_coordinator_serves_it(watched: tuple[Mesh, int]) -> None:
     page = await listed(port, job_id)
     rows = {row[0]: row for row in page.rows if row}
     assert rows["h01"][1] == "connected"
+    assert rows["h01"][3] == " 0.25 of 0.5"
     page = await listed(port, "h04")
-    assert {row[0]: row for row in page.rows if row}["h04"][1] == "away"
+    assert {row[0]: row for row in page.rows if row}["h04"][1].startswith("away")
+    mesh.registry.away = True
+    page = await listed(port, "?")
+    assert {row[0]: row for row in page.rows if row}["h01"][1:4:2] == ["connected", "?"]
+    mesh.registry.away = False
     for request, expected in (
         (get(method="POST"), "405"),
         (get("/metrics"), "404"),
@@ -133,33 +170,51 @@ async def test_a_coordinator_serves_it(watched: tuple[Mesh, int]) -> None:
     await mesh.ended(["h01", "h02", "h03"])
 
 
-CHROMIUM = shutil.which("chromium") or "chromium"
+CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--window-size=1100,640",
+    "--hide-scrollbars",
+    "--enable-logging=stderr",
 ]
 
 
+async def chromium(profile: Path, *arguments: str) -> tuple[bytes, bytes]:
+    """What a browser with a fresh profile printed and what it logged."""
+    assert CHROMIUM is not None
+    process = await asyncio.create_subprocess_exec(
+        CHROMIUM,
+        *FLAGS,
+        f"--user-data-dir={profile}",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    said = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode == 0, said[1].decode()
+    return said
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 async def test_a_browser_shows_it(watched: tuple[Mesh, int], tmp_path: Path) -> None:
-    """Needs Debian's chromium. The style must pass the page's own policy, or the browser logs a refusal."""
+    """What a browser makes of the page, and that the page's own policy lets its style through."""
     mesh, port = watched
     await mesh.start_hospitals(["h01", "h02", "h03"])
     job_id = mesh.create_job()
     await listed(port, job_id)
-    picture = tmp_path / "page.png"
-    command = [CHROMIUM, *FLAGS, "--enable-logging=stderr", f"--user-data-dir={tmp_path}/profile"]
-    process = await asyncio.create_subprocess_exec(
-        *command, f"--screenshot={picture}", f"http://127.0.0.1:{port}/", stderr=asyncio.subprocess.PIPE
-    )
-    _, said = await asyncio.wait_for(process.communicate(), 120)
-    assert process.returncode == 0
-    assert b"Content Security Policy" not in said
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    url = f"http://127.0.0.1:{port}/"
+    shown, logged = await chromium(tmp_path / "one", "--dump-dom", url)
+    page = Page(shown.decode())
+    assert {row[0]: row for row in page.rows if row}["h04"][1].startswith("away")
+    assert b"Content Security Policy" not in logged
+    picture = Path(os.environ.get("OPS_PAGE_PICTURE") or tmp_path / "page.png")
+    await chromium(tmp_path / "two", "--window-size=1100,640", f"--screenshot={picture}", url)
+    assert await asyncio.to_thread(picture.read_bytes)
     await mesh.ended(["h01", "h02", "h03"])
