@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from typing import Any, Final, TypeVar, cast
 
@@ -86,7 +86,7 @@ class MeshChannel:
         note_own(load_tls(tls))
         self._looked_at = time.monotonic()
         self._stamps = file_stamps(tls)
-        self._budget = Budget()
+        self._budget = Budget(self._connect_anew)
         self._channel = self._connect()
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -121,8 +121,26 @@ class MeshChannel:
                 log.warning("certificate_not_renewed", target=self.target, reason=str(error))
         return self._channel
 
+    def _connect_anew(self) -> None:
+        """Change to new connections once one is there: a silent replica does not answer a handshake either."""
+        self._keep(asyncio.ensure_future(self._change()))
+
+    async def _change(self) -> None:
+        before, fresh = self._channel, self._connect()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CONNECT_MS / 1000):
+                    await fresh.channel_ready()
+                if self._channel is before:
+                    self._channel, fresh = fresh, before
+                    log.info("connected_anew", target=self.target)
+        finally:
+            await fresh.close(_LEAVE_S if fresh is before else None)
+
     def _leave(self, channel: grpc.aio.Channel) -> None:
-        task = asyncio.ensure_future(channel.close(_LEAVE_S))
+        self._keep(asyncio.ensure_future(channel.close(_LEAVE_S)))
+
+    def _keep(self, task: "asyncio.Task[None]") -> None:
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 

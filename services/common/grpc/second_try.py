@@ -1,35 +1,61 @@
 """Second tries: a call that has no answer yet is made again, at another replica, within a budget (ADR 25).
 
 A replica that is frozen or cut off takes calls and answers none; gRPC notices by a keepalive ping, up to half a minute
-later. Only calls that may be repeated while the first is still under way come here.
+later. Round robin does not know either, and may give a second try to the same replica again: so after two of them the
+channel connects anew, which a silent replica does not answer. Only calls that may be repeated while the first is still
+under way come here.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final
 
-from services.common.errors import FedmeshError
+from services.common.errors import Code, FedmeshError
 from services.common.telemetry import SECOND_TRIES
 
 WAIT_S: Final = 0.3
 """Far above what an answer takes, and below the objective's half second together with a quick second answer."""
-MOST: Final = 3
+MOST: Final = 4
 _EARNED: Final = 0.1
-_FULL: Final = 3.0
+_FULL: Final = 4.0
+_TOGETHER_S: Final = 10.0
+# By then a keepalive ping has noticed it.
+_AGAIN_S: Final = 30.0
 
 
 class Budget:
     """Tokens of one channel: a call earns a tenth, a second try costs one, so one call in ten is made twice at most.
 
     A second try that answers sooner than `WAIT_S` gives its token back: it went around a silent replica, and the others
-    have time for it. Where all replicas are slow it does not, and the budget ends.
+    have time for it. Where all replicas are slow it does not, and the budget ends. Two of them within ten seconds say
+    that a connection is silent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, silent: Callable[[], None] = lambda: None) -> None:
+        """silent: told when a connection seems to be silent, at most once in `_AGAIN_S` seconds."""
         self._tokens = _FULL
+        self._silent = silent
+        self._went_around = self._told = -math.inf
 
-    def earn(self, tokens: float = _EARNED) -> None:
-        self._tokens = min(_FULL, self._tokens + tokens)
+    def earn(self) -> None:
+        """For a call."""
+        self._tokens = min(_FULL, self._tokens + _EARNED)
+
+    def went_around(self) -> None:
+        """Note that a second try was answered at once while the first was not."""
+        self._tokens = min(_FULL, self._tokens + 1.0)
+        before, self._went_around = self._went_around, time.monotonic()
+        if self._went_around - before < _TOGETHER_S:
+            self.met_silence()
+
+    def met_silence(self) -> None:
+        """Note that there is a connection without answers."""
+        now = time.monotonic()
+        if now - self._told > _AGAIN_S:
+            self._told = now
+            self._silent()
 
     def spend(self) -> bool:
         """Take a token; False when there is none."""
@@ -63,9 +89,14 @@ async def first_answer(
             for ended in sorted(done, key=_mendable):
                 answered = not _mendable(ended)
                 if answered and ended is second and loop.time() - began < wait_s:
-                    budget.earn(1.0)
+                    budget.went_around()
+                if _met_its_deadline(ended):
+                    budget.met_silence()
                 if answered or not under_way:
                     return ended.result()
+            if not done and made == MOST - 1:
+                # The last one goes over new connections.
+                budget.met_silence()
             if not done and ends - loop.time() > wait_s and budget.spend():
                 silent = under_way - {first}
                 await _give_up(silent)
@@ -79,6 +110,11 @@ async def first_answer(
 def _mendable(ended: "asyncio.Task[Any]") -> bool:
     error = ended.exception()
     return isinstance(error, FedmeshError) and error.retryable
+
+
+def _met_its_deadline(ended: "asyncio.Task[Any]") -> bool:
+    error = ended.exception()
+    return isinstance(error, FedmeshError) and error.code is Code.DEADLINE_EXCEEDED
 
 
 async def _give_up(tasks: Collection["asyncio.Task[Any]"]) -> None:

@@ -1,114 +1,50 @@
-"""Two replicas behind one name, as in a cluster; one falls silent with its connections open, as when it is frozen."""
+"""Two replicas behind one name; one falls silent with its connections open, as when it is frozen."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
+from prometheus_client import REGISTRY
 
-from loadtests.chaos.names import NameServer
-from services.common.config import ServerConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import MeshChannel, call
-from services.common.grpc.gate import caller
-from services.common.grpc.server import Endpoint, MeshServer
-from services.embedded.ca import create_ca
-from services.embedded.processes import free_port
-
-NAME = "audit.silent.test"
-HOSTS = ("127.78.0.1", "127.78.0.2")
-
-
-class Audit(audit_pb2_grpc.AuditServiceServicer):
-    """Says which replica it is. While it is frozen its calls come in, and get no answer."""
-
-    def __init__(self, host: str) -> None:
-        self.host = host
-        self.running = asyncio.Event()
-        self.running.set()
-        self.calls: Counter[str] = Counter()
-
-    async def GetCheckpoint(self, _request: Any, _context: Any) -> Any:
-        self.calls[caller().name] += 1
-        await self.running.wait()
-        return audit_pb2.GetCheckpointResponse(checkpoint=self.host)
-
-    async def ListEntries(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
-        await self.running.wait()
-        yield audit_pb2.ListEntriesResponse(index=1)
-
-
-@dataclass
-class Replicas:
-    target: str
-    audits: list[Audit]
-    hospital: TlsConfig
-    operator: TlsConfig
-
-    async def ask(self, channel: MeshChannel, **options: Any) -> str:
-        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
-        answer = await call(stub.GetCheckpoint, audit_pb2.GetCheckpointRequest(), **options)
-        return str(answer.checkpoint)
+from services.common.grpc.client import MeshChannel
+from tests.support.replicas import Replicas, running_replicas
 
 
 @pytest.fixture
 async def replicas(tmp_path: Path) -> AsyncIterator[Replicas]:
-    ca = create_ca(tmp_path / "ca", "test.local")
-    tls, port, names_port = ca.issue_service("audit", dns=[NAME]), free_port(), free_port()
-    descriptor = audit_pb2.DESCRIPTOR.services_by_name["AuditService"]
-    add = audit_pb2_grpc.add_AuditServiceServicer_to_server
-    names, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: NameServer({NAME: HOSTS}), ("127.0.0.1", names_port)
-    )
-    audits = [Audit(host) for host in HOSTS]
-    async with AsyncExitStack() as stack:
-        stack.callback(names.close)
-        for audit in audits:
-            config = ServerConfig(listen=f"{audit.host}:{port}", tls=tls, drain_s=0)
-            server = MeshServer(config, [Endpoint(descriptor, add, audit)])
-            await server.start()
-            stack.push_async_callback(server.stop)
-        yield Replicas(
-            f"dns://127.0.0.1:{names_port}/{NAME}:{port}", audits, ca.issue_hospital("h-1"), ca.issue_operator("olga")
-        )
-        for audit in audits:
-            audit.running.set()
+    async with running_replicas(tmp_path, 2) as running:
+        yield running
 
 
-async def both(replicas: Replicas, channel: MeshChannel) -> None:
-    """Call until both have answered: from then on the channel is connected to both."""
-    seen: set[str] = set()
-    async with asyncio.timeout(60):
-        while len(seen) < len(HOSTS):
-            seen.add(await replicas.ask(channel, patience_s=30))
+def second_tries() -> float:
+    return REGISTRY.get_sample_value("fedmesh_grpc_client_second_tries_total") or 0.0
 
 
 async def test_calls_go_around_a_replica_that_falls_silent(replicas: Replicas) -> None:
-    async with MeshChannel(replicas.target, replicas.hospital) as channel:
-        await both(replicas, channel)
-        frozen, awake = replicas.audits
-        frozen.running.clear()
-        before = frozen.calls.total()
-        # No patience: without a second try, every other call would end by its deadline.
-        assert [await replicas.ask(channel) for _ in range(10)] == [awake.host] * 10
-        assert frozen.calls.total() > before
-        frozen.running.set()
-        await both(replicas, channel)
+    async with MeshChannel(replicas.target, replicas.ca.issue_hospital("h-1")) as channel:
+        await replicas.all_answer(channel)
+        silent, awake = replicas.audits
+        silent.cut(True)
+        before = second_tries()
+        # No patience: without second tries every other call would end by its deadline.
+        assert [await replicas.ask(channel) for _ in range(60)] == [awake.host] * 60
+        # And only few of them need one: then the channel has new connections, of which the silent replica is none.
+        assert 2 <= second_tries() - before <= 10
+        silent.cut(False)
+        await replicas.all_answer(channel)
 
 
 async def test_a_call_that_may_take_long_is_made_once(replicas: Replicas) -> None:
     """It is not for the client to say that a long computation takes too long."""
     async with (
-        MeshChannel(replicas.target, replicas.hospital) as channel,
-        MeshChannel(replicas.target, replicas.operator) as other,
+        MeshChannel(replicas.target, replicas.ca.issue_hospital("h-1")) as channel,
+        MeshChannel(replicas.target, replicas.ca.issue_operator("olga")) as other,
     ):
-        await both(replicas, channel)
-        await both(replicas, other)
+        await replicas.all_answer(channel)
+        await replicas.all_answer(other)
         for audit in replicas.audits:
             audit.running.clear()
             audit.calls.clear()
