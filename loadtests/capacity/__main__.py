@@ -38,8 +38,9 @@ def _read(path: Path) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.capacity", description=__doc__)
-    parser.add_argument("--rounds", type=Path, nargs="+", default=ROUNDS, help="reports of fedmesh bench secure-sum")
-    parser.add_argument("--load", type=Path, default=LOAD, help="report of make loadtest")
+    sums = "reports of fedmesh bench secure-sum"
+    parser.add_argument("--round-reports", type=Path, nargs="+", default=ROUNDS, help=sums)
+    parser.add_argument("--load-report", type=Path, default=LOAD, help="report of make loadtest")
     for item in fields(Assumed):
         name = f"--{item.name.replace('_', '-')}"
         parser.add_argument(name, type=type(item.default), default=item.default, help="(%(default)s)")
@@ -48,7 +49,7 @@ def main() -> int:
     if min(vars(assumed).values()) <= 0 or assumed.filled > 1:
         parser.error("all figures are more than 0, and --filled is at most 1")
     try:
-        print(text(year(assumed, tuple(given.rounds), given.load)))
+        print(text(year(assumed, tuple(given.round_reports), given.load_report)))
     except FedmeshError as error:
         print(f"capacity: {error.message}", file=sys.stderr)
         return 1

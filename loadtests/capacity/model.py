@@ -12,7 +12,7 @@ from services.common.errors import Code, FedmeshError
 
 YEAR_S: Final = 365 * 86_400
 YEAR_H: Final = 365 * 24
-STORES: Final = ("postgres", "redis")
+STORES: Final = ("PostgreSQL", "Redis")
 # A state is one float32 a parameter, sealed; the seal's some hundred bytes are left out.
 STATE_BYTES: Final = 4
 
@@ -128,7 +128,7 @@ class Year:
     @property
     def shards(self) -> int:
         """Installations side by side: a log has one sequencer at a time, and Redis one thread, of a core each."""
-        return max(math.ceil(self.cores(part) / self.assumed.filled) for part in ("audit", "redis"))
+        return max(math.ceil(self.cores(part) / self.assumed.filled) for part in ("audit", "Redis"))
 
     @property
     def in_flight(self) -> float:

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from services.common.grpc.objective import AVAILABILITY, QUICK_S
+from services.common.grpc.objective import AVAILABILITY, FAILED, QUICK_S
 
 MEMBERS: Final = 15
+_FAILED: Final = frozenset(code.name for code in FAILED) | {"CANCELLED"}
 # The objectives (ADR 23). An upload is bytes and no control-plane call: it has the objective of its failures alone.
 FAILED_RATIO: Final = 1.0 - AVAILABILITY
 P99_MS: Final = QUICK_S * 1000
@@ -45,3 +46,8 @@ class Sample:
     ms: float
     status: str
     size: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the objectives count it as failed."""
+        return self.status in _FAILED

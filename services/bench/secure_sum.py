@@ -184,7 +184,7 @@ def _measure(
         phase_s=_phases(port),
         centre_cpu_s=sum(centre.values()),
         centre_cpu_by_service_s=centre,
-        stores_cpu_s={name: usage.cpu_s[name] / len(rounds) for name in ("postgres", "redis")},
+        stores_cpu_s={name: usage.cpu_s[name] / len(rounds) for name in (stack.postgres.name, stack.redis.name)},
         centre_adding_cpu_s=usage.cpu_s[WORKERS] / len(rounds),
         hospital_cpu_s=sum(usage.cpu_s[name] for name in names) / len(names) / len(rounds),
         aggregator_peak_extra_mb=usage.aggregator_extra_mb,

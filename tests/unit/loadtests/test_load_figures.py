@@ -34,7 +34,7 @@ def test_costs_are_differences_between_scenarios() -> None:
     found = costs(run())
     assert found.stream_cores == pytest.approx(0.0001)
     assert found.stream_mib == pytest.approx(0.1)
-    assert found.call_cpu_s == pytest.approx(0.02)
+    assert (found.call_cpu_s, found.crowded_call_cpu_s) == pytest.approx((0.02, 0.02))
     assert found.audit_cpu_s == pytest.approx(0.04)
     assert found.upload_cpu_s_per_mib == pytest.approx({"20000": 0.1, "200000": 0.15})
 
@@ -48,7 +48,7 @@ def test_a_run_within_its_limits_misses_nothing() -> None:
     [
         (scenario("calls-115", 115, 0.3, ms=700.0), "calls-115: p99 is 700 ms, the limit 500 ms"),
         (scenario("audit-storm", 115, 0.5, calls=0), "audit-storm: no call was made"),
-        (scenario("calls-115", 115, 0.3, ms=11.0), "2.2 times as long beside 115 hospitals"),
+        (scenario("calls-115", 115, 0.71), "a call beside 115 hospitals costs 3.0 times as much"),
         (scenario("idle-115", 115, 0.10, mib=150.0, calls=0), "a waiting hospital takes 1.00 MiB"),
         (scenario("idle-115", 115, 0.20, calls=0), "a waiting hospital takes 0.00100 cores"),
         (scenario("upload-storm-200000", 115, 3.0), "a MiB of 200000 integers costs 2.9 times"),
