@@ -84,7 +84,7 @@ class Costs:
     """What things cost, from differences between scenarios; processor time of services and stores together.
 
     stream_cores, stream_mib: of one hospital that waits; memory is the coordinator's. call_cpu_s, crowded_call_cpu_s:
-    of one call of the control-plane mix, beside the fewest and the most hospitals; audit_cpu_s: of one call of the audit
+    of one call of the control-plane mix, beside the fewest and the most hospitals; audit_cpu_s: of one of the audit
     storm. upload_cpu_s_per_mib: by integers of the model.
     """
 

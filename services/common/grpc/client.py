@@ -304,7 +304,7 @@ def _require_cancelled() -> None:
 
 
 def _connection_left() -> FedmeshError:
-    return FedmeshError(Code.SERVICE_UNAVAILABLE, "the connection was left for one with the renewed certificate")
+    return FedmeshError(Code.SERVICE_UNAVAILABLE, "the connection was left for a new one")
 
 
 class _FirstStatus:
