@@ -68,7 +68,7 @@ def check(config: RegistryConfig) -> None:
 async def main(config: RegistryConfig) -> None:
     """Serve until told to stop.
 
-    Raises: FedmeshError(CONFIG_INVALID), (STORE_UNAVAILABLE) when PostgreSQL is away at start, (WRONG_STATE) for a
+    Raises: FedmeshError(CONFIG_INVALID), (STORE_UNAVAILABLE) when PostgreSQL stays away at start, (WRONG_STATE) for a
         schema of another release.
     """
     setup_telemetry("registry", config.telemetry)
@@ -76,6 +76,7 @@ async def main(config: RegistryConfig) -> None:
     database = Database(config.postgres)
     await database.open()
     try:
+        await database.wait()
         await require_migrated(database, SCHEMA, MIGRATIONS)
         async with MeshChannel(config.audit.target, config.server.tls) as audit:
             store = PostgresStore(database)
