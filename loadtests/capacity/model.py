@@ -24,8 +24,9 @@ class Assumed:
     hospitals, models: of a year. rounds, params: of a model, which a cohort of the reports' size trains. peak: the
     busiest hour over the mean. filled: part of a core that may be used, so that a lost replica is made up for. epsilon,
     budget: of a model, and of a population in a year. core_hour: price of a processor core. gb_out: of a GB that leaves
-    a cloud or a hospital. gb_month: of a GB stored for a month, replicas included. gb_hospital: training data of a
-    hospital; refreshes: how often a year a central copy of it is made anew.
+    a cloud or a hospital. gb_month: of a GB stored for a month, replicas included. node_cores: cores that a hospital's
+    node keeps for itself all year. gb_hospital: training data of a hospital; refreshes: how often a year a central copy
+    of it is made anew.
     """
 
     hospitals: int = 1000
@@ -39,7 +40,8 @@ class Assumed:
     core_hour: float = 0.04
     gb_out: float = 0.08
     gb_month: float = 0.2
-    gb_hospital: float = 50.0
+    node_cores: float = 1.0
+    gb_hospital: float = 10.0
     refreshes: float = 12.0
 
 
@@ -170,28 +172,37 @@ class Year:
     # ---- money, US$ a year
 
     def federated(self) -> dict[str, float]:
-        """By what it is paid for; training itself left out, as in `centralised`."""
+        """By what it is paid for."""
         a = self.assumed
         services = sum(self.replicas(name) for name in self.one.cpu_s if name not in STORES)
         # Three copies of each store, each as large as what it does in the busiest hour.
         stores = sum(3 * max(1, math.ceil(self.cores(name) / a.filled)) for name in STORES)
-        hospital_cores = self._contributions * self.one.hospital_cpu_s / YEAR_S
         return {
             "cores of the services": services * a.core_hour * YEAR_H,
             "cores of the stores": stores * a.core_hour * YEAR_H,
-            "cores of the hospitals' cryptography": hospital_cores * a.core_hour * YEAR_H,
+            "cores of the hospitals' nodes": a.hospitals * self.node_cores * a.core_hour * YEAR_H,
             "bytes out of hospitals": self.hospital_out_tb * 1000 * a.gb_out,
             "bytes out of the centre": self.centre_out_tb * 1000 * a.gb_out,
             "versions kept": self.kept_tb * 1000 / 2 * a.gb_month * 12,
         }
 
-    def centralised(self) -> dict[str, float]:
-        """The same models from one copy of all data."""
+    @property
+    def node_cores(self) -> float:
+        """Of one hospital: kept for its node, or what cryptography needs in the busiest hour if that is more."""
+        busy = self.turns / 86_400 * self.assumed.peak * self.one.hospital_cpu_s
+        return max(self.assumed.node_cores, busy / self.assumed.filled)
+
+    def centralised(self, gb_hospital: float | None = None) -> dict[str, float]:
+        """The same models from one copy of all data, without what trains them. gb_hospital: another size of it."""
         a = self.assumed
-        gb = a.hospitals * a.gb_hospital
+        gb = a.hospitals * (a.gb_hospital if gb_hospital is None else gb_hospital)
         return {"bytes out of hospitals": gb * a.refreshes * a.gb_out, "data kept": gb * a.gb_month * 12}
 
     def break_even(self, cheaper: float) -> float:
         """US$ a year and hospital that a central copy must cost besides, so that the federation is so much cheaper."""
         federated, centralised = sum(self.federated().values()), sum(self.centralised().values())
         return max(0.0, (federated / (1 - cheaper) - centralised) / self.assumed.hospitals)
+
+    def even_at_gb(self, cheaper: float) -> float:
+        """GB of data of a hospital from which on bytes alone make the federation so much cheaper."""
+        return sum(self.federated().values()) / (1 - cheaper) / sum(self.centralised(1.0).values())

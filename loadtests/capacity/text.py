@@ -32,6 +32,7 @@ def _assumed(year: Year) -> list[tuple[str, str]]:
         ("a core for an hour", f"{a.core_hour:g} US$"),
         ("a GB that leaves a cloud or a hospital", f"{a.gb_out:g} US$"),
         ("a GB stored for a month", f"{a.gb_month:g} US$"),
+        ("cores kept for a hospital's node", f"{a.node_cores:g}"),
         ("training data of a hospital", f"{a.gb_hospital:g} GB, copied anew {a.refreshes:g} times a year"),
     ]
 
@@ -62,8 +63,8 @@ def _work(year: Year) -> list[str]:
     return [
         f"Rounds: {year.per_second:.2f} a second on average, {year.turns:,.0f} a day for a hospital; "
         f"{year.in_flight:.0f} at once in the busiest hour, whose uploads take {year.uploads_gb:.2f} GB of Redis.",
-        f"Installations side by side (shards): {year.shards}. Redis has one thread and an audit log one sequencer at a "
-        "time, so what takes more of a core than may be used needs another installation.",
+        f"Installations side by side (shards), at most: {year.shards}. Redis has one thread and an audit log one "
+        "sequencer at a time, so what takes more of a core than may be used needs another installation.",
         f"Memory for {a.hospitals:,} task streams: {waiting_mib:,.0f} MiB over all coordinators.",
         f"Bytes a year: {year.hospital_out_tb:,.1f} TB out of hospitals, {year.centre_out_tb:,.1f} TB out of the "
         f"centre, {year.kept_tb:,.1f} TB of versions kept at its end.",
@@ -88,8 +89,11 @@ def _verdict(year: Year) -> list[str]:
     return [
         f"By machines and bytes alone the federation costs {said} a central copy: {cents:.2f} cents a model, or "
         f"{each:,.0f} US$ a hospital and year.",
-        f"It is 40 % cheaper if a central copy costs at least {year.break_even(0.4):,.0f} US$ a hospital and year "
-        "besides: contracts, de-identification, reviews, what a breach may cost. Nobody measured that here.",
+        f"They cost the same from {year.even_at_gb(0.0):,.0f} GB of data a hospital on, and the federation 40 % less "
+        f"from {year.even_at_gb(0.4):,.0f} GB on.",
+        f"With {year.assumed.gb_hospital:g} GB it is 40 % cheaper if a central copy costs at least "
+        f"{year.break_even(0.4):,.0f} US$ a hospital and year besides: contracts, de-identification, reviews, what "
+        "a breach may cost. Nobody measured that here.",
     ]
 
 
