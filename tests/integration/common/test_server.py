@@ -168,8 +168,8 @@ async def test_patience_outlasts_a_store_that_comes_back(setup: Setup) -> None:
         await setup.ask(tls)
     assert caught.value.retryable
     assert setup.audit.failures > 0
-    setup.audit.failures = 10
-    assert (await setup.ask(tls, patience_s=10)).checkpoint.endswith("h-1")
+    setup.audit.failures = 5
+    assert (await setup.ask(tls, patience_s=30)).checkpoint.endswith("h-1")
 
 
 async def test_a_stream_ends_with_its_error(setup: Setup) -> None:
