@@ -140,7 +140,7 @@ def _measure(
     plain: PlanManifest,
     noise: dict[float, NoisePlan],
 ) -> Curve:
-    rounds = options.plan.rounds.count
+    rounds = len(options.plan.training_rounds)
     # At each epsilon one more, of every hospital alone.
     runs = 1 + len(promised) * (options.seeds + 1)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any, Final
 from uuid import UUID
 
@@ -22,6 +23,8 @@ PRODUCTION: Final = "production"
 CANDIDATE: Final = "candidate"
 REGISTRY: Final = "registry"
 HOSPITALS: Final = "hospitals"
+# The metrics of version v judge the state of version v - 1; the plan's initial state is no version.
+FIRST_MEASURED: Final = 2
 
 
 class Outcome(StrEnum):
@@ -199,7 +202,7 @@ def diverged(checks: Checks, metrics: Mapping[int, Mapping[str, float]]) -> tupl
     best: tuple[int, float] | None = None
     for version in sorted(metrics):
         auroc = metrics[version].get("auroc")
-        if auroc is None or version < 2:
+        if auroc is None or version < FIRST_MEASURED:
             continue
         if best is not None and auroc < best[1] - checks.largest_auroc_drop:
             why = (
@@ -319,9 +322,16 @@ def _divergence(seen: Evidence) -> Check:
     found = diverged(checks, {version: seen.metrics[version] for version in seen.metrics if version <= seen.version})
     if found is not None:
         return Check("divergence", Outcome.FAILED, found[2])
-    if not _measured(seen):
+    measured = [auroc for version, auroc in _measured(seen) if version >= FIRST_MEASURED]
+    if not measured:
         return Check("divergence", Outcome.MISSING, "no round up to this version measured anything")
-    return Check("divergence", Outcome.PASSED, f"no measurement fell by more than {checks.largest_auroc_drop:g}")
+    fall = max(best - auroc for best, auroc in zip(accumulate(measured, max), measured, strict=True))
+    return Check(
+        "divergence",
+        Outcome.PASSED,
+        f"no measurement fell by more than {checks.largest_auroc_drop:g}",
+        {"largest_fall": round(fall, 6), "allowed": checks.largest_auroc_drop},
+    )
 
 
 def _signed(seen: Evidence, check: str) -> Check:
