@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from services.common.errors import Code, FedmeshError
-from services.hospital_node.domain.ports import Held, Refusal, RefusalKind
+from services.hospital_node.domain.witness_ports import Held, Refusal, RefusalKind
 from services.hospital_node.store.sqlite import Database, sqlite_errors
 
 STATE_FILE: Final = "state.sqlite"
@@ -33,7 +33,7 @@ _REFUSALS: Final = "SELECT log, kind, held, seen, reason, at FROM refusals"
 
 
 class WitnessStore:
-    """See `domain.ports.WitnessMemory` for the contract."""
+    """See `domain.witness_ports.WitnessMemory` for the contract."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
