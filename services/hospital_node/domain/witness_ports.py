@@ -76,5 +76,5 @@ class WitnessMemory(Protocol):
 
     def keep_evidence(self, refusal: Refusal) -> tuple[Refusal, bool]:
         """Keep a refusal for good, the first one of its kind that contradicts what is held; that one, and whether it
-        is new."""
+        is new. Of a log that gave many reasons already, it is not kept: it is answered as it came, and not as new."""
         ...
