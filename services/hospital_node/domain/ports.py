@@ -175,12 +175,13 @@ class NoiseAdder(Protocol):
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What the registry says about a job."""
+    """What the registry says about a job. over: it has ended, in whichever way."""
 
     plan_id: str
     hospital_ids: tuple[str, ...]
     rounds: int
     roster_sha256: str
+    over: bool
 
 
 @dataclass(frozen=True)
@@ -351,6 +352,10 @@ class Ledger(Protocol):
 
     def entries_after(self, seq: int, limit: int) -> list[Entry]:
         """At most `limit` entries above a number, oldest first."""
+        ...
+
+    def unused(self) -> list[str]:
+        """Jobs whose reservation counts although nothing was ever charged; 1,000 at most."""
         ...
 
     def release(self, job_id: str) -> bool:
