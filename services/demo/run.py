@@ -19,6 +19,7 @@ from rich.console import Console
 
 from services.cli.mesh import stub
 from services.common.errors import Code, FedmeshError
+from services.common.files import require_writable
 from services.common.grpc.client import call, stream
 from services.common.ids import new_id
 from services.demo import datasets, heart
@@ -134,8 +135,7 @@ def run_demo(options: DemoOptions, console: Console) -> Results:
 
     Raises: FedmeshError: bad options or data, a part that did not start, or a failed job (INTERNAL).
     """
-    for path in (options.report, options.predictions):
-        _require_writable(path)
+    require_writable(options.report, options.predictions)
     plan = choose_plan(options)
     reports = []
     for seed in range(options.seeds):
@@ -176,13 +176,6 @@ def _run_once(options: DemoOptions, console: Console, plan: PlanManifest, seed: 
         with console.status("Stopping everything ..."):
             stack.stop()
             guard.close()
-
-
-def _require_writable(path: Path | None) -> None:
-    if path is None:
-        return
-    if not path.parent.is_dir() or path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {path}: no such folder, or no permission")
 
 
 def _train_and_compare(
