@@ -149,6 +149,10 @@ def promote(
     version: Version,
     to: Annotated[str, typer.Option("--alias", help="The alias that moves")] = "production",
     approve: Annotated[bool, typer.Option("--approve", help="Approve what another operator proposed")] = False,
+    reason: Annotated[
+        str,
+        typer.Option(help="Why a version that an automatic roll-back took away is promoted all the same; both see it"),
+    ] = "",
     folder: Folder = DEMO_DIR,
     operator: Operator = OPERATOR,
 ) -> None:
@@ -156,10 +160,16 @@ def promote(
 
     async def go(registry: Registry) -> pm.Promotion:
         job_id, number = await find_version(registry, version)
-        return await (confirm if approve else propose)(registry, job_id, number, to)
+        if approve:
+            return await confirm(registry, job_id, number, to)
+        return await propose(registry, job_id, number, to, reason)
 
+    if approve and reason:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "the reason is stated by the one who proposes")
     done = _ask(folder, go, operator)
     named = f"{done.job_id}/{done.version}"
+    if done.reason:
+        _say(f"[yellow]the divergence check is set aside[/yellow]: {escape(done.reason)}")
     if done.approved_by:
         _say(f"[green]promoted[/green] {done.model}@{done.alias} is {named}")
     else:

@@ -26,9 +26,15 @@ async def registry_as(stack: Stack, operator: str) -> AsyncIterator[Registry]:
         )
 
 
-async def propose(registry: Registry, job_id: str, version: int, alias: str) -> pm.Promotion:
-    """Propose to promote a version. Raises: FedmeshError(PRIVACY_REFUSED | WRONG_STATE) naming what blocks it."""
-    request = pm.ProposePromotionRequest(request_id=new_id(), job_id=job_id, version=version, alias=alias)
+async def propose(registry: Registry, job_id: str, version: int, alias: str, reason: str = "") -> pm.Promotion:
+    """Propose to promote a version. reason: why the divergence check of one that a roll-back took away is set aside.
+
+    Raises: FedmeshError(PRIVACY_REFUSED | WRONG_STATE) naming what blocks it, (INVALID_ARGUMENT) for a reason with
+        nothing to set aside.
+    """
+    request = pm.ProposePromotionRequest(
+        request_id=new_id(), job_id=job_id, version=version, alias=alias, reason=reason
+    )
     answer: pm.ProposePromotionResponse = await call(registry.promotion.ProposePromotion, request)
     return answer.promotion
 

@@ -157,7 +157,7 @@ async def pull(stack: Stack, plan: PlanManifest, hospital_id: str, done: Promoti
     write(pulled, out, keras=False)
     claim = pulled.claim
     text = (
-        f"statement signed by the registry, a witnessed log of {claim.entry.size} entries, checks signed by "
+        f"statement signed by the registry, a witnessed log of {claim.moved.place.size} entries, checks signed by "
         f"{len(claim.reports)} hospitals; model in {out}"
     )
     return Promotion(done.version, done.checks, done.proposed_by, done.approved_by, hospital_id, text)

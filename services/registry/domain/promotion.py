@@ -10,13 +10,14 @@ from datetime import datetime
 from enum import StrEnum
 from itertools import accumulate
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from services.common.errors import Code, FedmeshError
 from services.plans.checks import Checks
 from services.plans.manifest import PlanManifest
 from services.registry.domain.entities import CommittedRound, Job, Plan
 from services.secure_sum.cohort import threshold
+from services.transparency.attestation import WAIVABLE, claimed_predicate
 from services.transparency.findings import HOSPITAL_CHECKS, Findings
 
 PRODUCTION: Final = "production"
@@ -104,6 +105,14 @@ class Promotion:
     approved_by: str | None = None
     approved_at: datetime | None = None
     approval_verdict: bytes = b""
+    # Of the audit log's entry that tells of the alias's move, once it is there and where it is asked for.
+    alias_index: int | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why a check was set aside, as the proposer stated it in the signed verdict; empty when none was."""
+        waived = claimed_predicate(self.proposal_verdict).get("waived", {})
+        return "; ".join(waived.values())
 
 
 @dataclass(frozen=True)
@@ -159,9 +168,25 @@ def evaluate(seen: Evidence) -> tuple[Check, ...]:
     )
 
 
-def require_promotable(checks: Sequence[Check]) -> None:
-    """Raises: FedmeshError(PRIVACY_REFUSED) without privacy, (WRONG_STATE) naming every check that blocks."""
+def move_event_id(promotion_id: UUID) -> UUID:
+    """The id of the event that tells the audit log of an alias's move by this promotion."""
+    return uuid5(promotion_id, "alias.moved")
+
+
+def require_promotable(checks: Sequence[Check], reason: str = "") -> None:
+    """reason: why two people set a failed check of `WAIVABLE` aside; empty: nothing is.
+
+    Raises: FedmeshError(PRIVACY_REFUSED) without privacy, (WRONG_STATE) naming every check that blocks,
+        (INVALID_ARGUMENT) for a reason without a check that it could set aside.
+    """
     blocking = [item for item in checks if item.outcome is not Outcome.PASSED]
+    if reason:
+        waived = _waived(checks)
+        if not waived:
+            raise FedmeshError(
+                Code.INVALID_ARGUMENT, f"no failed check of {', '.join(sorted(WAIVABLE))} is there to be set aside"
+            )
+        blocking = [item for item in blocking if item.check not in waived]
     if not blocking:
         return
     if any(item.check == "privacy" for item in blocking):
@@ -215,9 +240,17 @@ def diverged(checks: Checks, metrics: Mapping[int, Mapping[str, float]]) -> tupl
     return None
 
 
-def verdict(seen: Evidence, checks: Sequence[Check]) -> dict[str, Any]:
-    """The predicate of a signed verdict: the checks with what they rest on. Free of times: it can be repeated."""
+def _waived(checks: Sequence[Check]) -> list[str]:
+    return [item.check for item in checks if item.check in WAIVABLE and item.outcome is Outcome.FAILED]
+
+
+def verdict(seen: Evidence, checks: Sequence[Check], reason: str = "") -> dict[str, Any]:
+    """The predicate of a signed verdict: the checks with what they rest on, and those that were set aside for a reason.
+    Free of times: it can be repeated.
+    """
+    waived = {"waived": dict.fromkeys(_waived(checks), reason)} if reason else {}
     return {
+        **waived,
         "checks": {
             item.check: {
                 "figures": dict(item.figures),
