@@ -1,6 +1,8 @@
 """Composition of the registry process."""
 
+from collections.abc import Sequence
 from datetime import timedelta
+from uuid import UUID
 
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import (
@@ -19,11 +21,12 @@ from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.grpc.strangers import StrangersServer
 from services.common.postgres import Database, require_migrated
 from services.common.postgres_watch import PostgresWatch
+from services.common.refusals import RefusalEvent, RefusalLog
 from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.registry.config import EnrolmentConfig, RegistryConfig
-from services.registry.domain.entities import StrikeRule
+from services.registry.domain.entities import Event, StrikeRule
 from services.registry.enrolling import CredentialServicer, EnrolmentServicer
 from services.registry.issuing import Issuer
 from services.registry.promotion_servicer import PromotionServicer
@@ -91,6 +94,7 @@ async def main(config: RegistryConfig) -> None:
                 background=background,
                 dependencies=database.ready,
                 admit=standing.admit_certificate,
+                refusals=build_refusals(config, store, clock, relay),
                 max_message_bytes=MAX_RECORD_BYTES,
             )
     finally:
@@ -171,6 +175,20 @@ def build_relay(config: RegistryConfig, store: PostgresStore, audit: MeshChannel
         claim_s=config.relay.claim_s,
         max_backoff_s=config.relay.max_backoff_s,
     )
+
+
+def build_refusals(config: RegistryConfig, store: PostgresStore, clock: Clock, relay: Relay) -> RefusalLog:
+    """What tells the audit log of refused callers, by the outbox."""
+
+    async def tell(refused: Sequence[RefusalEvent]) -> None:
+        events = [
+            Event(UUID(item.event_id), item.type, item.occurred_at, item.actor, item.subject, item.body_json)
+            for item in refused
+        ]
+        await store.run("access.refused", None, lambda tx: tx.outbox.add(events))
+        relay.wake()
+
+    return RefusalLog(load_tls(config.server.tls).identity, tell, clock)
 
 
 def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, relay: Relay) -> UseCases:

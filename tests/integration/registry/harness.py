@@ -30,7 +30,14 @@ from services.common.standing import Standing, StandingConfig
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
 from services.registry.config import BlobConfig, EnrolmentConfig, RegistryConfig, RelayConfig, StrikeConfig
-from services.registry.main import build_endpoints, build_enrolment, build_relay, build_usecases, strangers
+from services.registry.main import (
+    build_endpoints,
+    build_enrolment,
+    build_refusals,
+    build_relay,
+    build_usecases,
+    strangers,
+)
 from services.registry.relay import Relay
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
@@ -423,10 +430,12 @@ async def running_registry(
         enrolment = build_enrolment(config, store, SystemClock(), relay)
         standing = Standing(usecases.hospitals.members, config.standing)
         await standing.refresh()
+        refusals = build_refusals(config, store, SystemClock(), relay)
         server = MeshServer(
             config.server,
             build_endpoints(usecases, enrolment),
             admit=standing.admit_certificate,
+            refused=refusals.note,
             max_message_bytes=MAX_RECORD_BYTES,
         )
         await server.start()
@@ -436,7 +445,7 @@ async def running_registry(
         door = strangers(config, config.enrolment, enrolment)
         await door.start()
         stack.push_async_callback(door.stop)
-        tasks = [asyncio.create_task(relay.run()), asyncio.create_task(standing.run())]
+        tasks = [asyncio.create_task(run()) for run in (relay.run, standing.run, refusals.run)]
         registry = Registry(ca, database, pool, store, relay, server, audit_log, audit_server, stack, door, enrolment)
         try:
             yield registry

@@ -12,6 +12,7 @@ from services.common.grpc.client import call
 from services.common.ids import new_id
 from services.plans.manifest import canonical_bytes
 from tests.integration.registry.harness import (
+    CONSORTIUM,
     HOSPITALS,
     Registry,
     a_round,
@@ -86,6 +87,25 @@ async def test_a_suspended_hospital_is_refused_at_once(registry: Registry) -> No
     assert (await call(stub.GetJob, asked)).job.job_id == job.job_id
     unregistered = registry.hospital("stranger")
     assert await code(call(unregistered.GetJob, asked)) is Code.PERMISSION_DENIED
+    assert await code(call(stub.CreateJob, another)) is Code.PERMISSION_DENIED
+
+    def told_of() -> set[tuple[str, str, str]]:
+        told = [(event.subject, json.loads(event.body_json)) for event in events if event.type == "access.refused"]
+        return {(subject, body["method"].split("/")[1], body["reason"].split(":")[0]) for subject, body in told}
+
+    events, own = registry.audit.events, f"hospital/{HOSPITALS[0]}"
+    suspended = f"hospital {HOSPITALS[0]} is suspended"
+    expected = {(own, method, suspended) for method in ("GetJob", "GetPlan", "UploadBlob", "DownloadBlob")}
+    expected.add((own, "CreateJob", f"hospital {HOSPITALS[0]} may not call CreateJob"))
+    expected.add(("hospital/stranger", "GetJob", "hospital stranger is not registered in this consortium"))
+
+    async def told() -> bool:
+        return told_of() == expected
+
+    await registry.settled(told)
+    assert {event.actor for event in events if event.type == "access.refused"} == {
+        f"spiffe://{CONSORTIUM}/service/registry"
+    }
 
 
 async def test_plans_are_checked_and_approved_by_another(registry: Registry) -> None:
