@@ -8,6 +8,8 @@ from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import (
     enrolment_pb2,
     enrolment_pb2_grpc,
+    membership_pb2,
+    membership_pb2_grpc,
     promotion_pb2,
     promotion_pb2_grpc,
     registry_pb2,
@@ -29,6 +31,7 @@ from services.registry.config import EnrolmentConfig, RegistryConfig
 from services.registry.domain.entities import Event, StrikeRule
 from services.registry.enrolling import CredentialServicer, EnrolmentServicer
 from services.registry.issuing import Issuer
+from services.registry.membership_servicer import MembershipServicer
 from services.registry.promotion_servicer import PromotionServicer
 from services.registry.relay import Relay
 from services.registry.servicer import RegistryServicer, UseCases
@@ -40,6 +43,7 @@ from services.registry.usecases.enrolment import EnrolmentUseCases, Terms
 from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
+from services.registry.usecases.membership import MembershipUseCases
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.promotions import PromotionUseCases
@@ -103,7 +107,7 @@ async def main(config: RegistryConfig) -> None:
 
 
 def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> list[Endpoint]:
-    """The services of the registry's server over mutual TLS; the last one invites, renews and revokes."""
+    """The services of the registry's server over mutual TLS; the last one renews and revokes certificates."""
     return [
         Endpoint(
             registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
@@ -114,6 +118,11 @@ def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> 
             promotion_pb2.DESCRIPTOR.services_by_name["PromotionService"],
             promotion_pb2_grpc.add_PromotionServiceServicer_to_server,
             PromotionServicer(usecases.promotions),
+        ),
+        Endpoint(
+            membership_pb2.DESCRIPTOR.services_by_name["MembershipService"],
+            membership_pb2_grpc.add_MembershipServiceServicer_to_server,
+            MembershipServicer(usecases.membership),
         ),
         Endpoint(
             enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"],
@@ -207,6 +216,7 @@ def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, r
     )
     return UseCases(
         hospitals=HospitalUseCases(store, mutations, clock, StrikeRule(config.strikes.limit, config.strikes.window_s)),
+        membership=MembershipUseCases(store, mutations, clock, enrols=config.enrolment is not None),
         rosters=RosterUseCases(store, mutations, clock, timedelta(hours=config.epochs.max_age_h)),
         plans=PlanUseCases(store, mutations, clock),
         jobs=JobUseCases(store, mutations, clock),

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.common.v1 import round_pb2
-from fedmesh.registry.v1 import promotion_pb2_grpc, registry_pb2_grpc
+from fedmesh.registry.v1 import membership_pb2, membership_pb2_grpc, promotion_pb2_grpc, registry_pb2_grpc
 from fedmesh.registry.v1 import registry_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -198,6 +198,10 @@ class Registry:
         """The service of promotion, called as an operator unless another kind is given."""
         return self.stub(self._tls(kind, name), promotion_pb2_grpc.PromotionServiceStub)
 
+    def membership(self, name: str = "alice") -> Any:
+        """The service of changes of membership, called as an operator."""
+        return self.stub(self._tls("operator", name), membership_pb2_grpc.MembershipServiceStub)
+
     def _tls(self, kind: str, name: str) -> TlsConfig:
         stem = name if kind == "service" else f"{kind}-{name}"
         if (self.ca.folder / f"{stem}.pem").exists():
@@ -220,6 +224,31 @@ class Registry:
         for name in names:
             request = pb.RegisterHospitalRequest(request_id=new_id(), hospital_id=name, display_name=name.title())
             await call(self.operator().RegisterHospital, request)
+
+    async def suspend(self, hospital: str) -> None:
+        request = pb.SetHospitalStatusRequest(
+            request_id=new_id(), hospital_id=hospital, status=pb.HOSPITAL_STATUS_SUSPENDED, reason="why"
+        )
+        await call(self.operator().SetHospitalStatus, request)
+
+    async def propose(self, kind: str, hospital: str, **facts: Any) -> str:
+        """Propose a change of membership (`invite`, `reinstate`, `remove`) as alice: its id."""
+        number = membership_pb2.MembershipChangeKind.Value(f"MEMBERSHIP_CHANGE_KIND_{kind.upper()}")
+        request = membership_pb2.ProposeMembershipChangeRequest(
+            request_id=new_id(), kind=number, hospital_id=hospital, reason="why", **facts
+        )
+        answer = await call(self.membership().ProposeMembershipChange, request)
+        return str(answer.change.change_id)
+
+    async def approve(self, change_id: str, by: str = "bob") -> membership_pb2.MembershipChange:
+        request = membership_pb2.ApproveMembershipChangeRequest(request_id=new_id(), change_id=change_id)
+        answer = await call(self.membership(by).ApproveMembershipChange, request)
+        change: membership_pb2.MembershipChange = answer.change
+        return change
+
+    async def decide(self, kind: str, hospital: str, **facts: Any) -> None:
+        """A change of membership, as two people make it."""
+        await self.approve(await self.propose(kind, hospital, **facts))
 
     async def approved_plan(self, private: bool = False, rounds: int = 2) -> str:
         content = canonical_bytes(manifest(private, rounds))

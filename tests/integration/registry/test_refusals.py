@@ -58,10 +58,12 @@ async def test_hospitals_are_registered_once_and_removed_for_good(registry: Regi
     assert await code(registering("name\n")) is Code.INVALID_ARGUMENT
     assert await code(registering("south", "a\x00b")) is Code.INVALID_ARGUMENT
     assert await code(registering("south", "x" * 201)) is Code.INVALID_ARGUMENT
-    assert await code(setting("unknown", pb.HOSPITAL_STATUS_ACTIVE)) is Code.NOT_FOUND
+    assert await code(setting("unknown", pb.HOSPITAL_STATUS_SUSPENDED)) is Code.NOT_FOUND
     assert await code(setting("north", pb.HOSPITAL_STATUS_UNSPECIFIED)) is Code.INVALID_ARGUMENT
-    assert (await setting("north", pb.HOSPITAL_STATUS_REMOVED)).hospital.status == pb.HOSPITAL_STATUS_REMOVED
-    assert await code(setting("north", pb.HOSPITAL_STATUS_ACTIVE)) is Code.WRONG_STATE
+    for status in (pb.HOSPITAL_STATUS_ACTIVE, pb.HOSPITAL_STATUS_REMOVED):
+        assert await code(setting("north", status)) is Code.PERMISSION_DENIED, "it takes two people"
+    await registry.decide("remove", "north")
+    assert await code(setting("north", pb.HOSPITAL_STATUS_SUSPENDED)) is Code.WRONG_STATE
     listed = (await call(operator.ListHospitals, pb.ListHospitalsRequest())).hospitals
     assert [(item.hospital_id, item.status) for item in listed] == [("north", pb.HOSPITAL_STATUS_REMOVED)]
 
@@ -72,18 +74,14 @@ async def test_a_suspended_hospital_is_refused_at_once(registry: Registry) -> No
     asked = pb.GetJobRequest(job_id=job.job_id)
     assert (await call(stub.GetJob, asked)).job.job_id == job.job_id
 
-    async def become(status: Any) -> None:
-        request = pb.SetHospitalStatusRequest(request_id=new_id(), hospital_id=HOSPITALS[0], status=status)
-        await call(registry.operator().SetHospitalStatus, request)
-
-    await become(pb.HOSPITAL_STATUS_SUSPENDED)
+    await registry.suspend(HOSPITALS[0])
     assert await code(call(stub.GetJob, asked)) is Code.PERMISSION_DENIED
     assert await code(call(stub.GetPlan, pb.GetPlanRequest(plan_id=job.plan_id))) is Code.PERMISSION_DENIED
     assert await code(registry.upload(HOSPITALS[0], job.job_id, b"state")) is Code.PERMISSION_DENIED
     assert await code(registry.download(stub, digest(b"state"))) is Code.PERMISSION_DENIED
     another = pb.CreateJobRequest(request_id=new_id(), plan_id=job.plan_id, hospital_ids=HOSPITALS)
     assert await code(call(registry.operator().CreateJob, another)) is Code.WRONG_STATE
-    await become(pb.HOSPITAL_STATUS_ACTIVE)
+    await registry.decide("reinstate", HOSPITALS[0])
     assert (await call(stub.GetJob, asked)).job.job_id == job.job_id
     unregistered = registry.hospital("stranger")
     assert await code(call(unregistered.GetJob, asked)) is Code.PERMISSION_DENIED

@@ -71,7 +71,7 @@ class EnrolmentService(object):
 
 
 class CredentialServiceStub(object):
-    """Invitations, renewals and revocations, over mutual TLS.
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService.
     """
 
     def __init__(self, channel):
@@ -80,11 +80,6 @@ class CredentialServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.InviteHospital = channel.unary_unary(
-                '/fedmesh.registry.v1.CredentialService/InviteHospital',
-                request_serializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalRequest.SerializeToString,
-                response_deserializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalResponse.FromString,
-                )
         self.RenewCertificate = channel.unary_unary(
                 '/fedmesh.registry.v1.CredentialService/RenewCertificate',
                 request_serializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.RenewCertificateRequest.SerializeToString,
@@ -98,15 +93,8 @@ class CredentialServiceStub(object):
 
 
 class CredentialServiceServicer(object):
-    """Invitations, renewals and revocations, over mutual TLS.
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService.
     """
-
-    def InviteHospital(self, request, context):
-        """Lets a registered hospital enrol once. An earlier invitation that was not used yet is withdrawn.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
 
     def RenewCertificate(self, request, context):
         """Gives the calling hospital its next certificate, for a key that it has not used before.
@@ -125,11 +113,6 @@ class CredentialServiceServicer(object):
 
 def add_CredentialServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'InviteHospital': grpc.unary_unary_rpc_method_handler(
-                    servicer.InviteHospital,
-                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalRequest.FromString,
-                    response_serializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalResponse.SerializeToString,
-            ),
             'RenewCertificate': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewCertificate,
                     request_deserializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.RenewCertificateRequest.FromString,
@@ -148,25 +131,8 @@ def add_CredentialServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CredentialService(object):
-    """Invitations, renewals and revocations, over mutual TLS.
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService.
     """
-
-    @staticmethod
-    def InviteHospital(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.CredentialService/InviteHospital',
-            fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalRequest.SerializeToString,
-            fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalResponse.FromString,
-            options, channel_credentials,
-            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
     @staticmethod
     def RenewCertificate(request,

@@ -50,15 +50,9 @@ class EnrolmentServiceServicer(metaclass=abc.ABCMeta):
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
 
 class CredentialServiceStub:
-    """Invitations, renewals and revocations, over mutual TLS."""
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
-    InviteHospital: grpc.UnaryUnaryMultiCallable[
-        fedmesh.registry.v1.enrolment_pb2.InviteHospitalRequest,
-        fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse,
-    ]
-    """Lets a registered hospital enrol once. An earlier invitation that was not used yet is withdrawn."""
-
     RenewCertificate: grpc.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.enrolment_pb2.RenewCertificateRequest,
         fedmesh.registry.v1.enrolment_pb2.RenewCertificateResponse,
@@ -72,13 +66,7 @@ class CredentialServiceStub:
     """Makes all certificates that a hospital has worthless; it must be invited anew."""
 
 class CredentialServiceAsyncStub:
-    """Invitations, renewals and revocations, over mutual TLS."""
-
-    InviteHospital: grpc.aio.UnaryUnaryMultiCallable[
-        fedmesh.registry.v1.enrolment_pb2.InviteHospitalRequest,
-        fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse,
-    ]
-    """Lets a registered hospital enrol once. An earlier invitation that was not used yet is withdrawn."""
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService."""
 
     RenewCertificate: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.enrolment_pb2.RenewCertificateRequest,
@@ -93,15 +81,7 @@ class CredentialServiceAsyncStub:
     """Makes all certificates that a hospital has worthless; it must be invited anew."""
 
 class CredentialServiceServicer(metaclass=abc.ABCMeta):
-    """Invitations, renewals and revocations, over mutual TLS."""
-
-    @abc.abstractmethod
-    def InviteHospital(
-        self,
-        request: fedmesh.registry.v1.enrolment_pb2.InviteHospitalRequest,
-        context: _ServicerContext,
-    ) -> typing.Union[fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse, collections.abc.Awaitable[fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse]]:
-        """Lets a registered hospital enrol once. An earlier invitation that was not used yet is withdrawn."""
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService."""
 
     @abc.abstractmethod
     def RenewCertificate(
