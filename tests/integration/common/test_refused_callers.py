@@ -18,8 +18,8 @@ from services.common.refusals import Refusal
 from services.common.standing import Member, Standing, StandingConfig
 from services.embedded.ca import create_ca
 from tests.integration.common.test_people import people_config
-from tests.support.issuer import Issuer, running_issuer
 from tests.support.old_tls import over_tls12
+from tests.support.signing_in import TestIssuer, running_issuer
 
 
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
@@ -41,7 +41,7 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
 
 @dataclass
 class Setup:
-    issuer: Issuer
+    issuer: TestIssuer
     folder: Path
     members: list[Member] = field(default_factory=lambda: [Member("north")])
     refused: list[Refusal] = field(default_factory=list)
@@ -82,13 +82,13 @@ class Setup:
 
 
 @pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
+def issuer() -> Iterator[TestIssuer]:
     with running_issuer() as made:
         yield made
 
 
 @pytest.fixture
-async def setup(issuer: Issuer, tmp_path: Path) -> AsyncIterator[Setup]:
+async def setup(issuer: TestIssuer, tmp_path: Path) -> AsyncIterator[Setup]:
     made = Setup(issuer, tmp_path)
     await made.standing.refresh()
     await made.server.start()
