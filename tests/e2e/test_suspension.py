@@ -6,6 +6,7 @@ the learning rule is a small one (NumPy), because nothing here is about it.
 
 import asyncio
 import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -200,6 +201,7 @@ async def test_a_hospital_that_is_suspended_in_a_round_reads_nothing_more(consor
         await until(lambda: _in_round(coordinator, job_id), "the middle of a round")
         await asyncio.to_thread(membership.suspend, OUT, "a test", stack.folder)
         print("refused after", await refusals(stack, consortium.credentials(OUT).tls))
+        await until(lambda: _told_by(stack), "the refusals of all four services in the audit log")
         held = consortium.credentials(OUT).tls.certificate.resolve()
         now = await version()
         went_on = await until(lambda: counted(OUT, now, present=False), "a round without it")
@@ -228,6 +230,15 @@ async def test_a_hospital_that_is_suspended_in_a_round_reads_nothing_more(consor
         await until(lambda: counted(OUT, now, present=True), "a round with it again")
         newest = await call(registry.GetEpoch, registry_pb2.GetEpochRequest())
         assert OUT in {box.to for box in parse(EpochStatement, newest.epoch.statement).boxes}
+
+
+async def _told_by(stack: Stack) -> bool:
+    """Whether the audit log has refusals of the suspended hospital by every service."""
+    async with stub(stack, "audit") as audit:
+        leaves = [json.loads(item.leaf) async for item in stream(audit.ListEntries, audit_pb2.ListEntriesRequest())]
+    told = [leaf for leaf in leaves if (leaf["type"], leaf["subject"]) == ("access.refused", f"hospital/{OUT}")]
+    by = {leaf["actor"].rsplit("/", 1)[1] for leaf in told if "is suspended" in leaf["body"]["reason"]}
+    return by == {"audit", "registry", "coordinator", "aggregator"}
 
 
 async def _in_round(coordinator: Any, job_id: str) -> bool:
