@@ -40,6 +40,13 @@ class CredentialServicer(rpc.CredentialServiceServicer):
             )
         return self._usecases
 
+    async def InviteHospital(self, _request: pb.InviteHospitalRequest, _context: Any) -> pb.InviteHospitalResponse:
+        raise FedmeshError(
+            Code.PERMISSION_DENIED,
+            "an invitation takes two people: one proposes, another approves (`fedmesh members invite`, `approve`, of"
+            " this release or a newer one)",
+        )
+
     async def RenewCertificate(self, request: pb.RenewCertificateRequest, _context: Any) -> pb.RenewCertificateResponse:
         command: Command[Certificate] = wire.command(
             request,

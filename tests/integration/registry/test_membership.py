@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+from fedmesh.registry.v1 import enrolment_pb2, enrolment_pb2_grpc
 from fedmesh.registry.v1 import membership_pb2 as mb
 from fedmesh.registry.v1 import registry_pb2 as pb
 
@@ -93,6 +94,15 @@ async def test_an_invitation_counts_from_its_approval(registry: Registry) -> Non
     assert await code(registry.propose("remove", "north", **token())) is Code.INVALID_ARGUMENT
     listed = await call(registry.membership().ListMembershipChanges, mb.ListMembershipChangesRequest())
     assert [item.change_id for item in listed.changes] == [change]
+
+
+async def test_a_client_of_before_hears_that_it_takes_two(registry: Registry) -> None:
+    await registry.register("north")
+    credentials = registry.stub(registry._tls("operator", "alice"), enrolment_pb2_grpc.CredentialServiceStub)
+    request = enrolment_pb2.InviteHospitalRequest(request_id=new_id(), hospital_id="north", **token())
+    error = await refused(call(credentials.InviteHospital, request))
+    assert (error.code, "takes two people" in error.message) == (Code.PERMISSION_DENIED, True)
+    assert registry.sql("select * from registry.invitations") == []
 
 
 async def test_a_repeated_request_is_answered_as_before(registry: Registry) -> None:

@@ -16,7 +16,7 @@ from fedmesh.common.v1 import access_pb2 as fedmesh_dot_common_dot_v1_dot_access
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fedmesh/registry/v1/enrolment.proto\x12\x13\x66\x65\x64mesh.registry.v1\x1a\x1e\x66\x65\x64mesh/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"*\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"(\n\rEnrolResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\":\n\x17RenewCertificateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"3\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"T\n\x19RevokeCertificatesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bhospital_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"S\n\x1aRevokeCertificatesResponse\x12\x35\n\x11\x63\x65rtificates_from\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2k\n\x10\x45nrolmentService\x12W\n\x05\x45nrol\x12!.fedmesh.registry.v1.EnrolRequest\x1a\".fedmesh.registry.v1.EnrolResponse\"\x07\xca\xc1\x18\x03\n\x01\x07\x32\x96\x02\n\x11\x43redentialService\x12z\n\x10RenewCertificate\x12,.fedmesh.registry.v1.RenewCertificateRequest\x1a-.fedmesh.registry.v1.RenewCertificateResponse\"\t\xca\xc1\x18\x05\n\x01\x01\x10\x01\x12\x84\x01\n\x12RevokeCertificates\x12..fedmesh.registry.v1.RevokeCertificatesRequest\x1a/.fedmesh.registry.v1.RevokeCertificatesResponse\"\r\xca\xc1\x18\t\n\x01\x02\x1a\x02\x03\x05 \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fedmesh/registry/v1/enrolment.proto\x12\x13\x66\x65\x64mesh.registry.v1\x1a\x1e\x66\x65\x64mesh/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"*\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"(\n\rEnrolResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"g\n\x15InviteHospitalRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bhospital_id\x18\x02 \x01(\t\x12\x14\n\x0ctoken_sha256\x18\x03 \x01(\t\x12\x0f\n\x07valid_s\x18\x04 \x01(\r\"H\n\x16InviteHospitalResponse\x12.\n\nexpires_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x17RenewCertificateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\"3\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"T\n\x19RevokeCertificatesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bhospital_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"S\n\x1aRevokeCertificatesResponse\x12\x35\n\x11\x63\x65rtificates_from\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2k\n\x10\x45nrolmentService\x12W\n\x05\x45nrol\x12!.fedmesh.registry.v1.EnrolRequest\x1a\".fedmesh.registry.v1.EnrolResponse\"\x07\xca\xc1\x18\x03\n\x01\x07\x32\x92\x03\n\x11\x43redentialService\x12z\n\x0eInviteHospital\x12*.fedmesh.registry.v1.InviteHospitalRequest\x1a+.fedmesh.registry.v1.InviteHospitalResponse\"\x0f\x88\x02\x01\xca\xc1\x18\x08\n\x01\x02\x1a\x01\x03 \x01\x12z\n\x10RenewCertificate\x12,.fedmesh.registry.v1.RenewCertificateRequest\x1a-.fedmesh.registry.v1.RenewCertificateResponse\"\t\xca\xc1\x18\x05\n\x01\x01\x10\x01\x12\x84\x01\n\x12RevokeCertificates\x12..fedmesh.registry.v1.RevokeCertificatesRequest\x1a/.fedmesh.registry.v1.RevokeCertificatesResponse\"\r\xca\xc1\x18\t\n\x01\x02\x1a\x02\x03\x05 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -25,6 +25,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_ENROLMENTSERVICE'].methods_by_name['Enrol']._options = None
   _globals['_ENROLMENTSERVICE'].methods_by_name['Enrol']._serialized_options = b'\312\301\030\003\n\001\007'
+  _globals['_CREDENTIALSERVICE'].methods_by_name['InviteHospital']._options = None
+  _globals['_CREDENTIALSERVICE'].methods_by_name['InviteHospital']._serialized_options = b'\210\002\001\312\301\030\010\n\001\002\032\001\003 \001'
   _globals['_CREDENTIALSERVICE'].methods_by_name['RenewCertificate']._options = None
   _globals['_CREDENTIALSERVICE'].methods_by_name['RenewCertificate']._serialized_options = b'\312\301\030\005\n\001\001\020\001'
   _globals['_CREDENTIALSERVICE'].methods_by_name['RevokeCertificates']._options = None
@@ -33,16 +35,20 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ENROLREQUEST']._serialized_end=167
   _globals['_ENROLRESPONSE']._serialized_start=169
   _globals['_ENROLRESPONSE']._serialized_end=209
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=211
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=269
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=271
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=322
-  _globals['_REVOKECERTIFICATESREQUEST']._serialized_start=324
-  _globals['_REVOKECERTIFICATESREQUEST']._serialized_end=408
-  _globals['_REVOKECERTIFICATESRESPONSE']._serialized_start=410
-  _globals['_REVOKECERTIFICATESRESPONSE']._serialized_end=493
-  _globals['_ENROLMENTSERVICE']._serialized_start=495
-  _globals['_ENROLMENTSERVICE']._serialized_end=602
-  _globals['_CREDENTIALSERVICE']._serialized_start=605
-  _globals['_CREDENTIALSERVICE']._serialized_end=883
+  _globals['_INVITEHOSPITALREQUEST']._serialized_start=211
+  _globals['_INVITEHOSPITALREQUEST']._serialized_end=314
+  _globals['_INVITEHOSPITALRESPONSE']._serialized_start=316
+  _globals['_INVITEHOSPITALRESPONSE']._serialized_end=388
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=390
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=448
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=450
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=501
+  _globals['_REVOKECERTIFICATESREQUEST']._serialized_start=503
+  _globals['_REVOKECERTIFICATESREQUEST']._serialized_end=587
+  _globals['_REVOKECERTIFICATESRESPONSE']._serialized_start=589
+  _globals['_REVOKECERTIFICATESRESPONSE']._serialized_end=672
+  _globals['_ENROLMENTSERVICE']._serialized_start=674
+  _globals['_ENROLMENTSERVICE']._serialized_end=781
+  _globals['_CREDENTIALSERVICE']._serialized_start=784
+  _globals['_CREDENTIALSERVICE']._serialized_end=1186
 # @@protoc_insertion_point(module_scope)

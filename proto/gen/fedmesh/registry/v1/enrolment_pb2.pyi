@@ -52,6 +52,57 @@ class EnrolResponse(google.protobuf.message.Message):
 global___EnrolResponse = EnrolResponse
 
 @typing.final
+class InviteHospitalRequest(google.protobuf.message.Message):
+    """An invitation by one person, which is refused."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    HOSPITAL_ID_FIELD_NUMBER: builtins.int
+    TOKEN_SHA256_FIELD_NUMBER: builtins.int
+    VALID_S_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Client-made UUID."""
+    hospital_id: builtins.str
+    """A hospital."""
+    token_sha256: builtins.str
+    """SHA-256 of a token, 64 hex digits."""
+    valid_s: builtins.int
+    """Seconds."""
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+        hospital_id: builtins.str = ...,
+        token_sha256: builtins.str = ...,
+        valid_s: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hospital_id", b"hospital_id", "request_id", b"request_id", "token_sha256", b"token_sha256", "valid_s", b"valid_s"]) -> None: ...
+
+global___InviteHospitalRequest = InviteHospitalRequest
+
+@typing.final
+class InviteHospitalResponse(google.protobuf.message.Message):
+    """Never sent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXPIRES_AT_FIELD_NUMBER: builtins.int
+    @property
+    def expires_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the token ends, UTC."""
+
+    def __init__(
+        self,
+        *,
+        expires_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["expires_at", b"expires_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["expires_at", b"expires_at"]) -> None: ...
+
+global___InviteHospitalResponse = InviteHospitalResponse
+
+@typing.final
 class RenewCertificateRequest(google.protobuf.message.Message):
     """A request for the next certificate."""
 

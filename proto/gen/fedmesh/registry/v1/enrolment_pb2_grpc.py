@@ -80,6 +80,11 @@ class CredentialServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.InviteHospital = channel.unary_unary(
+                '/fedmesh.registry.v1.CredentialService/InviteHospital',
+                request_serializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalRequest.SerializeToString,
+                response_deserializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalResponse.FromString,
+                )
         self.RenewCertificate = channel.unary_unary(
                 '/fedmesh.registry.v1.CredentialService/RenewCertificate',
                 request_serializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.RenewCertificateRequest.SerializeToString,
@@ -95,6 +100,13 @@ class CredentialServiceStub(object):
 class CredentialServiceServicer(object):
     """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService.
     """
+
+    def InviteHospital(self, request, context):
+        """Refused: one person no longer invites. Here for clients of before, which so learn what to do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def RenewCertificate(self, request, context):
         """Gives the calling hospital its next certificate, for a key that it has not used before.
@@ -113,6 +125,11 @@ class CredentialServiceServicer(object):
 
 def add_CredentialServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'InviteHospital': grpc.unary_unary_rpc_method_handler(
+                    servicer.InviteHospital,
+                    request_deserializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalRequest.FromString,
+                    response_serializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalResponse.SerializeToString,
+            ),
             'RenewCertificate': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewCertificate,
                     request_deserializer=fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.RenewCertificateRequest.FromString,
@@ -133,6 +150,23 @@ def add_CredentialServiceServicer_to_server(servicer, server):
 class CredentialService(object):
     """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService.
     """
+
+    @staticmethod
+    def InviteHospital(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fedmesh.registry.v1.CredentialService/InviteHospital',
+            fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalRequest.SerializeToString,
+            fedmesh_dot_registry_dot_v1_dot_enrolment__pb2.InviteHospitalResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
     @staticmethod
     def RenewCertificate(request,

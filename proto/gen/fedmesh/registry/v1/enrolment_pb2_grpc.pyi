@@ -53,6 +53,12 @@ class CredentialServiceStub:
     """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
+    InviteHospital: grpc.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.enrolment_pb2.InviteHospitalRequest,
+        fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse,
+    ]
+    """Refused: one person no longer invites. Here for clients of before, which so learn what to do."""
+
     RenewCertificate: grpc.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.enrolment_pb2.RenewCertificateRequest,
         fedmesh.registry.v1.enrolment_pb2.RenewCertificateResponse,
@@ -68,6 +74,12 @@ class CredentialServiceStub:
 class CredentialServiceAsyncStub:
     """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService."""
 
+    InviteHospital: grpc.aio.UnaryUnaryMultiCallable[
+        fedmesh.registry.v1.enrolment_pb2.InviteHospitalRequest,
+        fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse,
+    ]
+    """Refused: one person no longer invites. Here for clients of before, which so learn what to do."""
+
     RenewCertificate: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.enrolment_pb2.RenewCertificateRequest,
         fedmesh.registry.v1.enrolment_pb2.RenewCertificateResponse,
@@ -82,6 +94,14 @@ class CredentialServiceAsyncStub:
 
 class CredentialServiceServicer(metaclass=abc.ABCMeta):
     """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService."""
+
+    @abc.abstractmethod
+    def InviteHospital(
+        self,
+        request: fedmesh.registry.v1.enrolment_pb2.InviteHospitalRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse, collections.abc.Awaitable[fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse]]:
+        """Refused: one person no longer invites. Here for clients of before, which so learn what to do."""
 
     @abc.abstractmethod
     def RenewCertificate(
