@@ -4,6 +4,8 @@ from datetime import timedelta
 
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import (
+    budget_pb2,
+    budget_pb2_grpc,
     enrolment_pb2,
     enrolment_pb2_grpc,
     promotion_pb2,
@@ -22,6 +24,7 @@ from services.common.postgres_watch import PostgresWatch
 from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
+from services.registry.budget_servicer import BudgetServicer
 from services.registry.config import EnrolmentConfig, RegistryConfig
 from services.registry.domain.entities import StrikeRule
 from services.registry.enrolling import CredentialServicer, EnrolmentServicer
@@ -87,7 +90,7 @@ async def main(config: RegistryConfig) -> None:
                 background.append(strangers(config, config.enrolment, enrolment).run)
             await run_server(
                 config.server,
-                build_endpoints(usecases, enrolment),
+                build_endpoints(usecases, enrolment, hospitals),
                 background=background,
                 dependencies=database.ready,
                 admit=standing.admit_certificate,
@@ -98,8 +101,10 @@ async def main(config: RegistryConfig) -> None:
         shutdown_telemetry()
 
 
-def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> list[Endpoint]:
-    """The services of the registry's server over mutual TLS; the last one invites, renews and revokes."""
+def build_endpoints(
+    usecases: UseCases, enrolment: EnrolmentUseCases | None, hospitals: HospitalWatch
+) -> list[Endpoint]:
+    """The services of the registry's server over mutual TLS; CredentialService invites, renews and revokes."""
     return [
         Endpoint(
             registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
@@ -115,6 +120,11 @@ def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> 
             enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"],
             enrolment_pb2_grpc.add_CredentialServiceServicer_to_server,
             CredentialServicer(enrolment),
+        ),
+        Endpoint(
+            budget_pb2.DESCRIPTOR.services_by_name["BudgetService"],
+            budget_pb2_grpc.add_BudgetServiceServicer_to_server,
+            BudgetServicer(hospitals),
         ),
     ]
 
