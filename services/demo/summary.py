@@ -140,9 +140,10 @@ def _print_promotion(console: Console, results: Results) -> None:
         reasons = "; ".join(f"{item.check}: {item.reason}" for item in done.checks if not item.passed)
         console.print(f"[yellow]Not promoted.[/yellow] {escape(reasons)}", highlight=False)
         return
+    pulled = f"{done.pulled_by} pulled it and verified" if done.pulled_by else "No hospital could pull it yet"
     console.print(
-        f"Promoted to production: proposed by {done.proposed_by}, approved by {done.approved_by}. {done.pulled_by} "
-        f"pulled it and verified: {done.pulled}.",
+        f"Promoted to production: proposed by {done.proposed_by}, approved by {done.approved_by}. {pulled}: "
+        f"{escape(done.pulled)}.",
         highlight=False,
     )
 

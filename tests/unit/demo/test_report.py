@@ -137,13 +137,18 @@ def test_the_summary_tells_what_was_checked_and_who_promoted_it() -> None:
     blocked = replace(checked[2], passed=False, reason="a [group] is failed")
     shown = [
         " ".join(print_of(replace(RUNS[0], promotion=promotion)).replace("│", " ").split())
-        for promotion in (done, Promotion(3, (*checked[:2], blocked)))
+        for promotion in (
+            done,
+            Promotion(3, (*checked[:2], blocked)),
+            replace(done, pulled_by="", pulled="9 entries are witnessed"),
+        )
     ]
     assert "privacy 0.4605 most 0.5 passed registry" in shown[0], "what was spent is rounded up"
     assert "subgroups 0.031 most 0.35 passed 4 hospitals" in shown[0]
     assert "proposed by alice, approved by bob. hospital-00 pulled it and verified: everything holds." in shown[0]
     assert "Not promoted. subgroups: a [group] is failed" in shown[1]
     assert "proposed by" not in shown[1]
+    assert "approved by bob. No hospital could pull it yet: 9 entries are witnessed." in shown[2]
     assert "Before promotion" not in print_of(replace(RUNS[0], promotion=None))
 
 
