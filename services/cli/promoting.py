@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from fedmesh.registry.v1 import promotion_pb2 as pm
 from fedmesh.registry.v1 import promotion_pb2_grpc, registry_pb2_grpc
@@ -13,6 +14,9 @@ from services.common.grpc.client import MeshChannel, call
 from services.common.grpc.server import MAX_RECORD_BYTES
 from services.common.ids import new_id
 from services.embedded.stack import Stack
+
+# A service that has just started, or fails over, answers again soon; a repeated request has the same id.
+_PATIENCE_S: Final = 20.0
 
 
 @asynccontextmanager
@@ -35,7 +39,9 @@ async def propose(registry: Registry, job_id: str, version: int, alias: str, rea
     request = pm.ProposePromotionRequest(
         request_id=new_id(), job_id=job_id, version=version, alias=alias, reason=reason
     )
-    answer: pm.ProposePromotionResponse = await call(registry.promotion.ProposePromotion, request)
+    answer: pm.ProposePromotionResponse = await call(
+        registry.promotion.ProposePromotion, request, patience_s=_PATIENCE_S
+    )
     return answer.promotion
 
 
@@ -46,10 +52,12 @@ async def approve(registry: Registry, job_id: str, version: int, alias: str) -> 
         when a check blocks by now.
     """
     asked = pm.GetProvenanceRequest(job_id=job_id, version=version)
-    known = (await call(registry.promotion.GetProvenance, asked)).promotions
+    known = (await call(registry.promotion.GetProvenance, asked, patience_s=_PATIENCE_S)).promotions
     waiting = [one for one in known if one.alias == alias and not one.approved_by]
     if not waiting:
         raise FedmeshError(Code.NOT_FOUND, f"nobody has proposed {job_id}/{version} for {alias}")
     request = pm.ApprovePromotionRequest(request_id=new_id(), promotion_id=waiting[0].promotion_id)
-    answer: pm.ApprovePromotionResponse = await call(registry.promotion.ApprovePromotion, request)
+    answer: pm.ApprovePromotionResponse = await call(
+        registry.promotion.ApprovePromotion, request, patience_s=_PATIENCE_S
+    )
     return answer.promotion

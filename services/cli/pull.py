@@ -81,6 +81,10 @@ def pull(
             targets = {name: stack.target(name) for name in ("registry", "audit")}
         pulled = asyncio.run(fetch(read_asker(config, targets), version))
     write(pulled, out, keras=keras)
+    _tell(pulled, out)
+
+
+def _tell(pulled: Pulled, out: Path) -> None:
     claim = pulled.claim
     Console().print(
         f"[green]OK[/green] {pulled.recorded.plan.name} {claim.job_id}/{claim.version}: statement signed by the"

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fedmesh.registry.v1 import promotion_pb2 as pm
@@ -24,8 +24,8 @@ ALIAS: Final = "production"
 # Every hospital reports within seconds; one that is gone never does.
 REPORTS_PATIENCE_S: Final = 60.0
 LATECOMERS_S: Final = 5.0
-# Witnesses look at the log every five seconds.
-WITNESSES_PATIENCE_S: Final = 60.0
+# Witnesses look at the log every five seconds, where they get the time.
+WITNESSES_PATIENCE_S: Final = 120.0
 LOOK_S: Final = 0.5
 
 Figures = Mapping[str, float]
@@ -59,7 +59,8 @@ class Checked:
 @dataclass(frozen=True)
 class Promotion:
     """What came of the checks. proposed_by, approved_by: empty when a check blocked. pulled: what a hospital verified,
-    in words."""
+    in words; or, where pulled_by is empty, why none did.
+    """
 
     version: int
     checks: tuple[Checked, ...]
@@ -140,7 +141,9 @@ def _charges_known(said: pm.GetProvenanceResponse) -> bool:
 async def pull(stack: Stack, plan: PlanManifest, hospital_id: str, done: Promotion) -> Promotion:
     """Let a hospital take the promoted version into its own folder, once it found that everything said of it holds.
 
-    Raises: FedmeshError: something does not hold, or the log is not witnessed up to the promotion in time.
+    When the log is not witnessed up to the promotion in time, the promotion says so and stands.
+
+    Raises: FedmeshError: something that is said of the version does not hold.
     """
     asker = read_asker(stack.folder / "config" / f"{hospital_id}.yaml")
     deadline = time.monotonic() + WITNESSES_PATIENCE_S
@@ -149,9 +152,11 @@ async def pull(stack: Stack, plan: PlanManifest, hospital_id: str, done: Promoti
             pulled = await fetch(asker, f"{plan.name}@{ALIAS}")
             break
         except FedmeshError as error:
-            # Not in the log, or not witnessed yet.
-            if error.code is not Code.WRONG_STATE or time.monotonic() > deadline:
+            # Not in the log, or not witnessed yet; or a service is away.
+            if error.code is not Code.WRONG_STATE and not error.retryable:
                 raise
+            if time.monotonic() > deadline:
+                return replace(done, pulled=error.message)
         await asyncio.sleep(LOOK_S)
     out = stack.hospital_data(hospital_id) / "model"
     write(pulled, out, keras=False)
@@ -160,7 +165,7 @@ async def pull(stack: Stack, plan: PlanManifest, hospital_id: str, done: Promoti
         f"statement signed by the registry, a witnessed log of {claim.moved.place.size} entries, checks signed by "
         f"{len(claim.reports)} hospitals; model in {out}"
     )
-    return Promotion(done.version, done.checks, done.proposed_by, done.approved_by, hospital_id, text)
+    return replace(done, pulled_by=hospital_id, pulled=text)
 
 
 def judged(plan: PlanManifest, hospitals: int, found: Sequence[pm.Check]) -> tuple[Checked, ...]:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -198,38 +198,56 @@ def _train_and_compare(
         reading = reader.submit(read_all, data, plan)
         title = f"fedmesh demo: {plan.name} at {len(ids)} hospitals, {data.name}"
         with View(console, title, _spent_after(plan, len(ids))) as view:
-            job_id, startup_s, promotion = asyncio.run(_drive(stack, plan, progress, view, started))
+            driven = asyncio.run(_drive(stack, plan, progress, view, started))
         with console.status("Comparing with each hospital alone ..."):
-            trained = asyncio.run(_collect(stack, job_id, progress.hospitals[0]))
-            own = None if plan.personalisation is None else personal_models(stack, ids, job_id, trained.version)
+            trained = asyncio.run(_collect(stack, driven.job_id, progress.hospitals[0]))
+            own = None if plan.personalisation is None else personal_models(stack, ids, driven.job_id, trained.version)
             accurate = data.judged_by_accuracy
             found = compare(plan, reading.result(), trained.state, own, judged_by_accuracy=accurate)
             memory.sample()
+            promotion = driven.promotion
             if promotion is not None and promotion.promoted:
                 promotion = asyncio.run(pull(stack, plan, progress.hospitals[0], promotion))
-            report = Report(
-                dataset=data.name,
-                hospitals=len(ids),
-                plan=plan.name,
-                job_id=job_id,
-                rounds=len(progress.rounds),
-                burnt_rounds=sum(done.burnt for done in progress.rounds),
-                model_version=trained.version,
-                test=found.scores,
-                local_only=found.local_only,
-                privacy=_privacy_facts(plan, len(ids), progress),
-                wall_s=time.monotonic() - started,
-                startup_s=startup_s,
-                round_overhead_s=_overheads(progress),
-                peak_memory_mb=memory.peak_mb,
-                upload_bytes=max(done.upload_bytes for done in progress.rounds),
-                parameters=plan.vector_length,
-                processes=sum(part.running for part in stack.status() if part.name != COMPILER),
-                audit_entries=trained.audit_entries,
-                personal_models=found.personal_models,
-                promotion=promotion,
-            )
-    return _Run(data, report, found)
+    driven = replace(driven, promotion=promotion)
+    processes = sum(part.running for part in stack.status() if part.name != COMPILER)
+    wall_s = time.monotonic() - started
+    return _Run(data, _report(data, plan, progress, driven, trained, found, wall_s, memory.peak_mb, processes), found)
+
+
+def _report(
+    data: DemoData,
+    plan: PlanManifest,
+    progress: Progress,
+    driven: "_Driven",
+    trained: "_Trained",
+    found: Comparison,
+    wall_s: float,
+    peak_mb: float,
+    processes: int,
+) -> Report:
+    hospitals = len(progress.hospitals)
+    return Report(
+        dataset=data.name,
+        hospitals=hospitals,
+        plan=plan.name,
+        job_id=driven.job_id,
+        rounds=len(progress.rounds),
+        burnt_rounds=sum(done.burnt for done in progress.rounds),
+        model_version=trained.version,
+        test=found.scores,
+        local_only=found.local_only,
+        privacy=_privacy_facts(plan, hospitals, progress),
+        wall_s=wall_s,
+        startup_s=driven.startup_s,
+        round_overhead_s=_overheads(progress),
+        peak_memory_mb=peak_mb,
+        upload_bytes=max(done.upload_bytes for done in progress.rounds),
+        parameters=plan.vector_length,
+        processes=processes,
+        audit_entries=trained.audit_entries,
+        personal_models=found.personal_models,
+        promotion=driven.promotion,
+    )
 
 
 def _hospital_ids(data: DemoData) -> dict[str, str]:
@@ -272,12 +290,17 @@ def _approved(folder: Path, approval: Approval) -> dict[str, Any]:
     return {"approval": str(file.absolute()), "approvers": {key.name: key.public for key in keys}}
 
 
-async def _drive(
-    stack: Stack, plan: PlanManifest, progress: Progress, view: View, started: float
-) -> tuple[str, float, Promotion | None]:
-    """Register, propose, approve, start, follow the job to its end, promote its last version if the plan has checks:
-    (job id, seconds until it was started, the promotion).
-    """
+@dataclass(frozen=True)
+class _Driven:
+    """A job that went through all its rounds. startup_s: until it was started. promotion: None without checks."""
+
+    job_id: str
+    startup_s: float
+    promotion: Promotion | None
+
+
+async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: View, started: float) -> _Driven:
+    """Register, propose, approve, start, follow the job to its end, promote its last version if the plan has checks."""
     view.show(progress)
     async with (
         stub(stack, "registry") as registry,
@@ -297,7 +320,7 @@ async def _drive(
     if progress.job is not None and progress.job.status != registry_pb2.JOB_STATUS_COMPLETED:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(progress.declined.items()))
         raise FedmeshError(Code.INTERNAL, f"the job did not complete: {progress.job.reason} {reasons}".strip())
-    return job_id, startup_s, await _promote(stack, plan, job_id, progress, view)
+    return _Driven(job_id, startup_s, await _promote(stack, plan, job_id, progress, view))
 
 
 async def _promote(stack: Stack, plan: PlanManifest, job_id: str, progress: Progress, view: View) -> Promotion | None:

@@ -1,13 +1,16 @@
 """The summary that a person sees when the demonstration is over."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console, JustifyMethod
+from rich.markup import escape
 from rich.table import Table
 
 from services.demo.datasets import DemoData
+from services.demo.promotion import Checked
 from services.demo.report import Results
 
 # Header of the column, name of the figure, decimals.
@@ -131,17 +134,26 @@ def _print_promotion(console: Console, results: Results) -> None:
         limit = "" if item.limit is None else f"{'least' if item.at_least else 'most'} {item.limit:.4g}"
         by = f"{item.signed_by} hospitals" if item.signed_by else "registry"
         passed = "[green]passed[/green]" if item.passed else "[red]blocks[/red]"
-        table.add_row(item.check, "" if item.value is None else f"{item.value:.4g}", limit, passed, by)
+        table.add_row(item.check, _value(item), limit, passed, by)
     console.print(table)
     if not done.promoted:
         reasons = "; ".join(f"{item.check}: {item.reason}" for item in done.checks if not item.passed)
-        console.print(f"[yellow]Not promoted.[/yellow] {reasons}", highlight=False)
+        console.print(f"[yellow]Not promoted.[/yellow] {escape(reasons)}", highlight=False)
         return
+    pulled = f"{done.pulled_by} pulled it and verified" if done.pulled_by else "No hospital could pull it yet"
     console.print(
-        f"Promoted to production: proposed by {done.proposed_by}, approved by {done.approved_by}. {done.pulled_by} "
-        f"pulled it and verified: {done.pulled}.",
+        f"Promoted to production: proposed by {done.proposed_by}, approved by {done.approved_by}. {pulled}: "
+        f"{escape(done.pulled)}.",
         highlight=False,
     )
+
+
+def _value(item: Checked) -> str:
+    if item.value is None:
+        return ""
+    # What was spent is never understated.
+    value = math.ceil(item.value * 1e4) / 1e4 if item.check == "privacy" else item.value
+    return f"{value:.4g}"
 
 
 def _lineage(results: Results) -> list[tuple[str, str]]:

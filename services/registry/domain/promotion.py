@@ -184,7 +184,7 @@ def require_promotable(checks: Sequence[Check], reason: str = "") -> None:
         waived = _waived(checks)
         if not waived:
             raise FedmeshError(
-                Code.INVALID_ARGUMENT, f"no failed check of {', '.join(sorted(WAIVABLE))} is there to be set aside"
+                Code.INVALID_ARGUMENT, f"there is nothing to set aside: {', '.join(sorted(WAIVABLE))} has not failed"
             )
         blocking = [item for item in blocking if item.check not in waived]
     if not blocking:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from services.demo.datasets import DemoData
 from services.demo.evaluation import Accuracy, LocalOnly, TestScores, accuracy, score, with_personal
+from services.demo.promotion import Checked, Promotion
 from services.demo.report import PrivacyFacts, Report, Results, write_report
 from services.demo.summary import print_summary
 from services.hospital_node.sources.dataset import Rows
@@ -124,3 +125,34 @@ def test_personal_models_count_on_their_own_hospitals_rows() -> None:
     text = console.export_text()
     assert "0.7500" in text
     assert "1 of 4 hospitals" in text
+
+
+def test_the_summary_tells_what_was_checked_and_who_promoted_it() -> None:
+    checked = (
+        Checked("privacy", True, "", 0.46041, 0.5, at_least=False, signed_by=0),
+        Checked("attestation", True, "", None, None, at_least=False, signed_by=0),
+        Checked("subgroups", True, "", 0.031, 0.35, at_least=False, signed_by=4),
+    )
+    done = Promotion(3, checked, "alice", "bob", "hospital-00", "everything holds")
+    blocked = replace(checked[2], passed=False, reason="a [group] is failed")
+    shown = [
+        " ".join(print_of(replace(RUNS[0], promotion=promotion)).replace("│", " ").split())
+        for promotion in (
+            done,
+            Promotion(3, (*checked[:2], blocked)),
+            replace(done, pulled_by="", pulled="9 entries are witnessed"),
+        )
+    ]
+    assert "privacy 0.4605 most 0.5 passed registry" in shown[0], "what was spent is rounded up"
+    assert "subgroups 0.031 most 0.35 passed 4 hospitals" in shown[0]
+    assert "proposed by alice, approved by bob. hospital-00 pulled it and verified: everything holds." in shown[0]
+    assert "Not promoted. subgroups: a [group] is failed" in shown[1]
+    assert "proposed by" not in shown[1]
+    assert "approved by bob. No hospital could pull it yet: 9 entries are witnessed." in shown[2]
+    assert "Before promotion" not in print_of(replace(RUNS[0], promotion=None))
+
+
+def print_of(run: Report) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_summary(console, Results((run,)), Path("demo"), DATA)
+    return console.export_text()
