@@ -34,7 +34,7 @@ CHECK_S: Final = 1.5
 # at no cost and come again, while those within are served in time; an unbounded queue serves nobody in time.
 WAITING_PER_CONNECTION: Final = 4
 _MAX_TRIES: Final = 8
-# A channel tries four times by itself: so the caller learns of a lost database within its default deadline of 10 s.
+# A call is made up to four times: so the caller learns of a lost database within its default deadline of 10 s.
 _CONNECT_WAIT_S: Final = 2.0
 _WAIT_PAUSE_S: Final = 0.5
 _TX_SECONDS: Final = Histogram(

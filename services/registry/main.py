@@ -6,6 +6,8 @@ from uuid import UUID
 
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import (
+    budget_pb2,
+    budget_pb2_grpc,
     enrolment_pb2,
     enrolment_pb2_grpc,
     membership_pb2,
@@ -27,6 +29,7 @@ from services.common.refusals import RefusalEvent, RefusalLog
 from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
+from services.registry.budget_servicer import BudgetServicer
 from services.registry.config import EnrolmentConfig, RegistryConfig
 from services.registry.domain.entities import Event, StrikeRule
 from services.registry.enrolling import CredentialServicer, EnrolmentServicer
@@ -94,7 +97,7 @@ async def main(config: RegistryConfig) -> None:
                 background.append(strangers(config, config.enrolment, enrolment).run)
             await run_server(
                 config.server,
-                build_endpoints(usecases, enrolment),
+                build_endpoints(usecases, enrolment, hospitals),
                 background=background,
                 dependencies=database.ready,
                 admit=standing.admit_certificate,
@@ -106,8 +109,10 @@ async def main(config: RegistryConfig) -> None:
         shutdown_telemetry()
 
 
-def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> list[Endpoint]:
-    """The services of the registry's server over mutual TLS; the last one renews and revokes certificates."""
+def build_endpoints(
+    usecases: UseCases, enrolment: EnrolmentUseCases | None, hospitals: HospitalWatch
+) -> list[Endpoint]:
+    """The services of the registry's server over mutual TLS; CredentialService renews and revokes certificates."""
     return [
         Endpoint(
             registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
@@ -128,6 +133,11 @@ def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> 
             enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"],
             enrolment_pb2_grpc.add_CredentialServiceServicer_to_server,
             CredentialServicer(enrolment),
+        ),
+        Endpoint(
+            budget_pb2.DESCRIPTOR.services_by_name["BudgetService"],
+            budget_pb2_grpc.add_BudgetServiceServicer_to_server,
+            BudgetServicer(hospitals),
         ),
     ]
 

@@ -33,9 +33,14 @@ from services.hospital_node.store.state import SqliteNodeState
 from services.hospital_node.usecases.witness import Witness
 from services.secure_sum.roster import MemberKeys, load_roster_file
 from services.transparency.checkpoint import open_checkpoint
+from services.transparency.findings import HOSPITAL_CHECKS
 from tests.support.command import FEDMESH
 
 pytestmark = pytest.mark.timeout(900)
+CHECKS = (
+    *("privacy", "attestation", "quorum", "budget", "convergence", "divergence"),
+    *HOSPITAL_CHECKS,
+)
 
 
 def fedmesh(*arguments: object, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
@@ -91,6 +96,22 @@ def test_the_report_has_every_field(finished: Path) -> None:
     assert 0 < report["round_overhead_s"]["p50"] <= report["round_overhead_s"]["p99"]
     assert report["processes"] == 4 + 4 + 2
     assert report["burnt_rounds"] == 0
+
+
+def test_the_last_version_is_promoted_if_and_only_if_every_check_passed(finished: Path) -> None:
+    """Whatever the noise was: it may make a check fail."""
+    report = json.loads((finished / "r.json").read_text())
+    promotion = report["promotion"]
+    assert tuple(promotion["checks"]) == CHECKS
+    for name, one in promotion["checks"].items():
+        if one["value"] is not None:
+            within = one["value"] >= one["limit"] if one["limit_is"] == "least" else one["value"] <= one["limit"]
+            assert within == one["passed"], name
+    assert promotion["checks"]["privacy"]["value"] == pytest.approx(report["privacy"]["epsilon_spent"])
+    promoted = all(one["passed"] for one in promotion["checks"].values())
+    people = (promotion["alias"], promotion["proposed_by"], promotion["approved_by"], promotion["pulled_by"])
+    assert people == (("production", "operator", "second-operator", "hospital-00") if promoted else (None,) * 4)
+    assert (finished / "stack/hospitals/hospital-00/model/model.npz").exists() == promoted
 
 
 def test_the_predictions_give_the_reported_figures(finished: Path) -> None:
@@ -208,6 +229,8 @@ def test_the_log_is_witnessed_and_checked_with_files_alone(finished: Path, tmp_p
         assert alarmed.exit_code == 3
         assert re.search(r"yes +hospital-01 +fork", alarmed.output)
         job = json.loads((finished / "r.json").read_text())["job_id"]
+        lineage = inside("models", "lineage", f"{job}/3", "--dir", finished)
+        assert all(f"checked {name} " in lineage for name in CHECKS)
         asked = ("--hospital", "hospital-02", "--out", tmp_path / "receipt.json", "--dir", finished)
         assert "was counted exactly once in version 2" in inside("audit", "receipt", job, 2, *asked)
     checked = inside("audit", "verify", tmp_path / "log", "--key", key, "--roster", roster)

@@ -33,14 +33,14 @@ def small_plan(
     extra_attempts: int | None = None,
     asynchronous: tuple[int, int] | None = None,
 ) -> PlanManifest:
-    """The readmission plan with few rounds; extra_attempts: with privacy; asynchronous: k and max_age."""
+    """The readmission plan with few rounds and no checks; extra_attempts: with privacy; asynchronous: k, max_age."""
     name = "readmission-logistic.yaml" if extra_attempts is None else "readmission-logistic-private.yaml"
     plan = load_manifest(PLANS / name)
     limits = plan.rounds.model_copy(update={"count": rounds, "ready_deadline_s": ready_s, "phase_deadline_s": phase_s})
     if asynchronous is not None:
         k, max_age = asynchronous
         limits = limits.model_copy(update={"mode": "asynchronous", "k": k, "max_age": max_age})
-    update: dict[str, Any] = {"rounds": limits}
+    update: dict[str, Any] = {"rounds": limits, "checks": None}
     if plan.privacy is not None:
         update["privacy"] = plan.privacy.model_copy(update={"extra_attempts": extra_attempts})
     return parse_manifest(canonical_json(plan.model_copy(update=update)))

@@ -14,7 +14,13 @@ from typing import Any
 import psycopg
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.common.v1 import round_pb2
-from fedmesh.registry.v1 import membership_pb2, membership_pb2_grpc, promotion_pb2_grpc, registry_pb2_grpc
+from fedmesh.registry.v1 import (
+    budget_pb2_grpc,
+    membership_pb2,
+    membership_pb2_grpc,
+    promotion_pb2_grpc,
+    registry_pb2_grpc,
+)
 from fedmesh.registry.v1 import registry_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -42,6 +48,7 @@ from services.registry.relay import Relay
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
 from services.registry.usecases.enrolment import EnrolmentUseCases
+from services.registry.watch import HospitalWatch
 from services.secure_sum.roster import MemberKeys, Roster, as_roster, found, sign_roster, succeed
 from services.secure_sum.statements import (
     AttemptRef,
@@ -66,7 +73,7 @@ HOSPITALS = tuple(f"hospital-{number:02d}" for number in range(1, 6))
 def manifest(private: bool = False, rounds: int = 2) -> PlanManifest:
     name = "readmission-logistic-private.yaml" if private else "readmission-logistic.yaml"
     loaded = load_manifest(PLANS / name)
-    return loaded.model_copy(update={"rounds": loaded.rounds.model_copy(update={"count": rounds})})
+    return loaded.model_copy(update={"rounds": loaded.rounds.model_copy(update={"count": rounds}), "checks": None})
 
 
 def now() -> Timestamp:
@@ -176,6 +183,7 @@ class Registry:
     audit_server: MeshServer
     stack: contextlib.AsyncExitStack
     door: StrangersServer
+    watch: HospitalWatch
     enrolment: EnrolmentUseCases
     channels: dict[str, MeshChannel] = field(default_factory=dict)
 
@@ -197,6 +205,10 @@ class Registry:
     def promotion(self, name: str = "alice", kind: str = "operator") -> Any:
         """The service of promotion, called as an operator unless another kind is given."""
         return self.stub(self._tls(kind, name), promotion_pb2_grpc.PromotionServiceStub)
+
+    def budgets(self, name: str = "coordinator", kind: str = "service") -> Any:
+        """The service of budgets, called as the coordinator unless another caller is given."""
+        return self.stub(self._tls(kind, name), budget_pb2_grpc.BudgetServiceStub)
 
     def membership(self, name: str = "alice") -> Any:
         """The service of changes of membership, called as an operator."""
@@ -457,12 +469,13 @@ async def running_registry(
         relay = build_relay(config, store, audit_channel)
         usecases = build_usecases(config, store, SystemClock(), relay)
         enrolment = build_enrolment(config, store, SystemClock(), relay)
+        watch = HospitalWatch(store, SystemClock(), config.budget, config.strikes)
         standing = Standing(usecases.hospitals.members, config.standing)
         await standing.refresh()
         refusals = build_refusals(config, store, SystemClock(), relay)
         server = MeshServer(
             config.server,
-            build_endpoints(usecases, enrolment),
+            build_endpoints(usecases, enrolment, watch),
             admit=standing.admit_certificate,
             refused=refusals.note,
             max_message_bytes=MAX_RECORD_BYTES,
@@ -475,7 +488,9 @@ async def running_registry(
         await door.start()
         stack.push_async_callback(door.stop)
         tasks = [asyncio.create_task(run()) for run in (relay.run, standing.run, refusals.run)]
-        registry = Registry(ca, database, pool, store, relay, server, audit_log, audit_server, stack, door, enrolment)
+        registry = Registry(
+            ca, database, pool, store, relay, server, audit_log, audit_server, stack, door, watch, enrolment
+        )
         try:
             yield registry
         finally:
