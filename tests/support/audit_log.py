@@ -21,9 +21,12 @@ class ListAuditLog(audit_pb2_grpc.AuditServiceServicer):
         self.lose_answers = 0
         self.poison = ""
 
-    def types(self) -> list[str]:
+    def happened(self) -> list[audit_pb2.Event]:
         """In order; without refusals of callers, which come beside what happens."""
-        return [event.type for event in self.events if event.type != "access.refused"]
+        return [event for event in self.events if event.type != "access.refused"]
+
+    def types(self) -> list[str]:
+        return [event.type for event in self.happened()]
 
     async def AppendEvents(self, request: audit_pb2.AppendEventsRequest, _context: Any) -> Any:
         self.calls += 1

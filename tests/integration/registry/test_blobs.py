@@ -90,7 +90,7 @@ async def test_a_refused_stream_is_a_strike(registry: Registry) -> None:
     job = await registry.job()
     await refused(upload(registry, parts(job.job_id, CONTENT, sha256="a" * 64)))
     await registry.drained()
-    strike = registry.audit.events[-1]
+    strike = registry.audit.happened()[-1]
     assert (strike.type, strike.subject) == ("call.refused", f"job/{job.job_id}")
     assert strike.actor.endswith(f"/hospital/{HOSPITALS[0]}")
     assert '"code":"chunk-stream-invalid"' in strike.body_json

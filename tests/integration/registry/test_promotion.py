@@ -216,7 +216,7 @@ async def test_a_check_that_failed_or_is_missing_blocks_and_says_why(registry: R
         error = await refused(call(registry.promotion().ProposePromotion, proposing(job, version)))
         assert (error.code, reason in error.message) == (Code.WRONG_STATE, True), error.message
     await registry.drained()
-    told = json.loads(registry.audit.events[-1].body_json)
+    told = json.loads(registry.audit.happened()[-1].body_json)
     assert (told["method"], told["code"]) == ("ProposePromotion", "wrong-state")
     assert await code(call(registry.promotion().ProposePromotion, proposing(weak, 9))) is Code.NOT_FOUND
 
@@ -267,7 +267,7 @@ async def test_a_job_whose_model_gets_worse_stops_with_its_last_good_version(reg
     assert outcomes["divergence"] == f"rolled back to version 1: {why}"
     await registry.drained()
     assert registry.audit.types()[-4:] == ["round.committed", "model.attested", "model.rolled_back", "job.ended"]
-    told = json.loads(registry.audit.events[-2].body_json)
+    told = json.loads(registry.audit.happened()[-2].body_json)
     assert (told["good_version"], told["diverged_version"]) == (1, 3)
     graph = build(await read_recorded(Asked(registry.operator(), registry.promotion()), f"{job.job_id}/1"))
     assert [node.text for node in graph.nodes if node.kind == "rollback"] == [f"version 1 is the job's result: {why}"]
