@@ -16,6 +16,7 @@ from services.cli import session
 from services.cli.inspection import Limit, list_versions, make_table, stack_dir
 from services.cli.lineage import OUTCOMES, as_dot, as_json, as_tree, build
 from services.cli.mesh import OPERATOR, awake
+from services.cli.performance import performance
 from services.cli.pull import pull
 from services.cli.stack import DEMO_DIR, Folder
 from services.cli.versions import Registry, find_version, read_recorded
@@ -35,6 +36,7 @@ Version = Annotated[
 Operator = Annotated[str, typer.Option(help="Operator of the stack whose certificate is used")]
 
 
+app.command()(performance)
 app.command()(pull)
 
 

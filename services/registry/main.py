@@ -6,6 +6,8 @@ from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import (
     enrolment_pb2,
     enrolment_pb2_grpc,
+    performance_pb2,
+    performance_pb2_grpc,
     promotion_pb2,
     promotion_pb2_grpc,
     registry_pb2,
@@ -26,11 +28,13 @@ from services.registry.config import EnrolmentConfig, RegistryConfig
 from services.registry.domain.entities import StrikeRule
 from services.registry.enrolling import CredentialServicer, EnrolmentServicer
 from services.registry.issuing import Issuer
+from services.registry.performance_servicer import PerformanceServicer
 from services.registry.promotion_servicer import PromotionServicer
 from services.registry.relay import Relay
 from services.registry.servicer import RegistryServicer, UseCases
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
+from services.registry.tending import MeasurementTender
 from services.registry.usecases.attestations import Attestor
 from services.registry.usecases.blobs import BlobUseCases
 from services.registry.usecases.enrolment import EnrolmentUseCases, Terms
@@ -38,6 +42,7 @@ from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
 from services.registry.usecases.mutation import Mutations
+from services.registry.usecases.performance import PerformanceUseCases
 from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.promotions import PromotionUseCases
 from services.registry.usecases.rosters import RosterUseCases
@@ -81,7 +86,8 @@ async def main(config: RegistryConfig) -> None:
             enrolment = build_enrolment(config, store, clock, relay)
             standing = Standing(usecases.hospitals.members, config.standing)
             hospitals = HospitalWatch(store, clock, config.budget, config.strikes)
-            background = [relay.run, standing.run, hospitals.run, PostgresWatch(database).run]
+            tender = MeasurementTender(usecases.performance.tend)
+            background = [relay.run, standing.run, hospitals.run, tender.run, PostgresWatch(database).run]
             if config.enrolment is not None and enrolment is not None:
                 background.append(strangers(config, config.enrolment, enrolment).run)
             await run_server(
@@ -109,6 +115,11 @@ def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> 
             promotion_pb2.DESCRIPTOR.services_by_name["PromotionService"],
             promotion_pb2_grpc.add_PromotionServiceServicer_to_server,
             PromotionServicer(usecases.promotions),
+        ),
+        Endpoint(
+            performance_pb2.DESCRIPTOR.services_by_name["PerformanceService"],
+            performance_pb2_grpc.add_PerformanceServiceServicer_to_server,
+            PerformanceServicer(usecases.performance),
         ),
         Endpoint(
             enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"],
@@ -195,5 +206,6 @@ def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, r
         ledgers=LedgerUseCases(store, mutations, clock),
         rounds=RoundUseCases(store, mutations, clock, attestor),
         promotions=PromotionUseCases(store, mutations, clock, attestor),
+        performance=PerformanceUseCases(store),
         blobs=blobs,
     )

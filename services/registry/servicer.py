@@ -25,6 +25,7 @@ from services.registry.usecases.blobs import BlobUseCases
 from services.registry.usecases.hospitals import HospitalUseCases, Struck
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
+from services.registry.usecases.performance import PerformanceUseCases
 from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.ports import Command
 from services.registry.usecases.promotions import PromotionUseCases
@@ -45,6 +46,7 @@ class UseCases:
     ledgers: LedgerUseCases
     rounds: RoundUseCases
     promotions: PromotionUseCases
+    performance: PerformanceUseCases
     blobs: BlobUseCases
 
 

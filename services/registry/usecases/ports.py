@@ -29,6 +29,7 @@ from services.registry.domain.entities import (
     Strike,
     SurvivorList,
 )
+from services.registry.usecases.performance_ports import Performance
 from services.registry.usecases.promotion_ports import Promotions
 
 T = TypeVar("T")
@@ -324,6 +325,8 @@ class Transaction(Protocol):
     def ledgers(self) -> Ledgers: ...
     @property
     def rounds(self) -> Rounds: ...
+    @property
+    def performance(self) -> Performance: ...
     @property
     def blobs(self) -> Blobs: ...
     @property

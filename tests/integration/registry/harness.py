@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.common.v1 import round_pb2
-from fedmesh.registry.v1 import promotion_pb2_grpc, registry_pb2_grpc
+from fedmesh.registry.v1 import performance_pb2_grpc, promotion_pb2_grpc, registry_pb2_grpc
 from fedmesh.registry.v1 import registry_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -190,6 +190,10 @@ class Registry:
     def promotion(self, name: str = "alice", kind: str = "operator") -> Any:
         """The service of promotion, called as an operator unless another kind is given."""
         return self.stub(self._tls(kind, name), promotion_pb2_grpc.PromotionServiceStub)
+
+    def performance(self, name: str = "alice", kind: str = "operator") -> Any:
+        """The service of performance, called as an operator unless another kind is given."""
+        return self.stub(self._tls(kind, name), performance_pb2_grpc.PerformanceServiceStub)
 
     def _tls(self, kind: str, name: str) -> TlsConfig:
         stem = name if kind == "service" else f"{kind}-{name}"
