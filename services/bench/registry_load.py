@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+import psutil
 import psycopg
 from fedmesh.registry.v1 import performance_pb2, registry_pb2
 from rich.console import Console
@@ -52,7 +53,8 @@ class RegistryOptions:
 @dataclass(frozen=True)
 class RegistryReport:
     """What the run measured. Latencies in milliseconds, from the moment a request was due; those of pages by what is
-    listed. database_bytes: with indexes. load: the machine's load average at the end of the reads.
+    listed. failed: reads that got no answer, after the client's retries. database_bytes: with indexes. cpu_ms: CPU time
+    of registry and PostgreSQL for each read. load: the machine's load average at the end of the reads.
     """
 
     versions: int
@@ -63,6 +65,8 @@ class RegistryReport:
     seconds: float
     cores: int
     load: float
+    cpu_ms: float
+    failed: int
     point_ms: dict[str, float]
     page_ms: dict[str, dict[str, float]]
 
@@ -73,7 +77,7 @@ class RegistryReport:
         return {
             name: (figure, f"< {limit:g}", figure < limit)
             for name, (figure, limit) in {"a model version, p99, ms": (point, POINT_MS), **pages}.items()
-        }
+        } | {"reads without an answer": (self.failed, "0", not self.failed)}
 
 
 def run_registry(options: RegistryOptions, console: Console) -> RegistryReport:
@@ -132,7 +136,9 @@ async def _measure(stack: Stack, options: RegistryOptions, fill_s: float) -> Reg
         for _ in range(_WARM):
             for read in reads.values():
                 await read()
-        latencies = await open_loop(list(reads.values()), options.rate, options.seconds)
+        before = _cpu_s(stack)
+        latencies, failed = await open_loop(list(reads.values()), options.rate, options.seconds)
+        cpu_ms = 1000 * (_cpu_s(stack) - before) / sum(map(len, latencies))
     told = {name: quantiles_ms(found) for name, found in zip(reads, latencies, strict=True)}
     return RegistryReport(
         versions=options.versions,
@@ -143,9 +149,18 @@ async def _measure(stack: Stack, options: RegistryOptions, fill_s: float) -> Reg
         seconds=options.seconds,
         cores=len(os.sched_getaffinity(0)),
         load=os.getloadavg()[0],
+        cpu_ms=cpu_ms,
+        failed=failed,
         point_ms=told.pop(_POINT),
         page_ms=told,
     )
+
+
+def _cpu_s(stack: Stack) -> float:
+    """CPU seconds so far of the registry and of PostgreSQL with the backends that it has now."""
+    parts = {part.name: psutil.Process(part.pid) for part in stack.status() if part.pid is not None}
+    server = parts["PostgreSQL"]
+    return float(sum(sum(one.cpu_times()[:2]) for one in (parts["registry"], server, *server.children())))
 
 
 async def _jobs(stack: Stack) -> tuple[list[UUID], int]:
@@ -198,15 +213,24 @@ def _reads(hospital: Any, performance: Any, operator: Any, jobs: list[UUID]) -> 
     }
 
 
-async def open_loop(reads: list[Read], rate: float, seconds: float) -> tuple[list[float], ...]:
+async def open_loop(reads: list[Read], rate: float, seconds: float) -> tuple[tuple[list[float], ...], int]:
     """Send reads when they are due, whether or not those before are answered: the first kind every other time, between
-    them the others in turn. Returns seconds by kind, at least one each.
+    them the others in turn. Returns seconds by kind, at least one each, and how many failed; those took time too.
+
+    Raises: FedmeshError for a refusal that is no sign of overload.
     """
+    failed = 0
     latencies: tuple[list[float], ...] = tuple([] for _ in reads)
     others = itertools.cycle(range(1, len(reads)))
 
     async def send(kind: int, due: float) -> None:
-        await reads[kind]()
+        nonlocal failed
+        try:
+            await reads[kind]()
+        except FedmeshError as error:
+            if not error.retryable:
+                raise
+            failed += 1
         latencies[kind].append(time.monotonic() - due)
 
     started = time.monotonic()
@@ -215,7 +239,7 @@ async def open_loop(reads: list[Read], rate: float, seconds: float) -> tuple[lis
             due = started + number / rate
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             group.create_task(send(next(others) if number % 2 else 0, due))
-    return latencies
+    return latencies, failed
 
 
 def _print(console: Console, report: RegistryReport) -> None:
@@ -227,6 +251,7 @@ def _print(console: Console, report: RegistryReport) -> None:
     table.add_row("measurements", f"{report.metrics:,}", "")
     table.add_row("database, GB", f"{report.database_bytes / 1e9:.2f}", "")
     table.add_row("load average", f"{report.load:.1f}", "")
+    table.add_row("CPU of registry and PostgreSQL, ms a read", f"{report.cpu_ms:.1f}", "")
     for name, told in {_POINT: report.point_ms, **report.page_ms}.items():
         table.add_row(f"{name}, p50, ms", f"{told['p50']:.1f}", "")
     for name, (value, limit, kept) in report.targets().items():

@@ -10,6 +10,7 @@ import pytest
 from services.bench.audit_log import AuditLogReport, proofs_per_s
 from services.bench.bounds import fdatasync_rate, quantiles_ms, repeat
 from services.bench.registry_load import RegistryReport, open_loop
+from services.common.errors import Code, FedmeshError
 
 GOOD = AuditLogReport(
     appenders=50,
@@ -81,9 +82,21 @@ def test_each_target_of_the_log_is_judged(change: dict[str, object], missed: lis
 
 def test_each_target_of_the_registry_is_judged() -> None:
     report = RegistryReport(
-        1, 1, 1, 1, 100, 1, 2, 1, {"p50": 1, "p99": 20}, {"a": {"p50": 1, "p99": 49}, "b": {"p99": 50}}
+        versions=1,
+        metrics=1,
+        database_bytes=1,
+        fill_s=1,
+        rate=100,
+        seconds=1,
+        cores=2,
+        load=1,
+        cpu_ms=1,
+        failed=0,
+        point_ms={"p50": 1, "p99": 20},
+        page_ms={"a": {"p50": 1, "p99": 49}, "b": {"p50": 1, "p99": 50}},
     )
-    assert [kept for _, _, kept in report.targets().values()] == [False, True, False]
+    assert [kept for _, _, kept in report.targets().values()] == [False, True, False, True]
+    assert not replace(report, failed=1).targets()["reads without an answer"][2]
 
 
 def test_reads_are_sent_when_due_whether_or_not_others_are_answered() -> None:
@@ -101,7 +114,23 @@ def test_reads_are_sent_when_due_whether_or_not_others_are_answered() -> None:
         if len(sent) == 8:
             last.set()
 
-    latencies = asyncio.run(open_loop([first, second], 1000.0, 0.008))
+    latencies, failed = asyncio.run(open_loop([first, second], 1000.0, 0.008))
     assert sent == [0, 1] * 4
     assert [len(found) for found in latencies] == [4, 4]
     assert max(latencies[0]) >= 0.007
+    assert failed == 0
+
+
+def test_reads_that_are_shed_are_counted_and_others_end_the_measurement() -> None:
+    codes = iter([Code.STORE_UNAVAILABLE, Code.STORE_UNAVAILABLE, Code.NOT_FOUND])
+
+    async def shed() -> None:
+        raise FedmeshError(next(codes), "why")
+
+    async def answered() -> None:
+        return None
+
+    latencies, failed = asyncio.run(open_loop([shed, answered], 1000.0, 0.004))
+    assert (failed, [len(found) for found in latencies]) == (2, [2, 2])
+    with pytest.raises(ExceptionGroup):
+        asyncio.run(open_loop([shed, answered], 1000.0, 0.004))
