@@ -68,6 +68,10 @@ bench-peers: $(SYNCED)  ## Secure sums of fedmesh, Flower and NVFlare side by si
 chaos: $(SYNCED)  ## Break replicas and stores under load and compare with what was acknowledged (45 minutes; REPORT=FILE)
 	@$(RUN) python -m loadtests.chaos $(if $(REPORT),--report $(abspath $(REPORT))) $(ARGS)
 
+.PHONY: loadtest
+loadtest: $(SYNCED)  ## Calls, uploads, the audit log and 1,000 idle hospitals load a stack (4 minutes; REPORT=FILE)
+	@GRPC_VERBOSITY=NONE $(RUN) python -m loadtests.load $(if $(REPORT),--report $(abspath $(REPORT))) $(ARGS)
+
 .PHONY: restore-drill
 restore-drill: $(SYNCED)  ## Lose PostgreSQL, restore it to a moment, and count what was lost (a minute)
 	@GRPC_VERBOSITY=NONE $(RUN) pytest -q --capture=sys --no-header -m slow tests/integration/registry/test_restore.py $(ARGS)

@@ -31,10 +31,23 @@ def judge(mesh: ChaosMesh, params: int, lanes: int) -> Findings:
     with mesh.postgres.connect() as connection:
         stored = read_stored(connection, log.wrong)
     numbers = {name: number for number, name in enumerate(mesh.hospitals)}
-    expected = {key: _digest(key, names, numbers, params, lanes) for key, (_, names) in stored.survivors.items()}
+    expected = {
+        state: _digest(state, stored.survivors[key][1], numbers, params, lanes)
+        for key, state in counted(stored).items()
+    }
     findings = compare(truth, stored, expected)
     findings.notes += [f"audit fsck: {problem}" for problem in log.problems]
     return findings
+
+
+def counted(stored: Stored) -> dict[Round, Round]:
+    """Rounds with survivors, and what hospitals call them: they count states, and a burnt version makes none."""
+    burnt = [key for key, found in stored.rounds.items() if found.burnt]
+    return {
+        (job, version): (job, version - sum(1 for other, before in burnt if other == job and before < version))
+        for job, version in stored.survivors
+        if (job, version) not in burnt
+    }
 
 
 def _digest(key: Round, names: frozenset[str], numbers: dict[str, int], params: int, lanes: int) -> str:

@@ -16,13 +16,15 @@ CACHE: Final = ROOT / ".cache" / "peers"
 INSTALL_TIMEOUT_S: Final = 900.0
 
 
-def prepare(peer: str, tell: Tell) -> Path:
+def prepare(peer: str, tell: Tell, requirements: Path | None = None) -> Path:
     """The peer's environment; made, or made anew when its requirements have changed.
+
+    requirements: the file with them; the peer's own beside this module by default.
 
     Raises:
         FedmeshError: CONFIG_INVALID without uv; SERVICE_UNAVAILABLE if packages cannot be had.
     """
-    home, requirements = CACHE / peer, Path(__file__).parent / peer / "requirements.txt"
+    home, requirements = CACHE / peer, requirements or Path(__file__).parent / peer / "requirements.txt"
     stamp, wanted = home / ".requirements", hashlib.sha256(requirements.read_bytes()).hexdigest()
     with contextlib.suppress(FileNotFoundError):
         if stamp.read_text() == wanted:
@@ -77,6 +79,6 @@ def _run(command: list[str]) -> None:
     if done.returncode != 0:
         raise FedmeshError(
             Code.SERVICE_UNAVAILABLE,
-            f"uv {command[1]} failed. The peers come from PyPI: connect to it, or point UV_DEFAULT_INDEX to a mirror, "
+            f"uv {command[1]} failed. Packages come from PyPI: connect to it, or point UV_DEFAULT_INDEX to a mirror, "
             f"and run this again. uv said: {' '.join(done.stderr.split())[-600:]}",
         )

@@ -39,14 +39,15 @@ def check(config: AuditConfig) -> None:
 async def main(config: AuditConfig) -> None:
     """Serve until told to stop.
 
-    Raises: FedmeshError(CONFIG_INVALID), also for a key that is not this log's; (STORE_UNAVAILABLE) when PostgreSQL is
-        away at start; (WRONG_STATE) for a schema of another release or a tree that contradicts its checkpoint.
+    Raises: FedmeshError(CONFIG_INVALID), also for a key that is not this log's; (STORE_UNAVAILABLE) when PostgreSQL
+        stays away at start; (WRONG_STATE) for a schema of another release or a tree that contradicts its checkpoint.
     """
     setup_telemetry("audit", config.telemetry)
     key = load_signing_key(config.signing_key)
     database = Database(config.postgres)
     await database.open()
     try:
+        await database.wait()
         await require_migrated(database, SCHEMA, MIGRATIONS)
         store = PostgresStore(database)
         sequencer = Sequencer(

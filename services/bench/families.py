@@ -19,12 +19,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from services.common.errors import Code, FedmeshError
 from services.demo.datasets import from_folder
 from services.demo.run import read_all
-from services.hospital_node.domain.ports import NoiseRequest
-from services.hospital_node.noise import ShareOfNoise, training_noise
+from services.hospital_node.noise import training_noise
 from services.hospital_node.sources.dataset import Dataset, SplitName
-from services.hospital_node.training.trainer import Trainer
+from services.hospital_node.training.trainer import predict
 from services.plans.library import plan_names, plan_path
 from services.plans.manifest import PlanManifest, load_manifest
+from services.tradeoff.simulation import Simulation
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def run_families(options: FamiliesOptions, console: Console) -> list[Learnt]:
 def learn(plan: PlanManifest, options: FamiliesOptions, split: SplitName) -> Learnt:
     """Train one plan `seeds` times. Raises: as `run_families`."""
     sets = read_all(from_folder(options.data, plan), plan)
-    trainers = [Trainer(plan, each, options.cache) for each in sets]
+    simulation = Simulation(plan, sets, options.cache)
     guarantee = "none" if plan.privacy is None else str(training_noise(plan, len(sets)).guarantee)
     x, y = _judged(sets, split)
-    scores = [trainers[0].predict(train(plan, trainers), x) for _ in range(options.seeds)]
+    scores = [predict(plan, simulation.run(plan, lambda: None), x) for _ in range(options.seeds)]
     auroc = np.array([roc_auc_score(y, each) for each in scores])
     auprc = np.array([average_precision_score(y, each) for each in scores])
     ddof = min(1, options.seeds - 1)
@@ -93,16 +93,6 @@ def learn(plan: PlanManifest, options: FamiliesOptions, split: SplitName) -> Lea
         auprc=float(auprc.mean()),
         auprc_sd=float(auprc.std(ddof=ddof)),
     )
-
-
-def train(plan: PlanManifest, trainers: Sequence[Trainer]) -> bytes:
-    """The last state of a job in which every hospital is in every sum, with its own share of noise."""
-    noise, state = ShareOfNoise(), trainers[0].initial_state()
-    for number in range(1, plan.rounds.count + 1):
-        request = NoiseRequest(plan, number, len(trainers))
-        parts = [noise.add(trainer.contribution(state, number), request) for trainer in trainers]
-        state = trainers[0].update(state, np.sum(parts, axis=0), len(trainers))
-    return state
 
 
 def _path(name: str) -> Path:

@@ -67,9 +67,9 @@ class JobsReport:
 
 
 def job_plan(number: int, rounds: int) -> PlanManifest:
-    """The shipped private plan without metrics, under a name, and so with a population, of its own."""
+    """The shipped private plan without metrics and checks, under a name, and so with a population, of its own."""
     document: dict[str, Any] = json.loads(canonical_bytes(shipped_plan("readmission-logistic-private")))
-    document |= {"name": f"bench-job-{number:05d}", "metrics": None}
+    document |= {"name": f"bench-job-{number:05d}", "metrics": None, "checks": None}
     document["rounds"]["count"] = rounds
     document["algorithm"]["average_last"] = 1
     return validate(PlanManifest, document, "the benchmark's plan", Code.PLAN_INVALID)

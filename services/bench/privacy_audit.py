@@ -114,6 +114,7 @@ def audit_plan() -> PlanManifest:
         "features": names,
         "rounds": {"count": 1},
         "metrics": None,
+        "checks": None,
     }
     return validate(PlanManifest, document, "the audit's plan", Code.PLAN_INVALID)
 

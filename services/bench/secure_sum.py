@@ -58,11 +58,12 @@ class BenchOptions:
 class SecureSumReport:
     """What the run measured. round_s: sealed to committed. phase_s: mean over the measured and the warm-up rounds.
 
-    centre_cpu_s: CPU of the four services and their workers in one round. centre_adding_cpu_s: the part of it that
-    reads, checks and adds ciphertexts and takes masks off. hospital_cpu_s: of one hospital in one round, training left
-    out because there is none. aggregator_peak_extra_mb: most memory that the aggregator's processes held
-    beyond what they held after the round that warms up. add_over_bandwidth_bound: see `kernels.Kernels`. exact: in
-    every round at least t hospitals decrypted the sum, and each of them exactly the sum of the integers.
+    centre_cpu_s: CPU of the four services and their workers in one round; stores_cpu_s: of PostgreSQL and Redis.
+    centre_adding_cpu_s: the part of the services' that reads, checks and adds ciphertexts and takes masks off.
+    hospital_cpu_s: of one hospital in one round, training left out because there is none. aggregator_peak_extra_mb:
+    most memory that the aggregator's processes held beyond what they held after the round that warms up.
+    add_over_bandwidth_bound: see `kernels.Kernels`. exact: in every round at least t hospitals decrypted the sum, and
+    each of them exactly the sum of the integers.
     """
 
     params: int
@@ -74,6 +75,7 @@ class SecureSumReport:
     phase_s: dict[str, float]
     centre_cpu_s: float
     centre_cpu_by_service_s: dict[str, float]
+    stores_cpu_s: dict[str, float]
     centre_adding_cpu_s: float
     hospital_cpu_s: float
     aggregator_peak_extra_mb: float
@@ -182,6 +184,7 @@ def _measure(
         phase_s=_phases(port),
         centre_cpu_s=sum(centre.values()),
         centre_cpu_by_service_s=centre,
+        stores_cpu_s={name: usage.cpu_s[name] / len(rounds) for name in (stack.postgres.name, stack.redis.name)},
         centre_adding_cpu_s=usage.cpu_s[WORKERS] / len(rounds),
         hospital_cpu_s=sum(usage.cpu_s[name] for name in names) / len(names) / len(rounds),
         aggregator_peak_extra_mb=usage.aggregator_extra_mb,

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from services.common.errors import Code, FedmeshError
+from services.common.files import require_writable
 
 BENCH_DIR: Final = Path(".fedmesh/bench")
 
@@ -108,9 +108,3 @@ def families(
 
     require_writable(report)
     run_families(FamiliesOptions(data, tuple(plan), seeds, test, cache, report), Console())
-
-
-def require_writable(report: Path | None) -> None:
-    """Raises: FedmeshError(INVALID_ARGUMENT) when a report has no folder to go to."""
-    if report is not None and not report.absolute().parent.is_dir():
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {report}: no such folder")

@@ -133,7 +133,8 @@ def _add_words(graph: Graph, root: str, said: promotion_pb2.GetProvenanceRespons
     for one in said.promotions:
         text = f"to {one.alias}, proposed by {_short(one.proposed_by)}, "
         text += f"approved by {_short(one.approved_by)}" if one.approved_by else "waits for a second person"
-        facts = {"proposed_by": one.proposed_by, "approved_by": one.approved_by}
+        text += f"; divergence set aside: {one.reason}" if one.reason else ""
+        facts = {"proposed_by": one.proposed_by, "approved_by": one.approved_by, "reason": one.reason}
         graph.add(Node(f"promotion:{one.promotion_id}", "promotion", text, facts), root, "promoted")
     if said.HasField("rollback"):
         back = said.rollback

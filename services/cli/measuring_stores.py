@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.cli.bench import BENCH_DIR, require_writable
+from services.cli.bench import BENCH_DIR
+from services.common.files import require_writable
 
 
 def register(app: typer.Typer) -> None:

@@ -1,7 +1,8 @@
 """`fedmesh hospitals`, `roster show`, `epochs`: who takes part, in which standing, with which keys."""
 
+import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from services.cli import roster
 from services.cli.inspection import Limit, make_table, stack_dir
-from services.cli.mesh import ask
+from services.cli.mesh import ask, awake, stub
 from services.cli.reconciliation import Reported, reported_ledgers
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
@@ -34,14 +35,8 @@ def register(app: typer.Typer) -> None:
 
 def hospitals(folder: Folder = DEMO_DIR) -> None:
     """List hospitals: standing, strikes that count now, whether they are connected, what is left of their budget."""
-
-    async def read(registry: Any) -> Any:
-        listed = await call(registry.ListHospitals, registry_pb2.ListHospitalsRequest())
-        return listed.hospitals, await reported_ledgers(registry)
-
-    stack = stack_dir(folder)
-    listed, reported = ask(stack, "registry", read, _NEEDS)
-    connected = _connected(stack)
+    with awake(stack_dir(folder), _NEEDS) as stack:
+        listed, reported, connected = asyncio.run(_look(stack))
     left = {ledger.hospital_id: _left(ledger) for ledger in reported.ledgers}
     table = make_table(
         "hospital", "standing", "strikes", "connected (UTC)", "epsilon left", _CERTIFICATE, "display name"
@@ -66,16 +61,21 @@ def hospitals(folder: Folder = DEMO_DIR) -> None:
     )
 
 
-def _connected(folder: Path) -> dict[str, str] | None:
+async def _look(stack: Stack) -> tuple[Sequence[registry_pb2.Hospital], Any, dict[str, str] | None]:
+    """The hospitals, their reported ledgers, and who is connected."""
+    async with stub(stack, "registry") as registry:
+        listed = await call(registry.ListHospitals, registry_pb2.ListHospitalsRequest())
+        reported = await reported_ledgers(registry)
+    return listed.hospitals, reported, await _connected(stack)
+
+
+async def _connected(stack: Stack) -> dict[str, str] | None:
     """Since when hospitals are connected; None when the coordinator cannot be asked."""
-    if not any(part.name == "coordinator" and part.running for part in Stack(folder).status()):
+    if not any(part.name == "coordinator" and part.running for part in stack.status()):
         return None
-
-    async def read(coordinator: Any) -> Any:
-        return await call(coordinator.ListParticipants, coordinator_pb2.ListParticipantsRequest())
-
     try:
-        answer = ask(folder, "coordinator", read)
+        async with stub(stack, "coordinator") as coordinator:
+            answer = await call(coordinator.ListParticipants, coordinator_pb2.ListParticipantsRequest())
     except FedmeshError as error:
         if not error.retryable:
             raise

@@ -1,30 +1,27 @@
 """`fedmesh models`: versions, what is known of them, and how they get to production."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from fedmesh.registry.v1 import promotion_pb2 as pm
-from fedmesh.registry.v1 import promotion_pb2_grpc, registry_pb2_grpc
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli import session
 from services.cli.inspection import Limit, list_versions, make_table, stack_dir
 from services.cli.lineage import OUTCOMES, as_dot, as_json, as_tree, build
 from services.cli.mesh import OPERATOR, awake
 from services.cli.performance import performance
+from services.cli.promoting import approve as confirm
+from services.cli.promoting import propose, registry_as
 from services.cli.pull import pull
 from services.cli.stack import DEMO_DIR, Folder
 from services.cli.versions import Registry, find_version, read_recorded
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import MeshChannel, call
-from services.common.grpc.server import MAX_RECORD_BYTES
+from services.common.grpc.client import call
 from services.common.ids import new_id
-from services.embedded.stack import Stack
 
 T = TypeVar("T")
 
@@ -154,6 +151,10 @@ def promote(
     version: Version,
     to: Annotated[str, typer.Option("--alias", help="The alias that moves")] = "production",
     approve: Annotated[bool, typer.Option("--approve", help="Approve what another operator proposed")] = False,
+    reason: Annotated[
+        str,
+        typer.Option(help="Why a version that an automatic roll-back took away is promoted all the same; both see it"),
+    ] = "",
     folder: Folder = DEMO_DIR,
     operator: Operator = OPERATOR,
 ) -> None:
@@ -161,21 +162,16 @@ def promote(
 
     async def go(registry: Registry) -> pm.Promotion:
         job_id, number = await find_version(registry, version)
-        if not approve:
-            proposing = pm.ProposePromotionRequest(request_id=new_id(), job_id=job_id, version=number, alias=to)
-            proposed: pm.ProposePromotionResponse = await call(registry.promotion.ProposePromotion, proposing)
-            return proposed.promotion
-        asked = pm.GetProvenanceRequest(job_id=job_id, version=number)
-        known = (await call(registry.promotion.GetProvenance, asked)).promotions
-        waiting = [one for one in known if one.alias == to and not one.approved_by]
-        if not waiting:
-            raise FedmeshError(Code.NOT_FOUND, f"nobody has proposed {job_id}/{number} for {to}")
-        approving = pm.ApprovePromotionRequest(request_id=new_id(), promotion_id=waiting[0].promotion_id)
-        approved: pm.ApprovePromotionResponse = await call(registry.promotion.ApprovePromotion, approving)
-        return approved.promotion
+        if approve:
+            return await confirm(registry, job_id, number, to)
+        return await propose(registry, job_id, number, to, reason)
 
+    if approve and reason:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "the reason is stated by the one who proposes")
     done = _ask(folder, go, operator)
     named = f"{done.job_id}/{done.version}"
+    if done.reason:
+        _say(f"[yellow]the divergence check is set aside[/yellow]: {escape(done.reason)}")
     if done.approved_by:
         _say(f"[green]promoted[/green] {done.model}@{done.alias} is {named}")
     else:
@@ -191,17 +187,7 @@ def _ask(folder: Path, question: Callable[[Registry], Coroutine[Any, Any, T]], o
     with awake(stack_dir(folder), _NEEDS) as stack:
 
         async def go() -> T:
-            async with _registry(stack, operator) as registry:
+            async with registry_as(stack, operator) as registry:
                 return await question(registry)
 
         return asyncio.run(go())
-
-
-@asynccontextmanager
-async def _registry(stack: Stack, operator: str) -> AsyncIterator[Registry]:
-    tls = stack.operator(operator)
-    target, bearer = stack.target("registry"), session.bearer_if_any
-    async with MeshChannel(target, tls, max_message_bytes=MAX_RECORD_BYTES, bearer=bearer) as channel:
-        yield Registry(
-            channel.stub(registry_pb2_grpc.RegistryServiceStub), channel.stub(promotion_pb2_grpc.PromotionServiceStub)
-        )

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
-from fedmesh.registry.v1 import promotion_pb2_grpc, registry_pb2, registry_pb2_grpc
+from fedmesh.registry.v1 import promotion_pb2, promotion_pb2_grpc, registry_pb2, registry_pb2_grpc
 from rich.console import Console
+from rich.markup import escape
 
 from services.cli.inspection import stack_dir
 from services.cli.lineage import Recorded, as_json, build
@@ -29,7 +30,8 @@ from services.secure_sum.epoch import EpochKeys, open_epoch
 from services.secure_sum.roster import Roster
 from services.secure_sum.sealed import sealed_epoch
 from services.secure_sum.statements import Signed
-from services.transparency.provenance import Claim, Report, require_state, verify_claim
+from services.transparency.attestation import claimed_predicate
+from services.transparency.provenance import Claim, Logged, Report, require_state, verify_claim
 from services.transparency.receipt import Place
 from services.transparency.witness import follow
 
@@ -82,12 +84,15 @@ def pull(
     claim = pulled.claim
     Console().print(
         f"[green]OK[/green] {pulled.recorded.plan.name} {claim.job_id}/{claim.version}: statement signed by the"
-        f" registry, entry {claim.entry.index} of a witnessed log of {claim.entry.size} entries, checks signed by"
+        f" registry, entry {claim.attested.place.index} of a witnessed log of {claim.attested.place.size} entries, the"
+        f" move of {claim.alias} entry {claim.moved.place.index}, checks signed by"
         f" {len(claim.reports)} hospitals, promoted by {claim.proposed_by.rpartition('/')[2]} and"
         f" {claim.approved_by.rpartition('/')[2]}. Model: {out}",
         highlight=False,
         soft_wrap=True,
     )
+    for check, reason in claimed_predicate(claim.verdict).get("waived", {}).items():
+        Console().print(f"[yellow]set aside by both[/yellow]: {check}: {escape(reason)}", soft_wrap=True)
 
 
 def write(pulled: Pulled, out: Path, *, keras: bool) -> None:
@@ -125,7 +130,8 @@ async def fetch(asker: Asker, version: str) -> Pulled:
             to_registry.stub(promotion_pb2_grpc.PromotionServiceStub),
         )
         recorded = await read_recorded(registry, version)
-        claim = await _claim(asker, registry, to_audit.stub(audit_pb2_grpc.AuditServiceStub), recorded)
+        alias = "" if "/" in version else version.rpartition("@")[2]
+        claim = await _claim(asker, registry, to_audit.stub(audit_pb2_grpc.AuditServiceStub), recorded, alias)
         statement = verify_claim(claim, key, asker.verifier)
         blob = await _download(registry.versions, claim.state_sha256)
         require_state(blob, statement)
@@ -135,39 +141,63 @@ async def fetch(asker: Asker, version: str) -> Pulled:
     return Pulled(recorded, claim, state)
 
 
-async def _claim(asker: Asker, registry: Registry, audit: Any, recorded: Recorded) -> Claim:
+async def _claim(asker: Asker, registry: Registry, audit: Any, recorded: Recorded, alias: str) -> Claim:
+    """What the centre says. alias: the one that was asked for, empty when the version was named by its number."""
     said = recorded.provenance
-    approved = [one for one in said.promotions if one.approved_by]
-    if not approved:
-        raise FedmeshError(Code.WRONG_STATE, f"{recorded.reference} was not promoted: see `fedmesh models checks`")
+    done = _promotion(recorded, alias)
     if not said.HasField("attestation") or not said.attestation.HasField("index"):
         raise FedmeshError(Code.WRONG_STATE, "the audit log does not hold the version's statement yet: try again soon")
+    if not done.HasField("alias_index"):
+        raise FedmeshError(
+            Code.WRONG_STATE,
+            f"the audit log does not hold the move of {done.alias} yet: try again soon, or promote the version once"
+            " more if an earlier release moved it",
+        )
     answer = await call(registry.versions.ListRosters, registry_pb2.ListRostersRequest(after_version=1))
     signed = [(item.statement, {one.hospital_id: one.signature for one in item.signatures}) for item in answer.rosters]
     rosters = follow(asker.founding, signed)
-    seen, index = await look_at(audit, asker.verifier, rosters), said.attestation.index
-    if seen.best is None or seen.best[1].size <= index:
-        size = 0 if seen.best is None else seen.best[1].size
-        raise FedmeshError(
-            Code.WRONG_STATE, f"the statement is entry {index} of the log, and {size} entries are witnessed: come again"
-        )
-    note, checkpoint, _ = seen.best
-    found = await call(audit.GetEntry, audit_pb2.GetEntryRequest(index=index, tree_size=checkpoint.size))
+    note, size = await _witnessed(asker, audit, rosters, max(said.attestation.index, done.alias_index))
     return Claim(
         job_id=recorded.version.job_id,
         version=recorded.version.version,
         state_sha256=recorded.version.state_sha256,
         plan=bytes(recorded.plan.manifest),
         envelope=bytes(said.attestation.envelope),
-        leaf=bytes(found.leaf),
-        entry=Place(index, checkpoint.size, tuple(found.hashes)),
+        attested=await _logged(audit, said.attestation.index, size),
+        alias=alias or done.alias,
+        moved=await _logged(audit, done.alias_index, size),
         checkpoint=note,
-        proposed_by=approved[0].proposed_by,
-        approved_by=approved[0].approved_by,
-        verdict=bytes(approved[0].verdicts[-1]),
+        proposed_by=done.proposed_by,
+        approved_by=done.approved_by,
+        verdict=bytes(done.verdicts[-1]),
         reports=tuple(Report(one.hospital_id, one.statement, one.signature) for one in said.reports),
         rosters=tuple(rosters),
     )
+
+
+def _promotion(recorded: Recorded, alias: str) -> promotion_pb2.Promotion:
+    """The newest approved promotion of a version, to this alias if one is named."""
+    approved = [one for one in recorded.provenance.promotions if one.approved_by and alias in ("", one.alias)]
+    if not approved:
+        to = f" to {alias}" if alias else ""
+        raise FedmeshError(Code.WRONG_STATE, f"{recorded.reference} was not promoted{to}: see `fedmesh models checks`")
+    return approved[0]
+
+
+async def _witnessed(asker: Asker, audit: Any, rosters: list[Roster], last: int) -> tuple[str, int]:
+    """A witnessed checkpoint over the entry `last`, and its size. Raises: FedmeshError(WRONG_STATE) when none is."""
+    seen = await look_at(audit, asker.verifier, rosters)
+    size = 0 if seen.best is None else seen.best[1].size
+    if seen.best is None or size <= last:
+        raise FedmeshError(
+            Code.WRONG_STATE, f"the promotion is entry {last} of the log, and {size} entries are witnessed: come again"
+        )
+    return seen.best[0], size
+
+
+async def _logged(audit: Any, index: int, size: int) -> Logged:
+    found = await call(audit.GetEntry, audit_pb2.GetEntryRequest(index=index, tree_size=size))
+    return Logged(bytes(found.leaf), Place(index, size, tuple(found.hashes)))
 
 
 async def _download(versions: Any, sha256: str) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -33,8 +34,9 @@ CHECK_S: Final = 1.5
 # at no cost and come again, while those within are served in time; an unbounded queue serves nobody in time.
 WAITING_PER_CONNECTION: Final = 4
 _MAX_TRIES: Final = 8
-# A channel tries four times by itself: so the caller learns of a lost database within its default deadline of 10 s.
+# A call is made up to four times: so the caller learns of a lost database within its default deadline of 10 s.
 _CONNECT_WAIT_S: Final = 2.0
+_WAIT_PAUSE_S: Final = 0.5
 _TX_SECONDS: Final = Histogram(
     "fedmesh_postgres_transaction_seconds", "Time of transactions, retries included", ["name"]
 )
@@ -121,6 +123,20 @@ class Database:
         except (psycopg.Error, PoolTimeout, OSError):
             return False
         return True
+
+    async def wait(self, patience_s: float = 30.0) -> None:
+        """Return as soon as PostgreSQL answers, for a service that starts while it fails over or is slow.
+
+        Raises: FedmeshError(STORE_UNAVAILABLE) when it did not answer for `patience_s` seconds.
+        """
+        ending = time.monotonic() + patience_s
+        while not await self.ready():
+            if time.monotonic() >= ending:
+                raise FedmeshError(
+                    Code.STORE_UNAVAILABLE, f"PostgreSQL did not answer for {patience_s:g} s: see that it runs"
+                )
+            log.warning("postgres_awaited")
+            await asyncio.sleep(_WAIT_PAUSE_S)
 
     @asynccontextmanager
     async def _connection(self, timeout_s: float | None = None) -> AsyncIterator[Connection]:

@@ -69,11 +69,16 @@ async def redis_errors() -> AsyncIterator[None]:
             raise
         raise FedmeshError(Code.STORE_UNAVAILABLE, "Redis cannot be reached: try again") from error
     except exceptions.ResponseError as error:
-        if _DEMOTED.search(str(error)):
+        if _demoted(error):
             raise FedmeshError(Code.STORE_UNAVAILABLE, "this Redis is the master no more: try again") from error
         if _FULL.search(str(error)):
             raise FedmeshError(Code.STORE_FULL, "Redis takes no writes now: free disk or memory") from error
         raise
+
+
+def _demoted(error: exceptions.ResponseError) -> bool:
+    """Whether a server refused a write because it is no master: redis-py knows it by the first word, and takes that."""
+    return isinstance(error, exceptions.ReadOnlyError) or _DEMOTED.search(str(error)) is not None
 
 
 async def redis_ready(client: aioredis.Redis) -> bool:
@@ -103,7 +108,7 @@ class Scripts:
             try:
                 return await self._scripts[name](keys=keys, args=arguments)
             except exceptions.ResponseError as error:
-                if _DEMOTED.search(str(error)):
+                if _demoted(error):
                     # redis-py leaves a master that was demoted when a command says so, but not when a script does.
                     await self._client.connection_pool.disconnect(inuse_connections=False)
                 raise

@@ -20,6 +20,7 @@ __all__ = [
     "IN_FLIGHT",
     "LATENCY",
     "LATENCY_MADE",
+    "SECOND_TRIES",
     "SERVING",
     "SHED",
     "attempt_span",
@@ -53,6 +54,9 @@ LATENCY_MADE: Final = Histogram(
     "Time that this process waited for a call, all tries included",
     ["method", "objective"],
     buckets=LATENCY_BUCKETS,
+)
+SECOND_TRIES: Final = Counter(
+    "fedmesh_grpc_client_second_tries_total", "Calls made again at another replica because no answer had come yet"
 )
 SHED: Final = Counter(
     "fedmesh_grpc_server_shed_total", "Calls refused because too many were in flight, by whose bound", ["bound"]

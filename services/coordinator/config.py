@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from services.common.config import ClientConfig, RedisConfig, Section, ServerConfig, TelemetryConfig
+from services.common.config import Address, ClientConfig, RedisConfig, Section, ServerConfig, TelemetryConfig
 from services.common.standing import StandingConfig
 
 
@@ -53,3 +53,7 @@ class CoordinatorConfig(Section):
     tasks: TaskConfig = Field(TaskConfig(), description="task streams to hospitals")
     standing: StandingConfig = Field(StandingConfig(), description="how suspended hospitals come to be known")
     rate: RateConfig = Field(RateConfig(), description="limit of each hospital's reports")
+    ops_listen: Address | None = Field(
+        None,
+        description="host:port of the read-only ops page, plain HTTP without a login: loopback, such as 127.0.0.1:7190",
+    )

@@ -15,6 +15,7 @@ from services.coordinator.config import CoordinatorConfig
 from services.coordinator.driver import Driver
 from services.coordinator.hub import Hub
 from services.coordinator.intake import Intake
+from services.coordinator.ops import OpsPage, Overview
 from services.coordinator.outward import Aggregator, Registry
 from services.coordinator.rosters import Rosters
 from services.coordinator.runner import JobRunner
@@ -69,10 +70,13 @@ async def main(config: CoordinatorConfig) -> None:
             intake = Intake(store, rosters)
             consortium = identity.consortium
             usecases = CoordinatorUseCases(store, hub, intake, registry, clock, consortium=consortium, rate=rate)
+            background = [hub.run, driver.run, standing.run, RedisWatch(redis).run]
+            if config.ops_listen is not None:
+                background.append(OpsPage(config.ops_listen, Overview(store, registry, clock)).run)
             await run_server(
                 config.server,
                 [endpoint(usecases)],
-                background=[hub.run, driver.run, standing.run, RedisWatch(redis).run],
+                background=background,
                 admit=standing.admit,
                 dependencies=lambda: redis_ready(redis),
             )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fedmesh.aggregator.v1 import aggregator_pb2, aggregator_pb2_grpc
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.common.v1 import round_pb2
-from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
+from fedmesh.registry.v1 import budget_pb2, budget_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 from services.common.errors import FedmeshError
 from services.common.grpc.client import MeshChannel, call
@@ -73,6 +73,7 @@ class Registry:
 
     def __init__(self, channel: MeshChannel, timeout_s: float) -> None:
         self._stub = channel.stub(registry_pb2_grpc.RegistryServiceStub)
+        self._budgets = channel.stub(budget_pb2_grpc.BudgetServiceStub)
         self._timeout_s = timeout_s
 
     async def _call(self, method: Any, request: Any) -> Any:
@@ -90,6 +91,13 @@ class Registry:
             token = answer.next_page_token
             if not token:
                 return jobs
+
+    async def budgets(self) -> budget_pb2.ListBudgetsResponse:
+        """What hospitals have left, as far as reported."""
+        answer: budget_pb2.ListBudgetsResponse = await self._call(
+            self._budgets.ListBudgets, budget_pb2.ListBudgetsRequest()
+        )
+        return answer
 
     async def job(self, job_id: str) -> Job:
         return _job((await self._call(self._stub.GetJob, registry_pb2.GetJobRequest(job_id=job_id))).job)

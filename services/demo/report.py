@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from services.common.errors import Code, FedmeshError
 from services.demo.evaluation import LocalOnly, TestScores
+from services.demo.promotion import Promotion
 from services.hospital_node.sources.dataset import Rows
 from services.privacy.noise import Guarantee
 
@@ -61,6 +62,8 @@ class Report:
     audit_entries: int
     # Hospitals whose own model differs from the shared one; None where the plan makes none.
     personal_models: int | None = None
+    # None where the plan has no checks.
+    promotion: Promotion | None = None
 
     def as_dict(self) -> dict[str, Any]:
         overhead = np.array(self.round_overhead_s or [float("nan")])
@@ -86,6 +89,7 @@ class Report:
             "processes": self.processes,
             "audit_entries": self.audit_entries,
             **({} if self.personal_models is None else {"personal_models": self.personal_models}),
+            **({} if self.promotion is None else {"promotion": self.promotion.as_dict()}),
         }
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from services.cli.mesh import stub
 from services.common.errors import Code, FedmeshError
+from services.common.files import require_writable
 from services.common.grpc.client import call, stream
 from services.common.ids import new_id
 from services.demo import datasets, heart
@@ -26,6 +27,7 @@ from services.demo.comparison import Comparison, compare
 from services.demo.datasets import DemoData
 from services.demo.personal import personal_models
 from services.demo.progress import Progress, watch_job
+from services.demo.promotion import Promotion, promote, pull
 from services.demo.report import PrivacyFacts, Report, Results, write_predictions, write_report
 from services.demo.summary import print_summary
 from services.demo.view import View
@@ -93,6 +95,9 @@ def choose_plan(options: DemoOptions) -> PlanManifest:
             changed["metrics"]["epsilon"] = options.privacy
     if options.rounds is not None:
         changed["rounds"]["count"] = options.rounds
+        if options.rounds == 1:
+            # The only round has to train: none is left to measure.
+            changed["checks"] = None
     return validate(PlanManifest, changed, f"plan {plan.name}", Code.PLAN_INVALID)
 
 
@@ -130,8 +135,7 @@ def run_demo(options: DemoOptions, console: Console) -> Results:
 
     Raises: FedmeshError: bad options or data, a part that did not start, or a failed job (INTERNAL).
     """
-    for path in (options.report, options.predictions):
-        _require_writable(path)
+    require_writable(options.report, options.predictions)
     plan = choose_plan(options)
     reports = []
     for seed in range(options.seeds):
@@ -174,13 +178,6 @@ def _run_once(options: DemoOptions, console: Console, plan: PlanManifest, seed: 
             guard.close()
 
 
-def _require_writable(path: Path | None) -> None:
-    if path is None:
-        return
-    if not path.parent.is_dir() or path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {path}: no such folder, or no permission")
-
-
 def _train_and_compare(
     options: DemoOptions,
     console: Console,
@@ -201,13 +198,15 @@ def _train_and_compare(
         reading = reader.submit(read_all, data, plan)
         title = f"fedmesh demo: {plan.name} at {len(ids)} hospitals, {data.name}"
         with View(console, title, _spent_after(plan, len(ids))) as view:
-            job_id, startup_s = asyncio.run(_drive(stack, plan, progress, view, started))
+            job_id, startup_s, promotion = asyncio.run(_drive(stack, plan, progress, view, started))
         with console.status("Comparing with each hospital alone ..."):
             trained = asyncio.run(_collect(stack, job_id, progress.hospitals[0]))
             own = None if plan.personalisation is None else personal_models(stack, ids, job_id, trained.version)
             accurate = data.judged_by_accuracy
             found = compare(plan, reading.result(), trained.state, own, judged_by_accuracy=accurate)
             memory.sample()
+            if promotion is not None and promotion.promoted:
+                promotion = asyncio.run(pull(stack, plan, progress.hospitals[0], promotion))
             report = Report(
                 dataset=data.name,
                 hospitals=len(ids),
@@ -228,6 +227,7 @@ def _train_and_compare(
                 processes=sum(part.running for part in stack.status() if part.name != COMPILER),
                 audit_entries=trained.audit_entries,
                 personal_models=found.personal_models,
+                promotion=promotion,
             )
     return _Run(data, report, found)
 
@@ -272,8 +272,12 @@ def _approved(folder: Path, approval: Approval) -> dict[str, Any]:
     return {"approval": str(file.absolute()), "approvers": {key.name: key.public for key in keys}}
 
 
-async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: View, started: float) -> tuple[str, float]:
-    """Register, propose, approve, start, and follow the job to its end: (job id, seconds until it was started)."""
+async def _drive(
+    stack: Stack, plan: PlanManifest, progress: Progress, view: View, started: float
+) -> tuple[str, float, Promotion | None]:
+    """Register, propose, approve, start, follow the job to its end, promote its last version if the plan has checks:
+    (job id, seconds until it was started, the promotion).
+    """
     view.show(progress)
     async with (
         stub(stack, "registry") as registry,
@@ -293,7 +297,18 @@ async def _drive(stack: Stack, plan: PlanManifest, progress: Progress, view: Vie
     if progress.job is not None and progress.job.status != registry_pb2.JOB_STATUS_COMPLETED:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(progress.declined.items()))
         raise FedmeshError(Code.INTERNAL, f"the job did not complete: {progress.job.reason} {reasons}".strip())
-    return job_id, startup_s
+    return job_id, startup_s, await _promote(stack, plan, job_id, progress, view)
+
+
+async def _promote(stack: Stack, plan: PlanManifest, job_id: str, progress: Progress, view: View) -> Promotion | None:
+    if plan.checks is None:
+        return None
+
+    def waiting(reported: int) -> None:
+        progress.note = f"{reported} of {len(progress.hospitals)} hospitals have signed their checks"
+        view.show(progress)
+
+    return await promote(stack, plan, job_id, len(progress.hospitals), (PROPOSER, APPROVER), waiting)
 
 
 async def prepare(registry: Any, second: Any, stack: Stack, plan: PlanManifest, hospital_ids: Sequence[str]) -> str:

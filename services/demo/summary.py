@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from services.demo.datasets import DemoData
@@ -19,6 +19,10 @@ _COLUMNS: Final = (
 )
 # Where accuracy says anything; one column less, so that the table fits 80 columns.
 _WITH_ACCURACY: Final = (*_COLUMNS[:3], ("accuracy", "accuracy_client_mean", 4), ("pooled", "accuracy_pooled", 4))
+
+_CHECKED: Final[tuple[tuple[str, JustifyMethod], ...]] = (
+    *(("check", "left"), ("value", "right"), ("limit", "left"), ("result", "left"), ("signed by", "left")),
+)
 
 
 def print_summary(console: Console, results: Results, folder: Path, data: DemoData) -> None:
@@ -38,10 +42,12 @@ def print_summary(console: Console, results: Results, folder: Path, data: DemoDa
             "hospital."
         )
     _print_privacy(console, results)
+    _print_promotion(console, results)
     _print_run(console, results)
     console.print(f"\nLook next (the data stays in {folder} until the next demo):")
     for command, what in (
-        ("fedmesh models", "the model versions and how each came to be"),
+        ("fedmesh models", "the model versions"),
+        *_lineage(results),
         ("fedmesh rounds", "every committed round"),
         ("fedmesh audit status", "how far hospitals have witnessed the log"),
         ("fedmesh audit export --out DIR", "the audit log as files"),
@@ -111,6 +117,39 @@ def _print_privacy(console: Console, results: Results) -> None:
         f"Privacy of each patient: {facts.guarantee}, against the centre and {facts.guarantee.colluders} colluding "
         f"hospitals; {facts.attempts} charged attempts have spent {facts.spent}{_of_last(results)}."
     )
+
+
+def _print_promotion(console: Console, results: Results) -> None:
+    """What was checked of the last version, value against limit, and who promoted it."""
+    done = results.last.promotion
+    if done is None:
+        return
+    table = Table(title=f"Before promotion of version {done.version}{_of_last(results)}")
+    for header, justify in _CHECKED:
+        table.add_column(header, justify=justify)
+    for item in done.checks:
+        limit = "" if item.limit is None else f"{'least' if item.at_least else 'most'} {item.limit:.4g}"
+        by = f"{item.signed_by} hospitals" if item.signed_by else "registry"
+        passed = "[green]passed[/green]" if item.passed else "[red]blocks[/red]"
+        table.add_row(item.check, "" if item.value is None else f"{item.value:.4g}", limit, passed, by)
+    console.print(table)
+    if not done.promoted:
+        reasons = "; ".join(f"{item.check}: {item.reason}" for item in done.checks if not item.passed)
+        console.print(f"[yellow]Not promoted.[/yellow] {reasons}", highlight=False)
+        return
+    console.print(
+        f"Promoted to production: proposed by {done.proposed_by}, approved by {done.approved_by}. {done.pulled_by} "
+        f"pulled it and verified: {done.pulled}.",
+        highlight=False,
+    )
+
+
+def _lineage(results: Results) -> list[tuple[str, str]]:
+    done = results.last.promotion
+    if done is None:
+        return []
+    version = f"{results.last.job_id[:8]}/{done.version}"
+    return [(f"fedmesh models lineage {version}", "what it came from and what was checked")]
 
 
 def _print_run(console: Console, results: Results) -> None:

@@ -1,7 +1,7 @@
 """A local certificate authority for development and demonstrations: short-lived ECDSA P-256 certificates.
 
 The identity is one URI subject alternative name, `spiffe://<consortium>/service|hospital|operator/<name>`, decided by
-the authority alone: of a signing request only the public key is used, never a name in it.
+the authority alone.
 """
 
 import ipaddress
@@ -75,29 +75,6 @@ class CertificateAuthority:
     def issue_operator(self, name: str, *, lifetime: timedelta = LEAF_LIFETIME) -> TlsConfig:
         """Issue an operator's certificate, for client use only. Raises as `issue_service`."""
         return self._issue(Kind.OPERATOR, name, [], lifetime)
-
-    def sign_csr(self, csr_pem: bytes, kind: Kind, name: str, *, lifetime: timedelta = LEAF_LIFETIME) -> bytes:
-        """Sign a PKCS #10 request for a hospital or an operator; the PEM certificate, for client use only.
-
-        Of the request only the public key counts, once its self-signature shows that the sender holds the key. Names
-        and extensions in it are ignored.
-
-        Raises: FedmeshError(INVALID_ARGUMENT) for anything but a well-signed request with an ECDSA P-256 key, or for a
-        service, whose host names are not for a request to choose.
-        """
-        if kind is Kind.SERVICE:
-            raise FedmeshError(Code.INVALID_ARGUMENT, "service certificates are issued, not signed on request")
-        try:
-            request = x509.load_pem_x509_csr(csr_pem)
-            public_key = request.public_key()
-            valid = request.is_signature_valid
-        except (ValueError, TypeError) as error:
-            raise FedmeshError(Code.INVALID_ARGUMENT, "not a PEM certificate signing request") from error
-        if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(public_key.curve, ec.SECP256R1):
-            raise FedmeshError(Code.INVALID_ARGUMENT, "the key of the signing request must be ECDSA P-256")
-        if not valid:
-            raise FedmeshError(Code.INVALID_ARGUMENT, "the signing request is not signed by its own key")
-        return _pem(self._sign(self._identity(kind, name), public_key, [], lifetime))
 
     def _issue(self, kind: Kind, name: str, hosts: list[x509.GeneralName], lifetime: timedelta) -> TlsConfig:
         identity = self._identity(kind, name)

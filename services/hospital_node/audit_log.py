@@ -7,7 +7,7 @@ from fedmesh.audit.v1 import audit_pb2_grpc as rpc
 
 from services.common.grpc.client import MeshChannel, call
 from services.common.ids import new_id
-from services.hospital_node.domain.ports import Refusal, RefusalKind
+from services.hospital_node.domain.witness_ports import Refusal, RefusalKind
 
 _KINDS: Final = {
     RefusalKind.FORK: pb.ALARM_KIND_FORK,
@@ -19,7 +19,7 @@ _REASON_LENGTH: Final = 500
 
 
 class GrpcAuditLog:
-    """See `domain.ports.AuditLog` for the contract."""
+    """See `domain.witness_ports.AuditLog` for the contract."""
 
     def __init__(self, channel: MeshChannel, timeout_s: float) -> None:
         self._stub = channel.stub(rpc.AuditServiceStub)

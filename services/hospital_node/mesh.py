@@ -38,6 +38,9 @@ from services.secure_sum.statements import Signed
 # Request ids are derived from what is asked, so that a repetition, even after a restart, carries the same id.
 _REQUESTS: Final = uuid.uuid5(uuid.NAMESPACE_URL, "https://fedmesh/hospital-node/requests")
 _REASON_LENGTH: Final = 500
+_OVER: Final = frozenset(
+    {registry_pb.JOB_STATUS_COMPLETED, registry_pb.JOB_STATUS_FAILED, registry_pb.JOB_STATUS_CANCELLED}
+)
 
 
 class GrpcMesh:
@@ -81,7 +84,8 @@ class GrpcMesh:
     async def get_job(self, job_id: str, patience_s: float) -> JobFacts:
         request = registry_pb.GetJobRequest(job_id=job_id)
         job = (await self._call(self._registry.GetJob, request, patience_s)).job
-        return JobFacts(job.plan_id, tuple(job.hospital_ids), job.rounds, job.roster_sha256)
+        over = job.status in _OVER
+        return JobFacts(job.plan_id, tuple(job.hospital_ids), job.rounds, job.roster_sha256, over)
 
     async def list_rosters(self, after_version: int, patience_s: float) -> list[RosterFacts]:
         request = registry_pb.ListRostersRequest(after_version=after_version)

@@ -360,6 +360,11 @@ class PlanManifest(Strict):
         return None if self.checks is None else self.rounds.count
 
     @property
+    def training_rounds(self) -> range:
+        """The rounds (from 1) that train: all of them, less the measuring one."""
+        return range(1, self.rounds.count + (1 if self.checks is None else 0))
+
+    @property
     def without_checks(self) -> Self:
         """The plan that trains as this one does, and measures nothing for checks: its last round is left out."""
         if self.checks is None:

@@ -4,6 +4,8 @@ from datetime import timedelta
 
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import (
+    budget_pb2,
+    budget_pb2_grpc,
     enrolment_pb2,
     enrolment_pb2_grpc,
     performance_pb2,
@@ -24,6 +26,7 @@ from services.common.postgres_watch import PostgresWatch
 from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
+from services.registry.budget_servicer import BudgetServicer
 from services.registry.config import EnrolmentConfig, RegistryConfig
 from services.registry.domain.entities import StrikeRule
 from services.registry.enrolling import CredentialServicer, EnrolmentServicer
@@ -70,7 +73,7 @@ def check(config: RegistryConfig) -> None:
 async def main(config: RegistryConfig) -> None:
     """Serve until told to stop.
 
-    Raises: FedmeshError(CONFIG_INVALID), (STORE_UNAVAILABLE) when PostgreSQL is away at start, (WRONG_STATE) for a
+    Raises: FedmeshError(CONFIG_INVALID), (STORE_UNAVAILABLE) when PostgreSQL stays away at start, (WRONG_STATE) for a
         schema of another release.
     """
     setup_telemetry("registry", config.telemetry)
@@ -78,6 +81,7 @@ async def main(config: RegistryConfig) -> None:
     database = Database(config.postgres)
     await database.open()
     try:
+        await database.wait()
         await require_migrated(database, SCHEMA, MIGRATIONS)
         async with MeshChannel(config.audit.target, config.server.tls) as audit:
             store = PostgresStore(database)
@@ -92,7 +96,7 @@ async def main(config: RegistryConfig) -> None:
                 background.append(strangers(config, config.enrolment, enrolment).run)
             await run_server(
                 config.server,
-                build_endpoints(usecases, enrolment),
+                build_endpoints(usecases, enrolment, hospitals),
                 background=background,
                 dependencies=database.ready,
                 admit=standing.admit_certificate,
@@ -103,8 +107,10 @@ async def main(config: RegistryConfig) -> None:
         shutdown_telemetry()
 
 
-def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> list[Endpoint]:
-    """The services of the registry's server over mutual TLS; the last one invites, renews and revokes."""
+def build_endpoints(
+    usecases: UseCases, enrolment: EnrolmentUseCases | None, hospitals: HospitalWatch
+) -> list[Endpoint]:
+    """The services of the registry's server over mutual TLS; CredentialService invites, renews and revokes."""
     return [
         Endpoint(
             registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
@@ -125,6 +131,11 @@ def build_endpoints(usecases: UseCases, enrolment: EnrolmentUseCases | None) -> 
             enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"],
             enrolment_pb2_grpc.add_CredentialServiceServicer_to_server,
             CredentialServicer(enrolment),
+        ),
+        Endpoint(
+            budget_pb2.DESCRIPTOR.services_by_name["BudgetService"],
+            budget_pb2_grpc.add_BudgetServiceServicer_to_server,
+            BudgetServicer(hospitals),
         ),
     ]
 

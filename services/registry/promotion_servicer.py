@@ -54,7 +54,9 @@ class PromotionServicer(rpc.PromotionServiceServicer):
         )
         job_id, version = require_uuid(request.job_id, "job_id"), wire_promotion.require_version(request.version)
         alias = require_name(request.alias, "alias")
-        return pb.ProposePromotionResponse.FromString(await self._usecases.propose(command, job_id, version, alias))
+        reason = wire_promotion.require_reason(request.reason)
+        proposed = await self._usecases.propose(command, job_id, version, alias, reason)
+        return pb.ProposePromotionResponse.FromString(proposed)
 
     async def ApprovePromotion(self, request: pb.ApprovePromotionRequest, _context: Any) -> pb.ApprovePromotionResponse:
         command: Command[Promotion] = wire.command(

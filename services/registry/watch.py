@@ -6,7 +6,8 @@ The budget comes from what hospitals reported of their own ledgers, which are au
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 
 from prometheus_client import Gauge
@@ -14,7 +15,7 @@ from prometheus_client import Gauge
 from services.common.clock import Clock
 from services.common.errors import FedmeshError
 from services.common.telemetry import get_logger
-from services.privacy.budget import Limit
+from services.privacy.budget import Limit, Remaining
 from services.privacy.chain import Entry
 from services.privacy.reported import ReportedSpending
 from services.registry.config import BudgetConfig, StrikeConfig
@@ -38,7 +39,19 @@ _EPSILON_LEFT: Final = Gauge(
 _EPSILON_LIMIT: Final = Gauge("fedmesh_registry_epsilon_limit", "Epsilon that a population may lose in 365 days")
 
 
+@dataclass(frozen=True)
+class Budgets:
+    """What hospitals had left when the ledgers were read, by hospital id."""
+
+    at: datetime
+    epsilon_limit: float
+    left: Mapping[str, Remaining]
+
+
 class HospitalWatch:
+    seen: Budgets | None = None
+    """What the last complete look found."""
+
     def __init__(self, store: Store, clock: Clock, budget: BudgetConfig, strikes: StrikeConfig) -> None:
         self._store = store
         self._clock = clock
@@ -59,12 +72,13 @@ class HospitalWatch:
 
     async def look(self) -> None:
         """Measure once. Raises: FedmeshError."""
-        since = self._clock.now() - self._window
+        now = self._clock.now()
+        since = now - self._window
         hospitals = await self._store.run("watch.hospitals", None, lambda tx: tx.hospitals.list(since))
         while await self._read_ledgers():
             pass
-        for hospital in hospitals:
-            self._show(hospital)
+        left = {hospital.hospital_id: self._show(hospital, now) for hospital in hospitals}
+        self.seen = Budgets(now, self._limit.epsilon, left)
 
     async def _read_ledgers(self) -> bool:
         """Read a page of what is new; True when there may be more."""
@@ -78,9 +92,11 @@ class HospitalWatch:
             self._spending[hospital_id].add(entry)
         return len(fresh) == _PAGE
 
-    def _show(self, hospital: Hospital) -> None:
+    def _show(self, hospital: Hospital, now: datetime) -> Remaining:
         name = hospital.hospital_id
         for status in HospitalStatus:
             _STATUS.labels(name, status.value).set(hospital.status is status)
         _STRIKES.labels(name).set(hospital.strikes)
-        _EPSILON_LEFT.labels(name).set(self._spending[name].left(self._clock.now(), self._limit).epsilon)
+        left = self._spending[name].left(now, self._limit)
+        _EPSILON_LEFT.labels(name).set(left.epsilon)
+        return left

@@ -21,6 +21,7 @@ _OUTCOME: Final = {
     domain.Outcome.MISSING: pb.CHECK_OUTCOME_MISSING,
 }
 _MAX_VERSION: Final = 2**31 - 1
+_MAX_REASON: Final = 500
 
 
 def require_version(value: int) -> int:
@@ -28,6 +29,13 @@ def require_version(value: int) -> int:
     if value > _MAX_VERSION:
         raise FedmeshError(Code.INVALID_ARGUMENT, "version is too large", field="version")
     return value
+
+
+def require_reason(value: str) -> str:
+    """Raises: FedmeshError(INVALID_ARGUMENT) for one of more than 500 characters."""
+    if len(value) > _MAX_REASON:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"a reason has at most {_MAX_REASON} characters", field="reason")
+    return value.strip()
 
 
 def read_report(request: pb.ReportChecksRequest, caller: Identity) -> tuple[UUID, domain.CheckReport]:
@@ -94,6 +102,8 @@ def promotion(value: domain.Promotion) -> pb.Promotion:
         approved_by=value.approved_by or "",
         approved_at=wire.timestamp(value.approved_at),
         verdicts=[item for item in (value.proposal_verdict, value.approval_verdict) if item],
+        reason=value.reason,
+        alias_index=value.alias_index,
     )
 
 

@@ -1,6 +1,5 @@
 """Runs a plan over a grid of epsilon and says what it found."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from services.common.clock import SystemClock
-from services.common.errors import Code, FedmeshError
+from services.common.files import require_writable
 from services.demo import datasets
 from services.demo.datasets import DemoData
 from services.demo.evaluation import local_only, pooled, score
@@ -64,8 +63,7 @@ def run_tradeoff(options: TradeoffOptions, console: Console) -> TradeoffReport:
     """
     started = time.monotonic()
     require_private(options.plan)
-    for path in (options.out, options.report):
-        _require_writable(path)
+    require_writable(options.out, options.report)
     left = _budgets(options.ledgers)
     # All that can be wrong with the plan is said before anything takes time.
     promised = {epsilon: plan_at(options.plan, epsilon) for epsilon in options.epsilons}
@@ -96,15 +94,6 @@ def _deliver(options: TradeoffOptions, console: Console, report: TradeoffReport)
         console.print(f"The picture is {options.out}.", highlight=False, soft_wrap=True)
     if options.report is not None:
         write_report(report, options.report)
-
-
-def _require_writable(path: Path | None) -> None:
-    if path is None:
-        return
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {path}: no such folder")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {path}: no permission")
 
 
 def _data(options: TradeoffOptions) -> DemoData:
@@ -140,7 +129,7 @@ def _measure(
     plain: PlanManifest,
     noise: dict[float, NoisePlan],
 ) -> Curve:
-    rounds = options.plan.rounds.count
+    rounds = len(options.plan.training_rounds)
     # At each epsilon one more, of every hospital alone.
     runs = 1 + len(promised) * (options.seeds + 1)
 

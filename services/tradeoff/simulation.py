@@ -29,7 +29,7 @@ class Simulation:
         self._noise = ShareOfNoise()
 
     def run(self, promised: PlanManifest, round_done: Callable[[], None]) -> bytes:
-        """The last state after all rounds of the plan, under the noise of `promised`: this plan at some epsilon.
+        """The last state of a job, under the noise of `promised`: this plan at some epsilon.
 
         The graphs that were compiled do not depend on epsilon, so one compilation serves the whole grid.
 
@@ -37,7 +37,7 @@ class Simulation:
         """
         state = self._trainers[0].initial_state()
         with ThreadPoolExecutor(max_workers=min(len(self._trainers), os.cpu_count() or 1)) as pool:
-            for number in range(1, self._plan.rounds.count + 1):
+            for number in self._plan.training_rounds:
                 total = self._sum(pool, state, NoiseRequest(promised, number, len(self._trainers)))
                 state = self._trainers[0].update(state, total, len(self._trainers))
                 round_done()
@@ -53,7 +53,7 @@ class Simulation:
         """
         states = [self._trainers[0].initial_state() for _ in self._trainers]
         times = len(self._trainers)
-        for number in range(1, self._plan.rounds.count + 1):
+        for number in self._plan.training_rounds:
             for index, trainer in enumerate(self._trainers):
                 total = trainer.contribution(states[index], number)
                 total[: promised.train_length] += discrete_gaussian(sigma, promised.train_length)

@@ -23,6 +23,8 @@ VERSION_PREDICATE: Final = "urn:fedmesh:predicate:model-version:v1"
 """How a version came to be: made by the registry in the transaction that commits the round."""
 VERDICT_PREDICATE: Final = "urn:fedmesh:predicate:promotion-checks:v1"
 """The checks of a version as they stood when somebody proposed or approved its promotion."""
+WAIVABLE: Final = frozenset({"divergence"})
+"""Checks whose failure two people may set aside, for a reason that the verdict states under `waived`."""
 MAX_BYTES: Final = 256 * 1024
 
 
@@ -66,6 +68,18 @@ def sign_statement(statement: Statement, key: SigningKey) -> bytes:
             "signatures": [{"keyid": key_id(key.verifier), "sig": base64.b64encode(signature).decode()}],
         }
     )
+
+
+def claimed_predicate(envelope: bytes) -> dict[str, Any]:
+    """The predicate of an envelope as it stands there, no signature checked: for whoever made it or checked it before.
+    Empty when there is none.
+    """
+    try:
+        value = parse_json(envelope) if envelope else {}
+        predicate = parse_json(base64.b64decode(value["payload"], validate=True))["predicate"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return predicate if isinstance(predicate, dict) else {}
 
 
 def open_statement(envelope: bytes, verifier: VerifierKey, predicate_type: str) -> Statement:

@@ -1,18 +1,26 @@
 """What a hospital checks of a promoted version before it uses it, with no trust in the centre.
 
 It chains: the registry signed a statement that names the state's digest, the plan and the roster; the statement's
-digest is in the log; the log's checkpoint is cosigned by a quorum of the roster; the registry signed that every check
-had passed when a second person approved; and at least t hospitals signed, with the keys of the roster that the job was
+digest is in the log, and so is the move of the alias to this version by the one who approved; the log's checkpoint is
+cosigned by a quorum of the roster; the registry signed that every check had passed when a second person approved, or
+which one the two set aside and why; and at least t hospitals signed, with the keys of the roster that the job was
 bound to, that the checks which only hospitals can make had passed for this very state.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, NoReturn
 
 from services.common.errors import Code, FedmeshError
 from services.secure_sum.roster import Roster
-from services.transparency.attestation import VERDICT_PREDICATE, VERSION_PREDICATE, Statement, open_statement
+from services.transparency.attestation import (
+    VERDICT_PREDICATE,
+    VERSION_PREDICATE,
+    WAIVABLE,
+    Statement,
+    open_statement,
+)
 from services.transparency.canonical import parse_canonical
 from services.transparency.checkpoint import VerifierKey, open_checkpoint
 from services.transparency.findings import HOSPITAL_CHECKS, open_findings
@@ -21,6 +29,9 @@ from services.transparency.receipt import Place
 from services.transparency.witness import best_witnessed
 
 ATTESTED: Final = "model.attested"
+MOVED: Final = "alias.moved"
+# Fields of an entry that its body, which other services may have had a say in, must not be asked for.
+_HEADER: Final = frozenset({"actor", "source", "subject", "type"})
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,21 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Logged:
+    """An entry of the log, and its place in the tree of the checkpoint."""
+
+    leaf: bytes
+    place: Place
+
+
+@dataclass(frozen=True)
 class Claim:
     """What the centre says of a version; nothing of it is believed.
 
-    envelope: the version's statement. leaf, entry: the log's entry of the event that tells of it, and its place.
-    checkpoint: the cosigned note over that tree. proposed_by, approved_by, verdict: of the promotion. reports: what
-    hospitals signed. rosters: the whole chain, from the founding one, each verified under the one before.
+    envelope: the version's statement; attested: the entry that tells of it. alias: what the version is said to be known
+    as; moved: the entry that tells of it. checkpoint: the cosigned note over the tree of both. proposed_by,
+    approved_by, verdict: of the promotion. reports: what hospitals signed. rosters: the whole chain, from the founding
+    one, each verified under the one before.
     """
 
     job_id: str
@@ -46,8 +66,9 @@ class Claim:
     state_sha256: str
     plan: bytes
     envelope: bytes
-    leaf: bytes
-    entry: Place
+    attested: Logged
+    alias: str
+    moved: Logged
     checkpoint: str
     proposed_by: str
     approved_by: str
@@ -68,8 +89,8 @@ def verify_claim(claim: Claim, registry: VerifierKey, log: VerifierKey) -> State
     roster = next((one for one in claim.rosters if one.sha256 == statement.predicate.get("roster_sha256")), None)
     if roster is None:
         _refuse("the version's roster is none that hospitals signed")
-    _require_logged(claim, registry.name.removesuffix("/registry"), log)
     _require_promoted(claim, registry)
+    _require_logged(claim, statement.predicate["plan"]["plan_name"], registry.name.removesuffix("/registry"), log)
     _require_findings(claim, roster)
     return statement
 
@@ -89,30 +110,28 @@ def _require_about(statement: Statement, claim: Claim) -> None:
     ):
         _refuse(f"the statement is not about version {claim.version} of job {claim.job_id} and its state")
     plan = told.get("plan")
-    if not isinstance(plan, dict) or plan.get("plan_id") != sha256(claim.plan).hexdigest():
+    if not isinstance(plan, dict) or "plan_name" not in plan or plan.get("plan_id") != sha256(claim.plan).hexdigest():
         _refuse("the registry's plan is not the one that the statement names")
 
 
-def _require_logged(claim: Claim, consortium: str, log: VerifierKey) -> None:
-    try:
-        event = parse_canonical(claim.leaf)
-        body = event["body"]
-        said = (event["type"], event["source"], event["subject"], body["version"], body["statement_sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FedmeshError(Code.PROOF_INVALID, "the log's entry tells of no model version") from error
-    expected = (
-        ATTESTED,
-        f"spiffe://{consortium}/service/registry",
-        f"job/{claim.job_id}",
-        claim.version,
-        sha256(claim.envelope).hexdigest(),
-    )
-    if said != expected:
-        _refuse("the log's entry is not the one that tells of this version's statement: the version is not in the log")
+def _require_logged(claim: Claim, model: str, consortium: str, log: VerifierKey) -> None:
     checkpoint = open_checkpoint(claim.checkpoint, log)
-    if claim.entry.size != checkpoint.size:
-        _refuse(f"the entry is proven in a tree of {claim.entry.size} entries, the checkpoint has {checkpoint.size}")
-    verify_inclusion(leaf_hash(claim.leaf), claim.entry.index, checkpoint.size, claim.entry.hashes, checkpoint.root)
+    registry = f"spiffe://{consortium}/service/registry"
+    about = {"source": registry, "subject": f"job/{claim.job_id}", "version": claim.version}
+    attested = {**about, "type": ATTESTED, "statement_sha256": sha256(claim.envelope).hexdigest()}
+    if _said(claim.attested.leaf, attested) != attested:
+        _refuse("the log's entry is not the one that tells of this version's statement: the version is not in the log")
+    moved = {**about, "type": MOVED, "actor": claim.approved_by, "alias": claim.alias, "model": model}
+    if _said(claim.moved.leaf, moved) != moved:
+        _refuse(
+            f"the log's entry is not the one that tells of {claim.alias} moving to this version: the move is not in the"
+            " log"
+        )
+    for entry in (claim.attested, claim.moved):
+        place = entry.place
+        if place.size != checkpoint.size:
+            _refuse(f"the entry is proven in a tree of {place.size} entries, the checkpoint has {checkpoint.size}")
+        verify_inclusion(leaf_hash(entry.leaf), place.index, checkpoint.size, place.hashes, checkpoint.root)
     witnessed = best_witnessed(claim.checkpoint, list(claim.rosters))
     if not witnessed.complete:
         roster = witnessed.roster
@@ -120,6 +139,16 @@ def _require_logged(claim: Claim, consortium: str, log: VerifierKey) -> None:
             f"the checkpoint is not witnessed: {len(witnessed.signers)} of {roster.size} hospitals cosigned it,"
             f" {roster.threshold} are needed"
         )
+
+
+def _said(leaf: bytes, expected: Mapping[str, object]) -> dict[str, object]:
+    """What an entry of the log says of these fields. Raises: FedmeshError(PROOF_INVALID)."""
+    try:
+        event = parse_canonical(leaf)
+        body = event["body"]
+        return {name: (event if name in _HEADER else body)[name] for name in expected}
+    except (ValueError, KeyError, TypeError) as error:
+        raise FedmeshError(Code.PROOF_INVALID, "the log's entry tells of no model version") from error
 
 
 def _require_promoted(claim: Claim, registry: VerifierKey) -> None:
@@ -132,7 +161,10 @@ def _require_promoted(claim: Claim, registry: VerifierKey) -> None:
     checks = told.get("checks")
     if not isinstance(checks, dict) or not checks:
         _refuse("the verdict names no checks")
-    blocking = sorted(name for name, one in checks.items() if one.get("outcome") != "passed")
+    waived = told.get("waived", {})
+    if not isinstance(waived, dict) or not all(waived.values()) or not WAIVABLE.issuperset(waived):
+        _refuse("the verdict sets a check aside that nobody may, or for no reason")
+    blocking = sorted(name for name, one in checks.items() if one.get("outcome") != "passed" and name not in waived)
     if blocking:
         _refuse(f"checks that had not passed: {', '.join(blocking)}")
 

@@ -167,5 +167,16 @@ def inline_passwords(node: Any, path: str = "") -> Any:
             yield from inline_passwords(item, path)
 
 
+def test_the_ops_page_stays_on_the_loopback_of_its_pods() -> None:
+    objects = render(CENTRE)
+    text = named(objects, "ConfigMap", "fedmesh-coordinator")["data"]["coordinator.yaml"]
+    assert yaml.safe_load(text)["ops_listen"] == "127.0.0.1:7190"
+    kept = [item for item in objects if item["kind"] in ("Service", "NetworkPolicy", "Deployment")]
+    assert kept
+    assert "7190" not in yaml.safe_dump_all(kept)
+    without = named(render(CENTRE, {"ports": {"ops": 0}}), "ConfigMap", "fedmesh-coordinator")
+    assert "ops_listen" not in yaml.safe_load(without["data"]["coordinator.yaml"])
+
+
 def registry_config(objects: list[Object]) -> Any:
     return yaml.safe_load(named(objects, "ConfigMap", "fedmesh-registry")["data"]["registry.yaml"])

@@ -28,8 +28,8 @@ from services.secure_sum.parameters import DEFAULT
 from services.secure_sum.statements import AttemptRef, Signed, adverts_digest
 from services.secure_sum.wire import Layout, layout_of
 from tests.support.fake_registry import FakeRegistry
-from tests.support.mesh import ServiceProcess
 from tests.support.secure_sum import Consortium
+from tests.support.service_process import ServiceProcess
 from tests.support.stores import RedisServer
 
 GROUP_KEY = secret.generate_group_key()

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.common.v1 import round_pb2
+from fedmesh.registry.v1 import budget_pb2, budget_pb2_grpc
 from fedmesh.registry.v1 import registry_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2_grpc as rpc
 from google.protobuf.message import Message
@@ -55,8 +56,13 @@ class FakeRegistry(rpc.RegistryServiceServicer):
     async def start(self, tls: TlsConfig) -> str:
         """Serve; the target to call."""
         descriptor = pb.DESCRIPTOR.services_by_name["RegistryService"]
+        budgets = budget_pb2.DESCRIPTOR.services_by_name["BudgetService"]
         config = ServerConfig(listen="127.0.0.1:0", tls=tls, drain_s=0)
-        self._server = MeshServer(config, [Endpoint(descriptor, rpc.add_RegistryServiceServicer_to_server, self)])
+        endpoints = [
+            Endpoint(descriptor, rpc.add_RegistryServiceServicer_to_server, self),
+            Endpoint(budgets, budget_pb2_grpc.add_BudgetServiceServicer_to_server, self),
+        ]
+        self._server = MeshServer(config, endpoints)
         await self._server.start()
         return f"127.0.0.1:{self._server.port}"
 
@@ -110,6 +116,12 @@ class FakeRegistry(rpc.RegistryServiceServicer):
                 for name in sorted(names)
             ]
         )
+
+    async def ListBudgets(self, _request: budget_pb2.ListBudgetsRequest, _context: Any) -> Any:
+        self._require_up()
+        names = {name for job in self.jobs.values() for name in job.hospital_ids}
+        left = [budget_pb2.HospitalBudget(hospital_id=name, epsilon_left=0.25) for name in sorted(names)]
+        return budget_pb2.ListBudgetsResponse(budgets=left, epsilon_limit=0.5)
 
     async def GetJob(self, request: pb.GetJobRequest, _context: Any) -> pb.GetJobResponse:
         return pb.GetJobResponse(job=self._job(request.job_id))

@@ -1,16 +1,13 @@
 """Coordinators and an aggregator as real processes, a registry in memory, and simulated hospitals around them."""
 
 import asyncio
-import re
 import signal
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 
 from services.common.config import RedisConfig
@@ -21,6 +18,7 @@ from services.plans.manifest import PlanManifest, load_manifest, parse_manifest
 from services.secure_sum import secret
 from services.secure_sum.roster import MemberKeys, Roster
 from tests.support.fake_registry import FakeRegistry
+from tests.support.service_process import ServiceProcess
 from tests.support.simulated_hospital import Consortium, SimulatedHospital
 from tests.support.stores import RedisServer
 
@@ -35,76 +33,17 @@ def small_plan(
     extra_attempts: int | None = None,
     asynchronous: tuple[int, int] | None = None,
 ) -> PlanManifest:
-    """The readmission plan with few rounds; extra_attempts: with privacy; asynchronous: k and max_age."""
+    """The readmission plan with few rounds and no checks; extra_attempts: with privacy; asynchronous: k, max_age."""
     name = "readmission-logistic.yaml" if extra_attempts is None else "readmission-logistic-private.yaml"
     plan = load_manifest(PLANS / name)
     limits = plan.rounds.model_copy(update={"count": rounds, "ready_deadline_s": ready_s, "phase_deadline_s": phase_s})
     if asynchronous is not None:
         k, max_age = asynchronous
         limits = limits.model_copy(update={"mode": "asynchronous", "k": k, "max_age": max_age})
-    update: dict[str, Any] = {"rounds": limits}
+    update: dict[str, Any] = {"rounds": limits, "checks": None}
     if plan.privacy is not None:
         update["privacy"] = plan.privacy.model_copy(update={"extra_attempts": extra_attempts})
     return parse_manifest(canonical_json(plan.model_copy(update=update)))
-
-
-@dataclass
-class ServiceProcess:
-    """`python -m services.<name>`; it listens on a free port, the same one after a restart."""
-
-    name: str
-    config: dict[str, Any]
-    folder: Path
-    port: int = 0
-    _process: asyncio.subprocess.Process | None = None
-    _reader: "asyncio.Task[None] | None" = None
-    log: list[str] = field(default_factory=list)
-
-    @property
-    def target(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def started(self) -> bool:
-        return self._process is not None
-
-    async def start(self) -> "ServiceProcess":
-        self.config["server"]["listen"] = f"127.0.0.1:{self.port}"
-        path = self.folder / f"{self.name}-{id(self)}.yaml"
-        path.write_text(yaml.safe_dump(self.config), encoding="utf-8")
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            f"services.{self.name}",
-            "--config",
-            str(path),
-            stderr=asyncio.subprocess.PIPE,
-        )
-        stderr = self._process.stderr
-        assert stderr is not None
-        found = None
-        while found is None:
-            line = (await asyncio.wait_for(stderr.readline(), 120)).decode()
-            assert line, f"{self.name} ended: {''.join(self.log)}"
-            self.log.append(line)
-            found = re.search(r'"event": "listening".*"port": (\d+)', line)
-            if found is not None:
-                self.port = int(found[1])
-        self._reader = asyncio.create_task(self._read(stderr))
-        return self
-
-    async def _read(self, stderr: asyncio.StreamReader) -> None:
-        while line := await stderr.readline():
-            self.log.append(line.decode())
-
-    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        assert self._process is not None
-        if self._process.returncode is None:
-            self._process.send_signal(number)
-        code = await asyncio.wait_for(self._process.wait(), 60)
-        if self._reader is not None:
-            await self._reader
-        return code
 
 
 @dataclass

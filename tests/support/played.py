@@ -40,7 +40,7 @@ class Cluster:
             *SERVICES,
             "postgres",
             "valkey",
-            *(f"{name}-{part}" for name in SERVICES for part in ("probe", "page")),
+            *(f"{name}-{part}" for name in SERVICES for part in ("probe", "page", "ops")),
         ]
         self.ports = {name: free_port() for name in names}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -55,6 +55,7 @@ class Cluster:
             known["0.0.0.0:7443"] = f"127.0.0.1:{self.ports[own]}"
             known["0.0.0.0:7444"] = f"127.0.0.1:{self.ports[f'{own}-probe']}"
             known["0.0.0.0:9464"] = f"127.0.0.1:{self.ports[f'{own}-page']}"
+            known["127.0.0.1:7190"] = f"127.0.0.1:{self.ports[f'{own}-ops']}"
         return known
 
     def make_secrets(self) -> list[str]:

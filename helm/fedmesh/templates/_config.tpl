@@ -22,6 +22,9 @@
 {{- range compact (splitList "," (include "fedmesh.callees" .name)) -}}
 {{- $_ := set $config . (dict "target" (include "fedmesh.target" (dict "root" $root "host" .))) -}}
 {{- end -}}
+{{- if and (eq .name "coordinator") $values.ports.ops -}}
+{{- $_ := set $config "ops_listen" (printf "127.0.0.1:%v" $values.ports.ops) -}}
+{{- end -}}
 {{- toYaml (mergeOverwrite $config (deepCopy $service.settings)) -}}
 {{- end -}}
 

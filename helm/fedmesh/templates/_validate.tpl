@@ -17,7 +17,7 @@
 {{- if and (eq .Values.profile "production") (eq .Values.consortium "consortium.local") -}}
 {{- fail "consortium is still consortium.local: choose your own trust domain, such as fedmesh.example; it cannot be changed later" -}}
 {{- end -}}
-{{- if ne (len (uniq (list .Values.ports.grpc .Values.ports.health .Values.ports.metrics))) 3 -}}
-{{- fail "ports.grpc, ports.health and ports.metrics must differ" -}}
+{{- if ne (len (uniq (list .Values.ports.grpc .Values.ports.health .Values.ports.metrics .Values.ports.ops))) 4 -}}
+{{- fail "ports.grpc, ports.health, ports.metrics and ports.ops must differ" -}}
 {{- end -}}
 {{- end -}}

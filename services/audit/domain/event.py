@@ -26,7 +26,8 @@ _MAX_TYPE: Final = 100
 # Only the registry states these, and it gives them a list of contributions.
 _ROUND_TYPES: Final = frozenset({"round.committed", "round.burnt"})
 # This too; it gives it the job's cohort.
-_STATEMENT_TYPE: Final = "model.attested"
+# Of versions of a job; their bodies list the hospitals that take part in it.
+_VERSION_TYPES: Final = frozenset({"model.attested", "alias.moved"})
 _MAX_NAME: Final = 300
 # A safeguard against mistakes, not against intent: keys under which somebody's data would be found. Compared without
 # case, dashes and underscores.
@@ -107,10 +108,10 @@ def make_leaf(event: Event, source: Identity) -> Leaf:
 
 
 def concerns(leaf: bytes, hospital_id: str) -> bool:
-    """Whether a leaf tells of a round that lists a contribution of this hospital, or of the statement about a version
-    of a job that it takes part in."""
+    """Whether a leaf tells of a round that lists a contribution of this hospital, or of a version of a job that it
+    takes part in: its statement, or an alias that moved to it."""
     event = parse_canonical(leaf)
-    if event.get("type") == _STATEMENT_TYPE:
+    if event.get("type") in _VERSION_TYPES:
         return hospital_id in event["body"].get("hospitals", [])
     if event.get("type") not in _ROUND_TYPES:
         return False

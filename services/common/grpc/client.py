@@ -2,22 +2,24 @@
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from typing import Any, Final, TypeVar, cast
 
 import grpc
 from opentelemetry.propagate import inject
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from services.common.config import TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.certificates import note_own
 from services.common.grpc.keepalive import client_keepalive
 from services.common.grpc.objective import FAILED, objective_label
+from services.common.grpc.second_try import Budget, first_answer
 from services.common.grpc.server import MAX_MESSAGE_BYTES
 from services.common.grpc.wire import from_rpc_error, to_status
 from services.common.telemetry import CALLS_MADE, LATENCY_MADE, exemplar, get_logger
@@ -36,26 +38,13 @@ _CONNECT_MS: Final = 5_000
 _LOOK_S: Final = 5.0
 _LEAVE_S: Final = 300.0
 
-# gRPC's own retries cover a replica that went away in mid-connection; longer outages are covered by `patience_s`.
-# No retryThrottling: since it was there, gRPC 1.85 now and then ended the process when a replica died under an upload
-# (promise_based_filter.cc, "ILLEGAL STATE: FORWARDED_BATCH").
-_SERVICE_CONFIG: Final = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.05s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-)
+# A replica that went away in mid-connection is no error to the caller: a call that finds nobody is made again, this
+# many times in all, within its deadline. Longer outages are covered by `patience_s`.
+# Not by gRPC's retries: with them gRPC 1.85 now and then ended the process when a replica died under an upload
+# ("ILLEGAL STATE: FORWARDED_BATCH", https://github.com/grpc/grpc/issues/40283).
+_TRIES: Final = 4
+
+_SERVICE_CONFIG: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 
 class MeshChannel:
@@ -85,13 +74,14 @@ class MeshChannel:
         note_own(load_tls(tls))
         self._looked_at = time.monotonic()
         self._stamps = file_stamps(tls)
+        self._budget = Budget(self._connect_anew)
         self._channel = self._connect()
         self._leaving: set[asyncio.Task[None]] = set()
 
     def stub(self, make: Callable[[grpc.aio.Channel], StubT]) -> StubT:
         """The generated stub of a service on this channel."""
         # It looks like a channel to a stub, which only ever asks it for methods.
-        return make(cast(grpc.aio.Channel, _Methods(self._current, self._bearer)))
+        return make(cast(grpc.aio.Channel, _Methods(self._current, self._bearer, self._budget)))
 
     async def close(self) -> None:
         for task in self._leaving:
@@ -119,8 +109,26 @@ class MeshChannel:
                 log.warning("certificate_not_renewed", target=self.target, reason=str(error))
         return self._channel
 
+    def _connect_anew(self) -> None:
+        """Change to new connections once one is there: a silent replica does not answer a handshake either."""
+        self._keep(asyncio.ensure_future(self._change()))
+
+    async def _change(self) -> None:
+        before, fresh = self._channel, self._connect()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CONNECT_MS / 1000):
+                    await fresh.channel_ready()
+                if self._channel is before:
+                    self._channel, fresh = fresh, before
+                    log.info("connected_anew", target=self.target)
+        finally:
+            await fresh.close(_LEAVE_S if fresh is before else None)
+
     def _leave(self, channel: grpc.aio.Channel) -> None:
-        task = asyncio.ensure_future(channel.close(_LEAVE_S))
+        self._keep(asyncio.ensure_future(channel.close(_LEAVE_S)))
+
+    def _keep(self, task: "asyncio.Task[None]") -> None:
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
@@ -134,9 +142,12 @@ class MeshChannel:
 class _Methods:
     """The methods of a channel that may be another one at every call."""
 
-    def __init__(self, current: Callable[[], grpc.aio.Channel], bearer: Callable[[], str | None] | None) -> None:
+    def __init__(
+        self, current: Callable[[], grpc.aio.Channel], bearer: Callable[[], str | None] | None, budget: Budget
+    ) -> None:
         self._current = current
         self._bearer = bearer
+        self._budget = budget
 
     def unary_unary(self, *method: Any, **codec: Any) -> Callable[..., Any]:
         return self._method("unary_unary", method, codec)
@@ -164,13 +175,15 @@ class _Methods:
             return made[1](*arguments, **options)
 
         begin.path = method[0]  # type: ignore[attr-defined]
+        if kind == "unary_unary" and objective_label(method[0]) == "yes":
+            begin.second_tries = self._budget  # type: ignore[attr-defined]
         return begin
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
     return [
         ("grpc.service_config", _SERVICE_CONFIG),
-        ("grpc.enable_retries", 1),
+        ("grpc.enable_retries", 0),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         *client_keepalive(),
@@ -188,8 +201,10 @@ async def call(
 ) -> Any:
     """Make a call with one response. `request` is a message, or a function that makes the iterator of messages anew.
 
-    timeout_s: deadline of each try. patience_s: how long retryable errors are retried (0: not at all); safe because
-    every mutation carries an idempotency id.
+    timeout_s: deadline of each try. patience_s: how long retryable errors are retried (0: not at all, but for a server
+        that is not there, up to four tries within `timeout_s`); safe because every mutation carries an idempotency id.
+        For the same reason a small call that counts towards the objectives gets a second try within one deadline when
+        no answer comes; not one with more time than usual, which is to take long.
 
     Raises: FedmeshError as the server raised it, or what the transport's status means.
     """
@@ -230,28 +245,49 @@ def _known(path: str) -> str:
 
 
 async def _tried(method: Callable[..., Any], request: Any, timeout_s: float, patience_s: float) -> Any:
-    async for attempt in _retrying(patience_s):
+    budget: Budget | None = getattr(method, "second_tries", None)
+    tries = _Tries(timeout_s, patience_s)
+    async for attempt in tries:
         with attempt:
-            payload = request() if callable(request) else request
-            under_way = method(payload, timeout=timeout_s, metadata=_trace_metadata())
-            first = _FirstStatus(under_way) if callable(request) else None
-            try:
-                return await under_way
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(first.instead_of(error) if first else error) from None
-            except asyncio.CancelledError:
-                _require_cancelled()
-                raise _connection_left() from None
+            if budget is None or callable(request) or timeout_s > DEFAULT_TIMEOUT_S:
+                return await _once(method, request, tries.time_left_s())
+            return await first_answer(partial(_once, method, request), tries.time_left_s(), budget)
     raise AssertionError("tenacity reraises")
 
 
+async def _once(method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+    payload = request() if callable(request) else request
+    under_way = method(payload, timeout=timeout_s, metadata=_trace_metadata())
+    first = _FirstStatus(under_way) if callable(request) else None
+    try:
+        return await under_way
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(first.instead_of(error) if first else error) from None
+    except asyncio.CancelledError:
+        _require_cancelled()
+        raise _connection_left() from None
+
+
 async def stream(method: Callable[..., Any], request: Any, *, timeout_s: float | None = None) -> AsyncIterator[Any]:
-    """Make a call with a stream of responses.
+    """Make a call with a stream of responses. Made again when no server is there, until the first response came.
 
     Raises: FedmeshError as the server raised it, or what the transport's status means.
     """
+    tries = _Tries(math.inf if timeout_s is None else timeout_s, 0.0)
+    async for attempt in tries:
+        with attempt:
+            left_s = None if timeout_s is None else tries.time_left_s()
+            responses = _responses(method(request, timeout=left_s, metadata=_trace_metadata()))
+            first = await anext(responses, None)
+    if first is not None:
+        yield first
+        async for response in responses:
+            yield response
+
+
+async def _responses(under_way: Any) -> AsyncIterator[Any]:
     try:
-        async for response in method(request, timeout=timeout_s, metadata=_trace_metadata()):
+        async for response in under_way:
             yield response
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from None
@@ -271,7 +307,7 @@ def _require_cancelled() -> None:
 
 
 def _connection_left() -> FedmeshError:
-    return FedmeshError(Code.SERVICE_UNAVAILABLE, "the connection was left for one with the renewed certificate")
+    return FedmeshError(Code.SERVICE_UNAVAILABLE, "the connection was left for a new one")
 
 
 class _FirstStatus:
@@ -316,13 +352,33 @@ def chunks(content: bytes) -> Iterable[bytes]:
     return (content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES))
 
 
-def _retrying(patience_s: float) -> AsyncRetrying:
-    return AsyncRetrying(
-        retry=retry_if_exception(lambda error: isinstance(error, FedmeshError) and error.retryable),
-        stop=stop_after_delay(patience_s),
-        wait=wait_exponential_jitter(initial=0.1, max=2.0, jitter=random.uniform(0.05, 0.2)),  # noqa: S311 - spreads load
-        reraise=True,
-    )
+class _Tries(AsyncRetrying):
+    """The tries of one call: while patience lasts for what is retryable, and some for a server that is not there."""
+
+    def __init__(self, timeout_s: float, patience_s: float) -> None:
+        super().__init__(
+            retry=retry_if_exception(lambda error: isinstance(error, FedmeshError) and error.retryable),
+            stop=self._is_last,
+            wait=wait_exponential_jitter(initial=0.1, max=2.0, jitter=random.uniform(0.05, 0.2)),  # noqa: S311 - spreads load
+            reraise=True,
+        )
+        self._timeout_s = timeout_s
+        self._patience_s = patience_s
+        self._began = time.monotonic()
+
+    def time_left_s(self) -> float:
+        """Deadline of the next try in seconds: none begins after patience with more than what the first one left."""
+        elapsed_s = time.monotonic() - self._began
+        if elapsed_s < self._patience_s:
+            return self._timeout_s
+        return max(self._timeout_s - elapsed_s, 0.0)
+
+    def _is_last(self, state: RetryCallState) -> bool:
+        if time.monotonic() - self._began < self._patience_s:
+            return False
+        error = state.outcome.exception() if state.outcome else None
+        away = isinstance(error, FedmeshError) and to_status(error)[0] is grpc.StatusCode.UNAVAILABLE
+        return not away or state.attempt_number >= _TRIES or self.time_left_s() == 0.0
 
 
 def _trace_metadata() -> tuple[tuple[str, str], ...]:

@@ -31,6 +31,7 @@ LEDGER_FILE: Final = "ledger.sqlite"
 _VERSION: Final = 2
 # Columns of `reservations` that are the fields of a Reservation.
 _TERMS: Final = (*TERMS, "cohort", "data_sha256")
+_MOST_UNUSED: Final = 1000
 _SCHEMA: Final = """
 CREATE TABLE reservations (
     job_id TEXT PRIMARY KEY,
@@ -127,6 +128,15 @@ class SqliteLedger:
     def charged(self, attempt: AttemptId) -> bool:
         with self._database.connection() as connection:
             return _is_charged(connection, attempt)
+
+    def unused(self) -> list[str]:
+        with self._database.connection() as connection:
+            rows = connection.execute(
+                "SELECT job_id FROM reservations AS r WHERE released_at IS NULL"
+                " AND NOT EXISTS (SELECT 1 FROM charges AS c WHERE c.job_id = r.job_id) ORDER BY reserved_at LIMIT ?",
+                (_MOST_UNUSED,),
+            )
+            return [str(job_id) for (job_id,) in rows]
 
     def release(self, job_id: str) -> bool:
         with self._writing() as connection:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from services.common.errors import Code, FedmeshError
-from services.hospital_node.domain.ports import Held, Refusal, RefusalKind
+from services.hospital_node.domain.witness_ports import Held, Refusal, RefusalKind
 from services.hospital_node.store.sqlite import Database, sqlite_errors
 
 STATE_FILE: Final = "state.sqlite"
@@ -29,11 +29,13 @@ CREATE TABLE refusals (
 ) STRICT, WITHOUT ROWID
 """
 _HELD: Final = "SELECT size, root, note, cosigned FROM held_checkpoints WHERE log = ?"
+# A log that goes wrong again and again must not fill the disk of its witness.
+MOST_REFUSALS: Final = 100
 _REFUSALS: Final = "SELECT log, kind, held, seen, reason, at FROM refusals"
 
 
 class WitnessStore:
-    """See `domain.ports.WitnessMemory` for the contract."""
+    """See `domain.witness_ports.WitnessMemory` for the contract."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -60,9 +62,14 @@ class WitnessStore:
         key = (refusal.log, refusal.kind.value, refusal.held)
         values = (*key, refusal.seen, refusal.reason, refusal.at.isoformat())
         with self._database.transaction() as connection:
-            kept = connection.execute("INSERT INTO refusals VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", values)
             row = connection.execute(f"{_REFUSALS} WHERE log = ? AND kind = ? AND held = ?", key).fetchone()
-            return _refusal(row), kept.rowcount == 1
+            if row is not None:
+                return _refusal(row), False
+            (known,) = connection.execute("SELECT count(*) FROM refusals WHERE log = ?", (refusal.log,)).fetchone()
+            if known >= MOST_REFUSALS:
+                return refusal, False
+            connection.execute("INSERT INTO refusals VALUES (?, ?, ?, ?, ?, ?)", values)
+            return refusal, True
 
 
 def read_witness(data_dir: Path) -> tuple[dict[str, Held], list[Refusal]]:

@@ -1,6 +1,5 @@
 """Taking a job: its plan, the checks, the data, the budget."""
 
-import asyncio
 import hashlib
 from dataclasses import dataclass, field
 from typing import Final
@@ -8,10 +7,21 @@ from typing import Final
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain import policy as rules
 from services.hospital_node.domain.policy import Policy
-from services.hospital_node.domain.ports import Int64Vector, Ledger, LocalJob, Mesh, Trainer, TrainerFactory, Worker
+from services.hospital_node.domain.ports import (
+    Int64Vector,
+    Ledger,
+    LocalJob,
+    Mesh,
+    Reservation,
+    Trainer,
+    TrainerFactory,
+    Worker,
+)
 from services.hospital_node.domain.sums import SumCheck
 from services.hospital_node.domain.tasks import Task
+from services.hospital_node.usecases.disk import on_disk
 from services.hospital_node.usecases.memo import Latest
+from services.hospital_node.usecases.releasing import release_ended
 from services.hospital_node.usecases.rosters import Rosters
 from services.hospital_node.usecases.trainings import Trainings
 from services.plans.manifest import PlanManifest, parse_manifest
@@ -148,7 +158,7 @@ class Jobs:
         accepted = await self.accept(task, patience_s)
         session = self.session(task.attempt.job_id)
         key = (task.plan_id, task.cohort, task.roster_sha256)
-        return await session.local.get(key, lambda: self._open(task, accepted))
+        return await session.local.get(key, lambda: self._open(task, accepted, patience_s))
 
     async def local(self, task: Task, accepted: Accepted) -> Trainer:
         """The trainer of a job that has ended, for what stays in this hospital: no budget is reserved for it.
@@ -176,14 +186,25 @@ class Jobs:
             raise error if error.retryable else Verdict(error) from error
         return Accepted(manifest, roster)
 
-    async def _open(self, task: Task, accepted: Accepted) -> Trainer:
+    async def _open(self, task: Task, accepted: Accepted, patience_s: float) -> Trainer:
         local = await self._read(accepted)
         reservation = rules.reservation(self._policy, task, accepted.manifest, local, accepted.roster)
         try:
-            await asyncio.to_thread(self._ledger.reserve, reservation)
+            await self._reserve(reservation, patience_s)
         except FedmeshError as error:
             raise error if error.retryable else Verdict(error) from error
         return local.trainer
+
+    async def _reserve(self, reservation: Reservation, patience_s: float) -> None:
+        """Set budget aside; before it is refused, jobs that are over unknown to this hospital give theirs back."""
+        try:
+            await on_disk(self._ledger.reserve, reservation)
+        except FedmeshError as error:
+            if error.code is not Code.BUDGET_EXHAUSTED:
+                raise
+            if not await release_ended(self._ledger, self._mesh, patience_s):
+                raise
+            await on_disk(self._ledger.reserve, reservation)
 
     async def _opened(self, accepted: Accepted) -> Trainer:
         return (await self._read(accepted)).trainer

@@ -16,6 +16,7 @@ from services.common.errors import Code, FedmeshError
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.ports import Ledger, LedgerStanding, Mesh
 from services.hospital_node.usecases.disk import on_disk
+from services.hospital_node.usecases.releasing import release_ended
 from services.privacy.chain import Head
 from services.secure_sum.roster import MemberKeys
 
@@ -64,12 +65,16 @@ class Spending:
             raise self._trouble
 
     async def keep(self) -> None:
-        """Compare, then report whatever is new, until cancelled."""
+        """Compare, give back what jobs that are over never used, then report whatever is new, until cancelled."""
         pause_s = _FIRST_PAUSE_S
+        settled = False
         while True:
             self._changed.clear()
             try:
                 await self.report(_PATIENCE_S)
+                if not settled and await release_ended(self._ledger, self._mesh, _PATIENCE_S):
+                    self._changed.set()
+                settled = True
             except FedmeshError as error:
                 if error.code is Code.STATEMENT_INVALID:
                     # The registry has less than it had, as after a restore of an old backup.

@@ -16,7 +16,7 @@ from prometheus_client import Counter, Gauge
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.telemetry import get_logger
-from services.hospital_node.domain.ports import AuditLog, Held, Refusal, RefusalKind, WitnessMemory
+from services.hospital_node.domain.witness_ports import AuditLog, Held, Refusal, RefusalKind, WitnessMemory
 from services.hospital_node.usecases.disk import on_disk
 from services.secure_sum.roster import MemberKeys
 from services.transparency.checkpoint import Checkpoint, VerifierKey, open_checkpoint

@@ -8,20 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from services.common.errors import Code, FedmeshError
 from services.plans.checks import Checks
 from services.plans.manifest import PlanManifest
 from services.registry.domain.entities import CommittedRound, Job, Plan
 from services.secure_sum.cohort import threshold
+from services.transparency.attestation import WAIVABLE, claimed_predicate
 from services.transparency.findings import HOSPITAL_CHECKS, Findings
 
 PRODUCTION: Final = "production"
 CANDIDATE: Final = "candidate"
 REGISTRY: Final = "registry"
 HOSPITALS: Final = "hospitals"
+# The metrics of version v judge the state of version v - 1; the plan's initial state is no version.
+FIRST_MEASURED: Final = 2
 
 
 class Outcome(StrEnum):
@@ -101,6 +105,14 @@ class Promotion:
     approved_by: str | None = None
     approved_at: datetime | None = None
     approval_verdict: bytes = b""
+    # Of the audit log's entry that tells of the alias's move, once it is there and where it is asked for.
+    alias_index: int | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why a check was set aside, as the proposer stated it in the signed verdict; empty when none was."""
+        waived = claimed_predicate(self.proposal_verdict).get("waived", {})
+        return "; ".join(waived.values())
 
 
 @dataclass(frozen=True)
@@ -156,9 +168,25 @@ def evaluate(seen: Evidence) -> tuple[Check, ...]:
     )
 
 
-def require_promotable(checks: Sequence[Check]) -> None:
-    """Raises: FedmeshError(PRIVACY_REFUSED) without privacy, (WRONG_STATE) naming every check that blocks."""
+def move_event_id(promotion_id: UUID) -> UUID:
+    """The id of the event that tells the audit log of an alias's move by this promotion."""
+    return uuid5(promotion_id, "alias.moved")
+
+
+def require_promotable(checks: Sequence[Check], reason: str = "") -> None:
+    """reason: why two people set a failed check of `WAIVABLE` aside; empty: nothing is.
+
+    Raises: FedmeshError(PRIVACY_REFUSED) without privacy, (WRONG_STATE) naming every check that blocks,
+        (INVALID_ARGUMENT) for a reason without a check that it could set aside.
+    """
     blocking = [item for item in checks if item.outcome is not Outcome.PASSED]
+    if reason:
+        waived = _waived(checks)
+        if not waived:
+            raise FedmeshError(
+                Code.INVALID_ARGUMENT, f"no failed check of {', '.join(sorted(WAIVABLE))} is there to be set aside"
+            )
+        blocking = [item for item in blocking if item.check not in waived]
     if not blocking:
         return
     if any(item.check == "privacy" for item in blocking):
@@ -199,7 +227,7 @@ def diverged(checks: Checks, metrics: Mapping[int, Mapping[str, float]]) -> tupl
     best: tuple[int, float] | None = None
     for version in sorted(metrics):
         auroc = metrics[version].get("auroc")
-        if auroc is None or version < 2:
+        if auroc is None or version < FIRST_MEASURED:
             continue
         if best is not None and auroc < best[1] - checks.largest_auroc_drop:
             why = (
@@ -212,9 +240,17 @@ def diverged(checks: Checks, metrics: Mapping[int, Mapping[str, float]]) -> tupl
     return None
 
 
-def verdict(seen: Evidence, checks: Sequence[Check]) -> dict[str, Any]:
-    """The predicate of a signed verdict: the checks with what they rest on. Free of times: it can be repeated."""
+def _waived(checks: Sequence[Check]) -> list[str]:
+    return [item.check for item in checks if item.check in WAIVABLE and item.outcome is Outcome.FAILED]
+
+
+def verdict(seen: Evidence, checks: Sequence[Check], reason: str = "") -> dict[str, Any]:
+    """The predicate of a signed verdict: the checks with what they rest on, and those that were set aside for a reason.
+    Free of times: it can be repeated.
+    """
+    waived = {"waived": dict.fromkeys(_waived(checks), reason)} if reason else {}
     return {
+        **waived,
         "checks": {
             item.check: {
                 "figures": dict(item.figures),
@@ -319,9 +355,16 @@ def _divergence(seen: Evidence) -> Check:
     found = diverged(checks, {version: seen.metrics[version] for version in seen.metrics if version <= seen.version})
     if found is not None:
         return Check("divergence", Outcome.FAILED, found[2])
-    if not _measured(seen):
+    measured = [auroc for version, auroc in _measured(seen) if version >= FIRST_MEASURED]
+    if not measured:
         return Check("divergence", Outcome.MISSING, "no round up to this version measured anything")
-    return Check("divergence", Outcome.PASSED, f"no measurement fell by more than {checks.largest_auroc_drop:g}")
+    fall = max(best - auroc for best, auroc in zip(accumulate(measured, max), measured, strict=True))
+    return Check(
+        "divergence",
+        Outcome.PASSED,
+        f"no measurement fell by more than {checks.largest_auroc_drop:g}",
+        {"largest_fall": round(fall, 6), "allowed": checks.largest_auroc_drop},
+    )
 
 
 def _signed(seen: Evidence, check: str) -> Check:

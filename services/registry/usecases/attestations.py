@@ -41,8 +41,8 @@ class Attestor:
         await tx.promotions.add_attestation(Attestation(job.job_id, told.version, envelope, sha256, telling.event_id))
         await tx.outbox.add([telling])
 
-    def sign_verdict(self, seen: Evidence, checks: Sequence[Check]) -> bytes:
-        """The envelope of the checks of a version.
+    def sign_verdict(self, seen: Evidence, checks: Sequence[Check], reason: str) -> bytes:
+        """The envelope of the checks of a version. reason: why a failed one was set aside; empty when none was.
 
         Raises: FedmeshError(WRONG_STATE) without a signing key.
         """
@@ -55,7 +55,7 @@ class Attestor:
             version_subject(seen.plan.name, seen.job, seen.version),
             told.state_sha256,
             VERDICT_PREDICATE,
-            verdict(seen, checks),
+            verdict(seen, checks, reason),
         )
         return sign_statement(statement, self._key)
 

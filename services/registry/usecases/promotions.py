@@ -1,7 +1,7 @@
 """Model versions after they are made: aliases, tags, what hospitals found of them, and promotion by two people."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 from uuid import UUID
@@ -24,6 +24,7 @@ from services.registry.domain.promotion import (
     Spending,
     Tag,
     evaluate,
+    move_event_id,
     require_open,
     require_other_person,
     require_plain_alias,
@@ -71,7 +72,7 @@ class PromotionUseCases:
             require_plain_alias(alias)
             job = await _job_with(tx, job_id, version)
             moved = Alias(job.plan_name, alias, job_id, version, str(command.caller), self._clock.now(), None)
-            await self._move(tx, command.caller, moved)
+            await self._move(tx, command.caller, job, moved)
             return moved
 
         return await self._noting(command, f"job/{job_id}", body)
@@ -130,16 +131,19 @@ class PromotionUseCases:
 
         return await self._noting(command, f"job/{job_id}", body)
 
-    async def propose(self, command: Command[Promotion], job_id: UUID, version: int, alias: str) -> bytes:
+    async def propose(self, command: Command[Promotion], job_id: UUID, version: int, alias: str, reason: str) -> bytes:
         """Propose to promote a version; the request's id becomes the promotion's.
 
-        Raises: FedmeshError(NOT_FOUND), (PRIVACY_REFUSED) without privacy, (WRONG_STATE) naming the checks that block.
+        reason: sets the failed divergence check of a version that a roll-back took away aside; empty for any other.
+
+        Raises: FedmeshError(NOT_FOUND), (PRIVACY_REFUSED) without privacy, (WRONG_STATE) naming the checks that block,
+            (INVALID_ARGUMENT) for a reason with nothing to set aside.
         """
 
         async def body(tx: Transaction) -> Promotion:
             seen = await self._evidence(tx, job_id, version)
             checks = evaluate(seen)
-            require_promotable(checks)
+            require_promotable(checks, reason)
             now = self._clock.now()
             promotion = Promotion(
                 promotion_id=command.request_id,
@@ -149,7 +153,7 @@ class PromotionUseCases:
                 version=version,
                 proposed_by=str(command.caller),
                 proposed_at=now,
-                proposal_verdict=self._attestor.sign_verdict(seen, checks),
+                proposal_verdict=self._attestor.sign_verdict(seen, checks, reason),
             )
             await tx.promotions.add(promotion)
             await tx.outbox.add([_told("promotion.proposed", promotion, command.caller, promotion.proposal_verdict)])
@@ -172,9 +176,9 @@ class PromotionUseCases:
             require_open(promotion)
             seen = await self._evidence(tx, promotion.job_id, promotion.version)
             checks = evaluate(seen)
-            require_promotable(checks)
+            require_promotable(checks, promotion.reason)
             now = self._clock.now()
-            verdict = self._attestor.sign_verdict(seen, checks)
+            verdict = self._attestor.sign_verdict(seen, checks, promotion.reason)
             approved = replace(promotion, approved_by=str(command.caller), approved_at=now, approval_verdict=verdict)
             await tx.promotions.approve(approved)
             moved = Alias(
@@ -187,7 +191,7 @@ class PromotionUseCases:
                 promotion_id,
             )
             await tx.outbox.add([_told("promotion.approved", approved, command.caller, verdict)])
-            await self._move(tx, command.caller, moved)
+            await self._move(tx, command.caller, seen.job, moved)
             return approved
 
         return await self._noting(command, f"promotion/{promotion_id}", body)
@@ -208,7 +212,7 @@ class PromotionUseCases:
                 made,
                 evaluate(seen),
                 await tx.promotions.reports(job_id, seen.version),
-                tuple(await tx.promotions.of_version(job_id, seen.version)),
+                await _placed(tx, await tx.promotions.of_version(job_id, seen.version)),
                 await tx.promotions.aliases_of(job_id, seen.version),
                 await tx.promotions.tags(job_id, seen.version),
                 seen.rollback,
@@ -250,7 +254,7 @@ class PromotionUseCases:
             raise FedmeshError(Code.STATEMENT_INVALID, "the report speaks for another hospital, or of another version")
         return found
 
-    async def _move(self, tx: Transaction, caller: Identity, moved: Alias) -> None:
+    async def _move(self, tx: Transaction, caller: Identity, job: Job, moved: Alias) -> None:
         before = await tx.promotions.alias(moved.model, moved.alias)
         await tx.promotions.move_alias(moved)
         facts = {
@@ -259,8 +263,13 @@ class PromotionUseCases:
             "previous": "" if before is None else f"{before.job_id}/{before.version}",
             "promotion_id": str(moved.promotion_id or ""),
             "model": moved.model,
+            # Who may read this entry of the log by itself.
+            "hospitals": list(job.hospital_ids),
         }
-        await tx.outbox.add([event("alias.moved", moved.moved_at, caller, f"job/{moved.job_id}", **facts)])
+        telling = event("alias.moved", moved.moved_at, caller, f"job/{moved.job_id}", **facts)
+        if moved.promotion_id is not None:
+            telling = replace(telling, event_id=move_event_id(moved.promotion_id))
+        await tx.outbox.add([telling])
 
     async def _noting(self, command: Command[T], subject: str, body: Callable[[Transaction], Awaitable[T]]) -> bytes:
         """Run a command; its refusal is told to the audit log."""
@@ -272,8 +281,17 @@ class PromotionUseCases:
             raise
 
 
+async def _placed(tx: Transaction, promotions: Sequence[Promotion]) -> tuple[Promotion, ...]:
+    """The promotions, with the place of their move in the audit log."""
+    return tuple(
+        [replace(one, alias_index=await tx.outbox.index(move_event_id(one.promotion_id))) for one in promotions]
+    )
+
+
 def _told(kind: str, promotion: Promotion, caller: Identity, verdict: bytes) -> Event:
     at = promotion.approved_at or promotion.proposed_at
+    # Most promotions set nothing aside: their events are as they always were.
+    stated = {"reason": promotion.reason} if promotion.reason else {}
     return event(
         kind,
         at,
@@ -285,6 +303,7 @@ def _told(kind: str, promotion: Promotion, caller: Identity, verdict: bytes) -> 
         version=promotion.version,
         proposed_by=promotion.proposed_by,
         verdict_sha256=hashlib.sha256(verdict).hexdigest(),
+        **stated,
     )
 
 

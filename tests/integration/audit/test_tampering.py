@@ -9,7 +9,7 @@ from psycopg.rows import dict_row
 
 from services.audit.fsck import Report, check_log
 from services.common.errors import Code, FedmeshError
-from services.hospital_node.domain.ports import RefusalKind
+from services.hospital_node.domain.witness_ports import RefusalKind
 from services.hospital_node.store.witness import read_witness
 from services.transparency import export
 from services.transparency.canonical import canonical_json

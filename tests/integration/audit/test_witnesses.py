@@ -20,7 +20,7 @@ from services.common.ids import new_id
 from services.embedded.processes import free_port
 from services.hospital_node.audit_log import GrpcAuditLog
 from services.hospital_node.config import HospitalConfig, WitnessConfig, read_log_key
-from services.hospital_node.domain.ports import RefusalKind
+from services.hospital_node.domain.witness_ports import RefusalKind
 from services.hospital_node.store.witness import read_witness
 from services.secure_sum.roster import MemberKeys
 from services.transparency.checkpoint import generate_key, load_signing_key, open_checkpoint

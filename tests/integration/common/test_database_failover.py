@@ -37,10 +37,8 @@ async def opened(config: PostgresConfig) -> AsyncIterator[Database]:
     database = Database(config)
     await database.open()
     try:
-        async with asyncio.timeout(60):
-            while not await database.ready():  # noqa: ASYNC110 - the server tells, no event does
-                await asyncio.sleep(0.05)
-            yield database
+        await database.wait()
+        yield database
     finally:
         await database.close()
 
@@ -49,6 +47,22 @@ async def ask(connection: Connection) -> int:
     row = await (await connection.execute("select 1 as one")).fetchone()
     assert row is not None
     return int(row["one"])
+
+
+async def test_a_service_that_starts_before_its_database_waits_for_it(postgres: PostgresDatabase) -> None:
+    postgres.stop()
+    database = Database(postgres.config("audit_service"))
+    await database.open()
+    try:
+        with pytest.raises(FedmeshError, match="did not answer for 0 s") as caught:
+            await database.wait(0)
+        assert caught.value.code is Code.STORE_UNAVAILABLE
+        waiting = asyncio.create_task(database.wait())
+        await asyncio.to_thread(postgres.start)
+        await waiting
+        assert await database.run_tx("after", ask) == 1
+    finally:
+        await database.close()
 
 
 async def test_a_server_that_freezes_is_away_and_comes_back(

@@ -11,7 +11,8 @@ from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2
 
 from services.common.errors import FedmeshError
-from tests.support.mesh import Mesh, ServiceProcess, running_mesh, small_plan
+from tests.support.mesh import Mesh, running_mesh, small_plan
+from tests.support.service_process import ServiceProcess
 from tests.support.simulated_hospital import Skipped
 from tests.support.stores import RedisServer
 

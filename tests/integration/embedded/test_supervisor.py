@@ -181,7 +181,9 @@ def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
         store.destroy()
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.3, 0.6, 0.9, 1.2])
+@pytest.mark.parametrize(
+    "delay_s", [0.0, 0.6, *(pytest.param(late, marks=pytest.mark.slow) for late in (0.3, 0.9, 1.2))]
+)
 def test_nothing_is_left_when_ctrl_c_comes_at_any_moment_of_a_start(tmp_path: Path, delay_s: float) -> None:
     parent = run_parent(
         tmp_path,

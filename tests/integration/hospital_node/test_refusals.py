@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
+from fedmesh.registry.v1 import registry_pb2
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.store.ledger import read_ledger
@@ -77,6 +78,34 @@ async def test_budget_of_the_population_is_not_spent_twice(consortium: Consortiu
     await _released(consortium)
     consortium.job_id = second
     await consortium.trained(["h1"])
+
+
+async def test_the_end_of_a_job_that_was_lost_gives_back_what_was_never_spent(consortium: Consortium) -> None:
+    """The end is a task in Redis, which may lose it; the registry knows that the job is over."""
+    await consortium.start(["h1"])
+    consortium.create_job()
+    first = consortium.job_id
+    await consortium.trained(["h1"])
+    consortium.centre.jobs[first].status = registry_pb2.JOB_STATUS_FAILED
+    consortium.create_job()
+    await consortium.trained(["h1"])
+    await consortium.uploaded(["h1"])
+    ledger = {row.job_id: (row.charged, row.released) for row in read_ledger(consortium.nodes["h1"].config.data_dir)}
+    assert ledger == {first: (0, True), consortium.job_id: (1, False)}
+    # What was charged stays spent, over or not.
+    consortium.centre.jobs[consortium.job_id].status = registry_pb2.JOB_STATUS_COMPLETED
+    consortium.create_job()
+    await declined(consortium, Code.BUDGET_EXHAUSTED, "0.5")
+
+
+async def test_a_node_that_starts_gives_back_what_jobs_that_are_over_never_used(consortium: Consortium) -> None:
+    await consortium.start(["h1"])
+    consortium.create_job()
+    await consortium.trained(["h1"])
+    await consortium.nodes["h1"].stop()
+    consortium.centre.jobs[consortium.job_id].status = registry_pb2.JOB_STATUS_CANCELLED
+    await consortium.start(["h1"])
+    await _released(consortium)
 
 
 async def test_attempts_beyond_the_calibrated_ones(consortium: Consortium) -> None:

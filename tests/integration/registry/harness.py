@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.common.v1 import round_pb2
-from fedmesh.registry.v1 import performance_pb2_grpc, promotion_pb2_grpc, registry_pb2_grpc
+from fedmesh.registry.v1 import budget_pb2_grpc, performance_pb2_grpc, promotion_pb2_grpc, registry_pb2_grpc
 from fedmesh.registry.v1 import registry_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -35,6 +35,7 @@ from services.registry.relay import Relay
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
 from services.registry.usecases.enrolment import EnrolmentUseCases
+from services.registry.watch import HospitalWatch
 from services.secure_sum.roster import MemberKeys, Roster, as_roster, found, sign_roster, succeed
 from services.secure_sum.statements import (
     AttemptRef,
@@ -59,7 +60,7 @@ HOSPITALS = tuple(f"hospital-{number:02d}" for number in range(1, 6))
 def manifest(private: bool = False, rounds: int = 2) -> PlanManifest:
     name = "readmission-logistic-private.yaml" if private else "readmission-logistic.yaml"
     loaded = load_manifest(PLANS / name)
-    return loaded.model_copy(update={"rounds": loaded.rounds.model_copy(update={"count": rounds})})
+    return loaded.model_copy(update={"rounds": loaded.rounds.model_copy(update={"count": rounds}), "checks": None})
 
 
 def now() -> Timestamp:
@@ -169,6 +170,7 @@ class Registry:
     audit_server: MeshServer
     stack: contextlib.AsyncExitStack
     door: StrangersServer
+    watch: HospitalWatch
     enrolment: EnrolmentUseCases
     channels: dict[str, MeshChannel] = field(default_factory=dict)
 
@@ -194,6 +196,10 @@ class Registry:
     def performance(self, name: str = "alice", kind: str = "operator") -> Any:
         """The service of performance, called as an operator unless another kind is given."""
         return self.stub(self._tls(kind, name), performance_pb2_grpc.PerformanceServiceStub)
+
+    def budgets(self, name: str = "coordinator", kind: str = "service") -> Any:
+        """The service of budgets, called as the coordinator unless another caller is given."""
+        return self.stub(self._tls(kind, name), budget_pb2_grpc.BudgetServiceStub)
 
     def _tls(self, kind: str, name: str) -> TlsConfig:
         stem = name if kind == "service" else f"{kind}-{name}"
@@ -425,11 +431,12 @@ async def running_registry(
         relay = build_relay(config, store, audit_channel)
         usecases = build_usecases(config, store, SystemClock(), relay)
         enrolment = build_enrolment(config, store, SystemClock(), relay)
+        watch = HospitalWatch(store, SystemClock(), config.budget, config.strikes)
         standing = Standing(usecases.hospitals.members, config.standing)
         await standing.refresh()
         server = MeshServer(
             config.server,
-            build_endpoints(usecases, enrolment),
+            build_endpoints(usecases, enrolment, watch),
             admit=standing.admit_certificate,
             max_message_bytes=MAX_RECORD_BYTES,
         )
@@ -441,7 +448,9 @@ async def running_registry(
         await door.start()
         stack.push_async_callback(door.stop)
         tasks = [asyncio.create_task(relay.run()), asyncio.create_task(standing.run())]
-        registry = Registry(ca, database, pool, store, relay, server, audit_log, audit_server, stack, door, enrolment)
+        registry = Registry(
+            ca, database, pool, store, relay, server, audit_log, audit_server, stack, door, watch, enrolment
+        )
         try:
             yield registry
         finally:

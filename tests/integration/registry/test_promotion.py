@@ -23,7 +23,12 @@ from services.common.ids import new_id
 from services.plans.checks import Checks
 from services.plans.manifest import canonical_bytes
 from services.privacy.chain import Entry, Head
-from services.transparency.attestation import VERDICT_PREDICATE, VERSION_PREDICATE, open_statement
+from services.transparency.attestation import (
+    VERDICT_PREDICATE,
+    VERSION_PREDICATE,
+    claimed_predicate,
+    open_statement,
+)
 from services.transparency.checkpoint import load_signing_key
 from services.transparency.findings import HOSPITAL_CHECKS, Finding, Findings
 from tests.integration.registry.harness import HOSPITALS, Registry, code, digest, keys, manifest, refused
@@ -89,8 +94,12 @@ async def report(registry: Registry, job: pb.Job, *hospitals: str, **failed: str
         await call(registry.promotion(name, "hospital").ReportChecks, checking(findings(job, name, "", **failed)))
 
 
-def proposing(job: pb.Job, version: int = ROUNDS, alias: str = "production") -> pm.ProposePromotionRequest:
-    return pm.ProposePromotionRequest(request_id=new_id(), job_id=job.job_id, version=version, alias=alias)
+def proposing(
+    job: pb.Job, version: int = ROUNDS, alias: str = "production", reason: str = ""
+) -> pm.ProposePromotionRequest:
+    return pm.ProposePromotionRequest(
+        request_id=new_id(), job_id=job.job_id, version=version, alias=alias, reason=reason
+    )
 
 
 def approving(promotion_id: str) -> pm.ApprovePromotionRequest:
@@ -262,6 +271,46 @@ async def test_a_job_whose_model_gets_worse_stops_with_its_last_good_version(reg
     assert (told["good_version"], told["diverged_version"]) == (1, 3)
     graph = build(await read_recorded(Asked(registry.operator(), registry.promotion()), f"{job.job_id}/1"))
     assert [node.text for node in graph.nodes if node.kind == "rollback"] == [f"version 1 is the job's result: {why}"]
+
+
+async def test_two_people_promote_what_a_roll_back_took_away_for_a_reason_that_they_state(registry: Registry) -> None:
+    job = await a_job(registry)
+    await run(registry, job, 0.60, 0.67, 0.61)
+    await charge(registry, job)
+    await report(registry, job)
+    stub = registry.promotion()
+    error = await refused(call(stub.ProposePromotion, proposing(job)))
+    assert "divergence failed: rolled back to version 1" in error.message
+    short = await refused(call(stub.ProposePromotion, proposing(job, reason="x" * 501)))
+    assert short.code is Code.INVALID_ARGUMENT
+
+    proposed = (await call(stub.ProposePromotion, proposing(job, reason="noise; [validated] elsewhere"))).promotion
+    assert proposed.reason == "noise; [validated] elsewhere"
+    assert await code(call(stub.ApprovePromotion, approving(proposed.promotion_id))) is Code.PERMISSION_DENIED
+    approved = (await call(registry.promotion("bob").ApprovePromotion, approving(proposed.promotion_id))).promotion
+    verdicts = [claimed_predicate(item) for item in approved.verdicts]
+    assert [item["waived"] for item in verdicts] == [{"divergence": proposed.reason}] * 2
+    assert verdicts[1]["checks"]["divergence"]["outcome"] == "failed", "it is set aside, not made to have passed"
+    await registry.drained()
+    told = {item.type: json.loads(item.body_json) for item in registry.audit.events if "promotion." in item.type}
+    assert {body["reason"] for body in told.values()} == {proposed.reason}
+    recorded = await read_recorded(Asked(registry.operator(), registry.promotion()), "production")
+    [line] = [node.text for node in build(recorded).nodes if node.kind == "promotion"]
+    assert line.endswith("divergence set aside: noise; [validated] elsewhere")
+
+
+async def test_a_reason_sets_nothing_else_aside(registry: Registry) -> None:
+    job = await promotable(registry)
+    error = await refused(call(registry.promotion().ProposePromotion, proposing(job, reason="because")))
+    assert error.code is Code.INVALID_ARGUMENT
+    other = await a_job(registry)
+    await run(registry, other, 0.60, 0.67, 0.59)
+    await charge(registry, job, other)
+    await report(registry, other, subgroups="a group is failed")
+    error = await refused(call(registry.promotion().ProposePromotion, proposing(other, reason="because")))
+    assert "convergence failed" in error.message
+    assert "subgroups failed: a group is failed" in error.message
+    assert "divergence" not in error.message
 
 
 async def test_hospitals_report_for_themselves_once_and_in_order(registry: Registry) -> None:

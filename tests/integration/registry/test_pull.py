@@ -20,8 +20,9 @@ from services.hospital_node.training.state import State
 from services.hospital_node.usecases.states import seal
 from services.registry.domain.events import PROMOTION_TYPES
 from services.secure_sum.epoch import make_epoch
-from services.transparency.checkpoint import generate_key, load_signing_key
-from services.transparency.provenance import Claim, verify_claim
+from services.transparency.attestation import VERDICT_PREDICATE, open_statement, sign_statement
+from services.transparency.checkpoint import SigningKey, generate_key, load_signing_key
+from services.transparency.provenance import Claim, Logged, verify_claim
 from tests.integration.registry.consortium import Consortium
 from tests.integration.registry.harness import CONSORTIUM, HOSPITALS, Registry, keys, manifest
 from tests.integration.registry.test_promotion import (
@@ -108,21 +109,48 @@ async def test_the_real_audit_log_takes_every_kind_of_event_of_promotion(consort
     assert [refusal for _, refusal in kept if refusal] == []
 
 
+def set_aside(claim: Claim, key: SigningKey, failed: str, **waived: str) -> dict[str, Any]:
+    """The registry's verdict, with a check that failed and what is said to be set aside."""
+    told = open_statement(claim.verdict, key.verifier, VERDICT_PREDICATE)
+    checks = {**told.predicate["checks"], failed: {**told.predicate["checks"][failed], "outcome": "failed"}}
+    predicate = {**told.predicate, "checks": checks, "waived": waived}
+    return {"verdict": sign_statement(replace(told, predicate=predicate), key)}
+
+
+def altered(entry: Logged, old: bytes, new: bytes) -> Logged:
+    assert old in entry.leaf
+    return replace(entry, leaf=entry.leaf.replace(old, new))
+
+
 async def _require_refusals(registry: Registry, asker: Asker, claim: Claim, folder: Path) -> None:
     """Every link, broken by itself."""
     log, key = asker.verifier, load_signing_key(folder / "ca" / "statements.key").verifier
+    attested, moved = claim.attested, claim.moved
     assert verify_claim(claim, key, log).sha256 == claim.state_sha256
     generate_key(folder / "other.key", f"{CONSORTIUM}/registry")
     with pytest.raises(FedmeshError, match="not signed by consortium"):
         verify_claim(claim, load_signing_key(folder / "other.key").verifier, log)
+    signing = load_signing_key(folder / "ca" / "statements.key")
+    verify_claim(replace(claim, **set_aside(claim, signing, "divergence", divergence="noise")), key, log)
     wrong: list[tuple[dict[str, Any], str]] = [
+        (set_aside(claim, signing, "divergence"), "checks that had not passed: divergence"),
+        (set_aside(claim, signing, "divergence", divergence=""), "for no reason"),
+        (set_aside(claim, signing, "subgroups", subgroups="because"), "that nobody may"),
+        (set_aside(claim, signing, "subgroups", divergence="noise"), "checks that had not passed: subgroups"),
         ({"state_sha256": "a" * 64}, "not about version 3"),
         ({"version": 2}, "not about version 2"),
         ({"plan": claim.plan + b" "}, "not the one that the statement names"),
-        ({"leaf": b"{}"}, "tells of no model version"),
-        ({"leaf": claim.leaf.replace(b"model.attested", b"model.attester")}, "the version is not in the log"),
-        ({"leaf": claim.leaf.replace(b"2026", b"2025")}, "proof"),
-        ({"entry": replace(claim.entry, index=claim.entry.index - 1)}, "proof"),
+        ({"attested": replace(attested, leaf=b"{}")}, "tells of no model version"),
+        ({"attested": altered(attested, b"model.attested", b"model.attester")}, "the version is not in the log"),
+        ({"attested": altered(attested, b'"occurred_at":"2', b'"occurred_at":"1')}, "proof"),
+        ({"attested": replace(attested, place=replace(attested.place, index=attested.place.index - 1))}, "proof"),
+        ({"attested": moved}, "tells of no model version"),
+        ({"alias": "candidate"}, "tells of candidate moving to this version"),
+        ({"moved": attested}, "tells of no model version"),
+        ({"moved": altered(moved, b"alias.moved", b"alias.moves")}, "the move is not in the log"),
+        ({"moved": altered(moved, b"operator/bob", b"operator/eve")}, "the move is not in the log"),
+        ({"moved": altered(moved, b'"occurred_at":"2', b'"occurred_at":"1')}, "proof"),
+        ({"moved": replace(moved, place=replace(moved.place, index=moved.place.index - 1))}, "proof"),
         ({"checkpoint": "\n".join(claim.checkpoint.split("\n")[:6]) + "\n"}, "not witnessed"),
         ({"approved_by": claim.proposed_by}, "no two people"),
         ({"verdict": claim.envelope}, "the statement is of type"),

@@ -23,7 +23,7 @@ from services.common.ids import new_id
 from services.embedded.guard import Guard
 from services.embedded.postgres import DATABASE, EmbeddedPostgres
 from services.embedded.recovery import archive_all, base_backup, restore
-from services.hospital_node.domain.ports import RefusalKind
+from services.hospital_node.domain.witness_ports import RefusalKind
 from services.hospital_node.store.witness import read_witness
 from services.privacy.chain import Entry
 from services.transparency.checkpoint import generate_key, load_signing_key

@@ -2,12 +2,15 @@
 
 from datetime import timedelta
 
+import pytest
 from fedmesh.common.v1 import round_pb2
 from fedmesh.registry.v1 import registry_pb2 as pb
+from fedmesh.registry.v1.budget_pb2 import ListBudgetsRequest
 from prometheus_client import REGISTRY
 
 from services.common.clock import SystemClock
 from services.common.config import PostgresConfig
+from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
 from services.common.ids import new_id
 from services.common.postgres import Database
@@ -38,6 +41,20 @@ async def test_budgets_follow_from_what_hospitals_reported(registry: Registry) -
     await report(registry, [next_entry(entries[-1].head, RELEASED, "2026-06-02T00:00:00+00:00", job_id="job")])
     await watch.look()
     assert shown("registry_epsilon_left", hospital=NORTH) == 0.5
+
+
+async def test_budgets_are_told_to_who_needs_no_ledger(registry: Registry) -> None:
+    await registry.found(*HOSPITALS)
+    with pytest.raises(FedmeshError, match="not read yet"):
+        await call(registry.budgets().ListBudgets, ListBudgetsRequest())
+    await report(registry, chain("job", charges=0))
+    await registry.watch.look()
+    told = await call(registry.budgets().ListBudgets, ListBudgetsRequest())
+    assert {item.hospital_id: item.epsilon_left for item in told.budgets} == dict.fromkeys(HOSPITALS, 0.5) | {NORTH: 0}
+    assert told.epsilon_limit == 0.5
+    with pytest.raises(FedmeshError) as caught:
+        await call(registry.budgets(NORTH, "hospital").ListBudgets, ListBudgetsRequest())
+    assert caught.value.code is Code.PERMISSION_DENIED
 
 
 async def test_standing_and_strikes(registry: Registry) -> None:

@@ -15,6 +15,11 @@ from tests.simulation.collusion.game import Game, Opened
 from tests.simulation.messages import Answer, Step, Task
 
 EPOCH = 1
+# How honest hospitals refuse.
+INVALID = frozenset({Code.STATEMENT_INVALID})
+TOO_FEW = frozenset({Code.PRIVACY_REFUSED})
+EQUIVOCATION = frozenset({Code.EQUIVOCATION})
+WRONG_SUM = frozenset({Code.CIPHERTEXT_INVALID})
 
 
 @dataclass

@@ -22,7 +22,7 @@ from services.secure_sum.statements import (
     Survivors,
     Upload,
 )
-from tests.simulation.collusion import strategies
+from tests.simulation.collusion import equivocation, groups, strategies
 from tests.simulation.collusion.attack import Attack
 from tests.simulation.collusion.game import Build
 from tests.simulation.hospital import Hospital, Outcome
@@ -178,28 +178,30 @@ MUTANTS = (
     Mutant(Build("noise reused", fresh_noise=False), strategies.CompareRounds),
     Mutant(
         Build("unsigned adverts and shares", patches=((opening, "open_signed", unsigned(Advert, Share)),)),
-        strategies.SwapAdverts,
+        equivocation.SwapAdverts,
         opens_targets=True,
     ),
-    Mutant(Build("any list of survivors", WithAnyList), strategies.RevealTwice),
+    Mutant(Build("any list of survivors", WithAnyList), equivocation.RevealTwice),
     Mutant(Build("both secrets revealed", TellsBothSecrets), strategies.Look, opens_targets=True),
     Mutant(Build("two reveals in a round", ForgetsReveals), strategies.RetryAfterUnmasking),
     Mutant(Build("seeds unchecked", patches=((opening, "_check_seed", unchecked_seed),)), strategies.LieAboutSeeds),
     Mutant(Build("dealers unchecked", patches=((opening, "_check_seed", unchecked_seed),)), strategies.DealBadly),
     Mutant(Build("sums unchecked", BelievesSums), strategies.WrongSum),
-    Mutant(Build("sharers unchecked", patches=((opening, "check_upload", any_sharers),)), strategies.EquivocateSharers),
+    Mutant(
+        Build("sharers unchecked", patches=((opening, "check_upload", any_sharers),)), equivocation.EquivocateSharers
+    ),
     Mutant(Build("uploads unchecked", patches=((opening, "check_listed", any_uploads),)), strategies.CountTwice),
     Mutant(
         Build("roster without a quorum", patches=((roster_module, "verify_successor", any_successor),)),
-        strategies.Sybils,
+        groups.Sybils,
     ),
 )
 
 SPARE = (
     Mutant(
-        Build("unsigned adverts only", patches=((opening, "open_signed", unsigned(Advert)),)), strategies.SwapAdverts
+        Build("unsigned adverts only", patches=((opening, "open_signed", unsigned(Advert)),)), equivocation.SwapAdverts
     ),
-    Mutant(Build("unsigned list, but one", WithUnsignedList), strategies.RevealTwice),
-    Mutant(Build("unsigned list, but one", WithUnsignedList), strategies.EquivocateSurvivors),
+    Mutant(Build("unsigned list, but one", WithUnsignedList), equivocation.RevealTwice),
+    Mutant(Build("unsigned list, but one", WithUnsignedList), equivocation.EquivocateSurvivors),
 )
 """One lock of two: the other one still holds."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.simulation.collusion import strategies
+from tests.simulation.collusion import equivocation, strategies
 from tests.simulation.collusion.attack import Attack
 from tests.simulation.collusion.game import REAL
 from tests.simulation.collusion.mutants import MUTANTS, SPARE, Mutant
@@ -10,7 +10,7 @@ from tests.simulation.collusion.play import Tally, play
 from tests.simulation.collusion.statistics import chance
 from tests.simulation.collusion.strategies import STRATEGIES
 
-DEEP = (strategies.Look, strategies.DropOne, strategies.EquivocateSurvivors, strategies.RevealTwice)
+DEEP = (strategies.Look, strategies.DropOne, equivocation.EquivocateSurvivors, equivocation.RevealTwice)
 """Played with 3 and 4 colluding hospitals in the default suite too."""
 
 
@@ -73,7 +73,7 @@ def test_every_strategy_that_must_be_refused_says_how() -> None:
     assert curious == {
         strategies.Look,
         strategies.DropOne,
-        strategies.EquivocateSurvivors,
+        equivocation.EquivocateSurvivors,
         strategies.ForceRetry,
         strategies.CompareRounds,
     }

@@ -1,13 +1,10 @@
-import ssl
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from services.common.clock import FakeClock
@@ -33,17 +30,6 @@ def names(cert: x509.Certificate) -> x509.SubjectAlternativeName:
 
 def usage(cert: x509.Certificate) -> set[x509.ObjectIdentifier]:
     return set(cert.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-
-
-def request(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, *hosts: str) -> bytes:
-    builder = x509.CertificateSigningRequestBuilder().subject_name(
-        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "registry")])
-    )
-    if hosts:
-        wanted = [x509.DNSName(host) for host in hosts]
-        builder = builder.add_extension(x509.SubjectAlternativeName(wanted), critical=False)
-    algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None
-    return builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM)
 
 
 def test_a_service_serves_and_calls_under_its_hosts_and_its_one_identity(ca: CertificateAuthority) -> None:
@@ -89,30 +75,6 @@ def test_private_keys_are_for_their_owner_only(ca: CertificateAuthority) -> None
     assert len(keys) == 2
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert stat.S_IMODE(ca.folder.stat().st_mode) == 0o700
-
-
-def test_of_a_signing_request_only_the_key_counts(ca: CertificateAuthority) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = ca.sign_csr(request(key, "registry", "localhost"), Kind.HOSPITAL, "north")
-    cert = x509.load_pem_x509_certificate(pem)
-    assert cert.public_key() == key.public_key()
-    assert names(cert).get_values_for_type(x509.DNSName) == []
-    assert names(cert).get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://demo.example/hospital/north"]
-    assert "registry" not in cert.subject.rfc4514_string()
-
-
-def test_bad_signing_requests_are_refused(ca: CertificateAuthority) -> None:
-    good = request(ec.generate_private_key(ec.SECP256R1()))
-    der = bytearray(x509.load_pem_x509_csr(good).public_bytes(serialization.Encoding.DER))
-    der[der.index(b"registry")] ^= 1  # signed by its key no more
-    forged = ssl.DER_cert_to_PEM_cert(bytes(der)).replace("CERTIFICATE", "CERTIFICATE REQUEST").encode()
-    curve = request(ec.generate_private_key(ec.SECP384R1()))
-    for bad in (b"", b"junk", forged, curve, request(ed25519.Ed25519PrivateKey.generate())):
-        with pytest.raises(FedmeshError) as caught:
-            ca.sign_csr(bad, Kind.HOSPITAL, "north")
-        assert caught.value.code is Code.INVALID_ARGUMENT
-    with pytest.raises(FedmeshError, match="not signed on request"):
-        ca.sign_csr(good, Kind.SERVICE, "registry")
 
 
 @pytest.mark.parametrize("name", ["", "North", "a/b", "..", "a" * 64, "a\n"])

@@ -3,6 +3,7 @@
 import hashlib
 import resource
 import sqlite3
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import pytest
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import RosterFacts
 from services.hospital_node.domain.tasks import AttemptId
+from services.hospital_node.domain.witness_ports import Refusal, RefusalKind
 from services.hospital_node.store.files import destroy_file, write_durably
 from services.hospital_node.store.state import _SINCE_1, SqliteNodeState, open_data_dir
-from services.hospital_node.store.witness import STATE_FILE
+from services.hospital_node.store.witness import MOST_REFUSALS, STATE_FILE, read_witness
 from services.secure_sum.member import Member, MemberState
 from tests.support.secure_sum import JOB, Consortium, names
 
@@ -178,3 +180,19 @@ def test_a_data_folder_has_one_node(tmp_path: Path) -> None:
     with pytest.raises(FedmeshError) as caught:
         open_data_dir(folder)
     assert caught.value.code is Code.CONFIG_INVALID
+
+
+def test_a_log_that_goes_wrong_again_and_again_does_not_fill_the_disk(state: SqliteNodeState, tmp_path: Path) -> None:
+    def refusal(number: int, seen: str = "seen", log: str = "one") -> Refusal:
+        at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number)
+        return Refusal(log, RefusalKind.FORK, f"held {number}", seen, "a fork", at)
+
+    memory = state.witness
+    first = [refusal(number) for number in range(MOST_REFUSALS)]
+    assert [memory.keep_evidence(one) for one in first] == [(one, True) for one in first]
+    assert memory.keep_evidence(refusal(0, "another")) == (first[0], False), "the first one of its kind stands"
+    beyond = refusal(MOST_REFUSALS)
+    assert memory.keep_evidence(beyond) == (beyond, False), "an alarm can still be raised with it"
+    other = refusal(0, log="two")
+    assert memory.keep_evidence(other) == (other, True), "each log has its own room"
+    assert sorted(read_witness(tmp_path)[1], key=lambda one: (one.log, one.at)) == [*first, other]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from loadtests.chaos.ledger import Committed, Findings, Hospital, Stored, Truth, compare, rounds_of
+from loadtests.chaos.reading import counted
 
 JOB = "job-1"
 NAMES = ("h1", "h2", "h3", "h4")
@@ -41,6 +42,13 @@ STORED = Stored(
 
 def found(truth: Truth = TRUTH, stored: Stored = STORED, expected: dict[tuple[str, int], str] = EXPECTED) -> Findings:
     return compare(truth, stored, expected)
+
+
+def test_hospitals_count_states_and_a_burnt_version_has_none() -> None:
+    burnt = replace(ROUND, burnt=True)
+    three = {(JOB, version): (1, frozenset(NAMES)) for version in (1, 2, 3)}
+    stored = replace(STORED, rounds={(JOB, 1): ROUND, (JOB, 2): burnt, (JOB, 3): ROUND}, survivors=three)
+    assert counted(stored) == {(JOB, 1): (JOB, 1), (JOB, 3): (JOB, 2)}
 
 
 def test_what_agrees_has_no_findings() -> None:

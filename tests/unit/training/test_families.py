@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from services.bench.families import train
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.sources.dataset import Dataset, SplitName
 from services.hospital_node.training.scoring import log_odds
@@ -19,6 +18,7 @@ from services.hospital_node.training.state import State, initial_state, initial_
 from services.hospital_node.training.trainer import CHUNK, Trainer, _capped_rows, _tensor_parts, predict
 from services.plans.algorithms import AdaptiveServer, FedProx, Ridge
 from services.plans.manifest import PlanManifest
+from services.tradeoff.simulation import Simulation
 from tests.support.family_plans import BLOCKS, DOCUMENTS, PLANS
 from tests.support.tiny_plan import FEDAVG, PRIVATE, changed, dataset, manifest
 
@@ -290,17 +290,17 @@ def test_ridge_without_noise_is_the_closed_form(cache: Path) -> None:
     """Also when hospitals add up: their sums are those of all rows together."""
     plan = PLANS["ridge"]
     parts = [dataset(plan, seed, patients=80) for seed in (1, 2, 3)]
-    trainers = [Trainer(plan, part, cache) for part in parts]
     rows = [part.rows(SplitName.TRAIN) for part in parts]
     x, y = np.concatenate([part.x for part in rows]), np.concatenate([part.y for part in rows])
     expected = closed_form(plan, x.astype(np.float64), y.astype(np.float64))
-    np.testing.assert_allclose(read_state(train(plan, trainers), plan).average, expected, rtol=1e-5, atol=1e-5)
+    state = Simulation(plan, parts, cache).run(plan, lambda: None)
+    np.testing.assert_allclose(read_state(state, plan).average, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_compared_offline_has_the_hospitals_noise(cache: Path) -> None:
     plan = PLANS["ridge-private"]
-    trainers = [Trainer(plan, dataset(plan, seed), cache) for seed in range(4)]
-    assert train(plan, trainers) != train(plan, trainers)
+    simulation = Simulation(plan, [dataset(plan, seed) for seed in range(4)], cache)
+    assert simulation.run(plan, lambda: None) != simulation.run(plan, lambda: None)
 
 
 def test_ridge_survives_noise_that_leaves_no_matrix_to_invert(cache: Path) -> None:

@@ -16,7 +16,7 @@ from fedmesh.common.v1 import access_pb2 as fedmesh_dot_common_dot_v1_dot_access
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fedmesh/registry/v1/promotion.proto\x12\x13\x66\x65\x64mesh.registry.v1\x1a\x1e\x66\x65\x64mesh/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x05\x41lias\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x10\n\x08moved_by\x18\x05 \x01(\t\x12,\n\x08moved_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cpromotion_id\x18\x07 \x01(\t\"]\n\x03Tag\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06set_by\x18\x03 \x01(\t\x12*\n\x06set_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x01\n\x05\x43heck\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x32\n\x07outcome\x18\x02 \x01(\x0e\x32!.fedmesh.registry.v1.CheckOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0c\x66igures_json\x18\x04 \x01(\t\x12\x0f\n\x07made_by\x18\x05 \x01(\t\x12\x11\n\tsigned_by\x18\x06 \x03(\t\"\xfe\x01\n\tPromotion\x12\x14\n\x0cpromotion_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05\x61lias\x18\x03 \x01(\t\x12\x0e\n\x06job_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x13\n\x0bproposed_by\x18\x06 \x01(\t\x12/\n\x0bproposed_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61pproved_by\x18\x08 \x01(\t\x12/\n\x0b\x61pproved_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08verdicts\x18\n \x03(\x0c\"H\n\x0b\x43heckReport\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x11\n\tstatement\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"O\n\x0b\x41ttestation\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x12\n\x05index\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_index\"r\n\x08Rollback\x12\x18\n\x10\x64iverged_version\x18\x01 \x01(\r\x12\x14\n\x0cgood_version\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"2\n\nJobCharges\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63harged\x18\x02 \x01(\r\"U\n\x0fSetAliasRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\"=\n\x10SetAliasResponse\x12)\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1a.fedmesh.registry.v1.Alias\"#\n\x12ListAliasesRequest\x12\r\n\x05model\x18\x01 \x01(\t\"B\n\x13ListAliasesResponse\x12+\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x1a.fedmesh.registry.v1.Alias\"`\n\rSetTagRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\r\n\x05value\x18\x05 \x01(\t\"8\n\x0eSetTagResponse\x12&\n\x04tags\x18\x01 \x03(\x0b\x32\x18.fedmesh.registry.v1.Tag\"]\n\x17ProposePromotionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\r\n\x05\x61lias\x18\x04 \x01(\t\"M\n\x18ProposePromotionResponse\x12\x31\n\tpromotion\x18\x01 \x01(\x0b\x32\x1e.fedmesh.registry.v1.Promotion\"C\n\x17\x41pprovePromotionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cpromotion_id\x18\x02 \x01(\t\"M\n\x18\x41pprovePromotionResponse\x12\x31\n\tpromotion\x18\x01 \x01(\x0b\x32\x1e.fedmesh.registry.v1.Promotion\"[\n\x13ReportChecksRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x06report\x18\x02 \x01(\x0b\x32 .fedmesh.registry.v1.CheckReport\"\x16\n\x14ReportChecksResponse\"7\n\x14GetProvenanceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"\x99\x03\n\x15GetProvenanceResponse\x12\x35\n\x0b\x61ttestation\x18\x01 \x01(\x0b\x32 .fedmesh.registry.v1.Attestation\x12*\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x1a.fedmesh.registry.v1.Check\x12\x31\n\x07reports\x18\x03 \x03(\x0b\x32 .fedmesh.registry.v1.CheckReport\x12\x32\n\npromotions\x18\x04 \x03(\x0b\x32\x1e.fedmesh.registry.v1.Promotion\x12+\n\x07\x61liases\x18\x05 \x03(\x0b\x32\x1a.fedmesh.registry.v1.Alias\x12&\n\x04tags\x18\x06 \x03(\x0b\x32\x18.fedmesh.registry.v1.Tag\x12/\n\x08rollback\x18\x07 \x01(\x0b\x32\x1d.fedmesh.registry.v1.Rollback\x12\x30\n\x07\x63harges\x18\x08 \x03(\x0b\x32\x1f.fedmesh.registry.v1.JobCharges*|\n\x0c\x43heckOutcome\x12\x1d\n\x19\x43HECK_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HECK_OUTCOME_PASSED\x10\x01\x12\x18\n\x14\x43HECK_OUTCOME_FAILED\x10\x02\x12\x19\n\x15\x43HECK_OUTCOME_MISSING\x10\x03\x32\xc7\x06\n\x10PromotionService\x12g\n\x08SetAlias\x12$.fedmesh.registry.v1.SetAliasRequest\x1a%.fedmesh.registry.v1.SetAliasResponse\"\x0e\xca\xc1\x18\n\n\x01\x02\x10\x01\x1a\x01\x03 \x01\x12v\n\x0bListAliases\x12\'.fedmesh.registry.v1.ListAliasesRequest\x1a(.fedmesh.registry.v1.ListAliasesResponse\"\x14\x90\x02\x01\xca\xc1\x18\r\n\x02\x01\x02\x10\x01\x1a\x05\x01\x02\x03\x04\x05\x12`\n\x06SetTag\x12\".fedmesh.registry.v1.SetTagRequest\x1a#.fedmesh.registry.v1.SetTagResponse\"\r\xca\xc1\x18\t\n\x01\x02\x10\x01\x1a\x02\x01\x03\x12~\n\x10ProposePromotion\x12,.fedmesh.registry.v1.ProposePromotionRequest\x1a-.fedmesh.registry.v1.ProposePromotionResponse\"\r\xca\xc1\x18\t\n\x01\x02\x10\x01\x1a\x02\x01\x03\x12\x81\x01\n\x10\x41pprovePromotion\x12,.fedmesh.registry.v1.ApprovePromotionRequest\x1a-.fedmesh.registry.v1.ApprovePromotionResponse\"\x10\xca\xc1\x18\x0c\n\x01\x02\x10\x01\x1a\x01\x03 \x01(\x01\x12n\n\x0cReportChecks\x12(.fedmesh.registry.v1.ReportChecksRequest\x1a).fedmesh.registry.v1.ReportChecksResponse\"\t\xca\xc1\x18\x05\n\x01\x01\x10\x01\x12|\n\rGetProvenance\x12).fedmesh.registry.v1.GetProvenanceRequest\x1a*.fedmesh.registry.v1.GetProvenanceResponse\"\x14\x90\x02\x01\xca\xc1\x18\r\n\x02\x01\x02\x10\x01\x1a\x05\x01\x02\x03\x04\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fedmesh/registry/v1/promotion.proto\x12\x13\x66\x65\x64mesh.registry.v1\x1a\x1e\x66\x65\x64mesh/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x01\n\x05\x41lias\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x10\n\x08moved_by\x18\x05 \x01(\t\x12,\n\x08moved_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cpromotion_id\x18\x07 \x01(\t\"]\n\x03Tag\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06set_by\x18\x03 \x01(\t\x12*\n\x06set_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x01\n\x05\x43heck\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x32\n\x07outcome\x18\x02 \x01(\x0e\x32!.fedmesh.registry.v1.CheckOutcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0c\x66igures_json\x18\x04 \x01(\t\x12\x0f\n\x07made_by\x18\x05 \x01(\t\x12\x11\n\tsigned_by\x18\x06 \x03(\t\"\xb8\x02\n\tPromotion\x12\x14\n\x0cpromotion_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05\x61lias\x18\x03 \x01(\t\x12\x0e\n\x06job_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x13\n\x0bproposed_by\x18\x06 \x01(\t\x12/\n\x0bproposed_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61pproved_by\x18\x08 \x01(\t\x12/\n\x0b\x61pproved_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08verdicts\x18\n \x03(\x0c\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x18\n\x0b\x61lias_index\x18\x0c \x01(\x04H\x00\x88\x01\x01\x42\x0e\n\x0c_alias_index\"H\n\x0b\x43heckReport\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x11\n\tstatement\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"O\n\x0b\x41ttestation\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x12\n\x05index\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_index\"r\n\x08Rollback\x12\x18\n\x10\x64iverged_version\x18\x01 \x01(\r\x12\x14\n\x0cgood_version\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12&\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"2\n\nJobCharges\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63harged\x18\x02 \x01(\r\"U\n\x0fSetAliasRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0e\n\x06job_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\"=\n\x10SetAliasResponse\x12)\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1a.fedmesh.registry.v1.Alias\"#\n\x12ListAliasesRequest\x12\r\n\x05model\x18\x01 \x01(\t\"B\n\x13ListAliasesResponse\x12+\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x1a.fedmesh.registry.v1.Alias\"`\n\rSetTagRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\r\n\x05value\x18\x05 \x01(\t\"8\n\x0eSetTagResponse\x12&\n\x04tags\x18\x01 \x03(\x0b\x32\x18.fedmesh.registry.v1.Tag\"m\n\x17ProposePromotionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\r\n\x05\x61lias\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"M\n\x18ProposePromotionResponse\x12\x31\n\tpromotion\x18\x01 \x01(\x0b\x32\x1e.fedmesh.registry.v1.Promotion\"C\n\x17\x41pprovePromotionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cpromotion_id\x18\x02 \x01(\t\"M\n\x18\x41pprovePromotionResponse\x12\x31\n\tpromotion\x18\x01 \x01(\x0b\x32\x1e.fedmesh.registry.v1.Promotion\"[\n\x13ReportChecksRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x06report\x18\x02 \x01(\x0b\x32 .fedmesh.registry.v1.CheckReport\"\x16\n\x14ReportChecksResponse\"7\n\x14GetProvenanceRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"\x99\x03\n\x15GetProvenanceResponse\x12\x35\n\x0b\x61ttestation\x18\x01 \x01(\x0b\x32 .fedmesh.registry.v1.Attestation\x12*\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x1a.fedmesh.registry.v1.Check\x12\x31\n\x07reports\x18\x03 \x03(\x0b\x32 .fedmesh.registry.v1.CheckReport\x12\x32\n\npromotions\x18\x04 \x03(\x0b\x32\x1e.fedmesh.registry.v1.Promotion\x12+\n\x07\x61liases\x18\x05 \x03(\x0b\x32\x1a.fedmesh.registry.v1.Alias\x12&\n\x04tags\x18\x06 \x03(\x0b\x32\x18.fedmesh.registry.v1.Tag\x12/\n\x08rollback\x18\x07 \x01(\x0b\x32\x1d.fedmesh.registry.v1.Rollback\x12\x30\n\x07\x63harges\x18\x08 \x03(\x0b\x32\x1f.fedmesh.registry.v1.JobCharges*|\n\x0c\x43heckOutcome\x12\x1d\n\x19\x43HECK_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43HECK_OUTCOME_PASSED\x10\x01\x12\x18\n\x14\x43HECK_OUTCOME_FAILED\x10\x02\x12\x19\n\x15\x43HECK_OUTCOME_MISSING\x10\x03\x32\xc7\x06\n\x10PromotionService\x12g\n\x08SetAlias\x12$.fedmesh.registry.v1.SetAliasRequest\x1a%.fedmesh.registry.v1.SetAliasResponse\"\x0e\xca\xc1\x18\n\n\x01\x02\x10\x01\x1a\x01\x03 \x01\x12v\n\x0bListAliases\x12\'.fedmesh.registry.v1.ListAliasesRequest\x1a(.fedmesh.registry.v1.ListAliasesResponse\"\x14\x90\x02\x01\xca\xc1\x18\r\n\x02\x01\x02\x10\x01\x1a\x05\x01\x02\x03\x04\x05\x12`\n\x06SetTag\x12\".fedmesh.registry.v1.SetTagRequest\x1a#.fedmesh.registry.v1.SetTagResponse\"\r\xca\xc1\x18\t\n\x01\x02\x10\x01\x1a\x02\x01\x03\x12~\n\x10ProposePromotion\x12,.fedmesh.registry.v1.ProposePromotionRequest\x1a-.fedmesh.registry.v1.ProposePromotionResponse\"\r\xca\xc1\x18\t\n\x01\x02\x10\x01\x1a\x02\x01\x03\x12\x81\x01\n\x10\x41pprovePromotion\x12,.fedmesh.registry.v1.ApprovePromotionRequest\x1a-.fedmesh.registry.v1.ApprovePromotionResponse\"\x10\xca\xc1\x18\x0c\n\x01\x02\x10\x01\x1a\x01\x03 \x01(\x01\x12n\n\x0cReportChecks\x12(.fedmesh.registry.v1.ReportChecksRequest\x1a).fedmesh.registry.v1.ReportChecksResponse\"\t\xca\xc1\x18\x05\n\x01\x01\x10\x01\x12|\n\rGetProvenance\x12).fedmesh.registry.v1.GetProvenanceRequest\x1a*.fedmesh.registry.v1.GetProvenanceResponse\"\x14\x90\x02\x01\xca\xc1\x18\r\n\x02\x01\x02\x10\x01\x1a\x05\x01\x02\x03\x04\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +37,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_PROMOTIONSERVICE'].methods_by_name['ReportChecks']._serialized_options = b'\312\301\030\005\n\001\001\020\001'
   _globals['_PROMOTIONSERVICE'].methods_by_name['GetProvenance']._options = None
   _globals['_PROMOTIONSERVICE'].methods_by_name['GetProvenance']._serialized_options = b'\220\002\001\312\301\030\r\n\002\001\002\020\001\032\005\001\002\003\004\005'
-  _globals['_CHECKOUTCOME']._serialized_start=2429
-  _globals['_CHECKOUTCOME']._serialized_end=2553
+  _globals['_CHECKOUTCOME']._serialized_start=2503
+  _globals['_CHECKOUTCOME']._serialized_end=2627
   _globals['_ALIAS']._serialized_start=126
   _globals['_ALIAS']._serialized_end=282
   _globals['_TAG']._serialized_start=284
@@ -46,43 +46,43 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_CHECK']._serialized_start=380
   _globals['_CHECK']._serialized_end=528
   _globals['_PROMOTION']._serialized_start=531
-  _globals['_PROMOTION']._serialized_end=785
-  _globals['_CHECKREPORT']._serialized_start=787
-  _globals['_CHECKREPORT']._serialized_end=859
-  _globals['_ATTESTATION']._serialized_start=861
-  _globals['_ATTESTATION']._serialized_end=940
-  _globals['_ROLLBACK']._serialized_start=942
-  _globals['_ROLLBACK']._serialized_end=1056
-  _globals['_JOBCHARGES']._serialized_start=1058
-  _globals['_JOBCHARGES']._serialized_end=1108
-  _globals['_SETALIASREQUEST']._serialized_start=1110
-  _globals['_SETALIASREQUEST']._serialized_end=1195
-  _globals['_SETALIASRESPONSE']._serialized_start=1197
-  _globals['_SETALIASRESPONSE']._serialized_end=1258
-  _globals['_LISTALIASESREQUEST']._serialized_start=1260
-  _globals['_LISTALIASESREQUEST']._serialized_end=1295
-  _globals['_LISTALIASESRESPONSE']._serialized_start=1297
-  _globals['_LISTALIASESRESPONSE']._serialized_end=1363
-  _globals['_SETTAGREQUEST']._serialized_start=1365
-  _globals['_SETTAGREQUEST']._serialized_end=1461
-  _globals['_SETTAGRESPONSE']._serialized_start=1463
-  _globals['_SETTAGRESPONSE']._serialized_end=1519
-  _globals['_PROPOSEPROMOTIONREQUEST']._serialized_start=1521
-  _globals['_PROPOSEPROMOTIONREQUEST']._serialized_end=1614
-  _globals['_PROPOSEPROMOTIONRESPONSE']._serialized_start=1616
-  _globals['_PROPOSEPROMOTIONRESPONSE']._serialized_end=1693
-  _globals['_APPROVEPROMOTIONREQUEST']._serialized_start=1695
-  _globals['_APPROVEPROMOTIONREQUEST']._serialized_end=1762
-  _globals['_APPROVEPROMOTIONRESPONSE']._serialized_start=1764
-  _globals['_APPROVEPROMOTIONRESPONSE']._serialized_end=1841
-  _globals['_REPORTCHECKSREQUEST']._serialized_start=1843
-  _globals['_REPORTCHECKSREQUEST']._serialized_end=1934
-  _globals['_REPORTCHECKSRESPONSE']._serialized_start=1936
-  _globals['_REPORTCHECKSRESPONSE']._serialized_end=1958
-  _globals['_GETPROVENANCEREQUEST']._serialized_start=1960
-  _globals['_GETPROVENANCEREQUEST']._serialized_end=2015
-  _globals['_GETPROVENANCERESPONSE']._serialized_start=2018
-  _globals['_GETPROVENANCERESPONSE']._serialized_end=2427
-  _globals['_PROMOTIONSERVICE']._serialized_start=2556
-  _globals['_PROMOTIONSERVICE']._serialized_end=3395
+  _globals['_PROMOTION']._serialized_end=843
+  _globals['_CHECKREPORT']._serialized_start=845
+  _globals['_CHECKREPORT']._serialized_end=917
+  _globals['_ATTESTATION']._serialized_start=919
+  _globals['_ATTESTATION']._serialized_end=998
+  _globals['_ROLLBACK']._serialized_start=1000
+  _globals['_ROLLBACK']._serialized_end=1114
+  _globals['_JOBCHARGES']._serialized_start=1116
+  _globals['_JOBCHARGES']._serialized_end=1166
+  _globals['_SETALIASREQUEST']._serialized_start=1168
+  _globals['_SETALIASREQUEST']._serialized_end=1253
+  _globals['_SETALIASRESPONSE']._serialized_start=1255
+  _globals['_SETALIASRESPONSE']._serialized_end=1316
+  _globals['_LISTALIASESREQUEST']._serialized_start=1318
+  _globals['_LISTALIASESREQUEST']._serialized_end=1353
+  _globals['_LISTALIASESRESPONSE']._serialized_start=1355
+  _globals['_LISTALIASESRESPONSE']._serialized_end=1421
+  _globals['_SETTAGREQUEST']._serialized_start=1423
+  _globals['_SETTAGREQUEST']._serialized_end=1519
+  _globals['_SETTAGRESPONSE']._serialized_start=1521
+  _globals['_SETTAGRESPONSE']._serialized_end=1577
+  _globals['_PROPOSEPROMOTIONREQUEST']._serialized_start=1579
+  _globals['_PROPOSEPROMOTIONREQUEST']._serialized_end=1688
+  _globals['_PROPOSEPROMOTIONRESPONSE']._serialized_start=1690
+  _globals['_PROPOSEPROMOTIONRESPONSE']._serialized_end=1767
+  _globals['_APPROVEPROMOTIONREQUEST']._serialized_start=1769
+  _globals['_APPROVEPROMOTIONREQUEST']._serialized_end=1836
+  _globals['_APPROVEPROMOTIONRESPONSE']._serialized_start=1838
+  _globals['_APPROVEPROMOTIONRESPONSE']._serialized_end=1915
+  _globals['_REPORTCHECKSREQUEST']._serialized_start=1917
+  _globals['_REPORTCHECKSREQUEST']._serialized_end=2008
+  _globals['_REPORTCHECKSRESPONSE']._serialized_start=2010
+  _globals['_REPORTCHECKSRESPONSE']._serialized_end=2032
+  _globals['_GETPROVENANCEREQUEST']._serialized_start=2034
+  _globals['_GETPROVENANCEREQUEST']._serialized_end=2089
+  _globals['_GETPROVENANCERESPONSE']._serialized_start=2092
+  _globals['_GETPROVENANCERESPONSE']._serialized_end=2501
+  _globals['_PROMOTIONSERVICE']._serialized_start=2630
+  _globals['_PROMOTIONSERVICE']._serialized_end=3469
 # @@protoc_insertion_point(module_scope)

@@ -182,6 +182,8 @@ class Promotion(google.protobuf.message.Message):
     APPROVED_BY_FIELD_NUMBER: builtins.int
     APPROVED_AT_FIELD_NUMBER: builtins.int
     VERDICTS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    ALIAS_INDEX_FIELD_NUMBER: builtins.int
     promotion_id: builtins.str
     """UUID."""
     model: builtins.str
@@ -196,6 +198,12 @@ class Promotion(google.protobuf.message.Message):
     """SPIFFE id of who proposed it."""
     approved_by: builtins.str
     """SPIFFE id of who approved it; empty until then."""
+    reason: builtins.str
+    """Why a failed divergence check was set aside, as the proposer stated it; empty when no check was."""
+    alias_index: builtins.int
+    """Index in the audit log of the entry that tells of the alias's move; absent until the log holds it, and for moves of
+    releases that did not note it.
+    """
     @property
     def proposed_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When, UTC."""
@@ -221,9 +229,12 @@ class Promotion(google.protobuf.message.Message):
         approved_by: builtins.str = ...,
         approved_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         verdicts: collections.abc.Iterable[builtins.bytes] | None = ...,
+        reason: builtins.str = ...,
+        alias_index: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["approved_at", b"approved_at", "proposed_at", b"proposed_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alias", b"alias", "approved_at", b"approved_at", "approved_by", b"approved_by", "job_id", b"job_id", "model", b"model", "promotion_id", b"promotion_id", "proposed_at", b"proposed_at", "proposed_by", b"proposed_by", "verdicts", b"verdicts", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_alias_index", b"_alias_index", "alias_index", b"alias_index", "approved_at", b"approved_at", "proposed_at", b"proposed_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_alias_index", b"_alias_index", "alias", b"alias", "alias_index", b"alias_index", "approved_at", b"approved_at", "approved_by", b"approved_by", "job_id", b"job_id", "model", b"model", "promotion_id", b"promotion_id", "proposed_at", b"proposed_at", "proposed_by", b"proposed_by", "reason", b"reason", "verdicts", b"verdicts", "version", b"version"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_alias_index", b"_alias_index"]) -> typing.Literal["alias_index"] | None: ...
 
 global___Promotion = Promotion
 
@@ -489,6 +500,7 @@ class ProposePromotionRequest(google.protobuf.message.Message):
     JOB_ID_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     ALIAS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Client-made UUID; becomes the promotion's id."""
     job_id: builtins.str
@@ -497,6 +509,10 @@ class ProposePromotionRequest(google.protobuf.message.Message):
     """The version within the job, from 1."""
     alias: builtins.str
     """The alias to move, such as `production`."""
+    reason: builtins.str
+    """Sets the divergence check of a version that an automatic roll-back took away aside, and says why: at most 500
+    characters. Empty for every other version.
+    """
     def __init__(
         self,
         *,
@@ -504,8 +520,9 @@ class ProposePromotionRequest(google.protobuf.message.Message):
         job_id: builtins.str = ...,
         version: builtins.int = ...,
         alias: builtins.str = ...,
+        reason: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["alias", b"alias", "job_id", b"job_id", "request_id", b"request_id", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alias", b"alias", "job_id", b"job_id", "reason", b"reason", "request_id", b"request_id", "version", b"version"]) -> None: ...
 
 global___ProposePromotionRequest = ProposePromotionRequest
 
