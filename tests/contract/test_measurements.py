@@ -221,6 +221,21 @@ class TestNative:
             assert self.tend(measured) == (0, 0)
         assert self.tend(measured) == (0, 1)
 
+    def test_a_number_that_is_being_written_delays_its_partition(self, measured: MeasurementsDatabase) -> None:
+        at = NOW - timedelta(days=500)
+        add = "insert into registry.performance values ('', %s, 7, 'being-written', 1, %s)"
+        measured.measure(A, JOB_AB, 7, 7.0, at, "before")
+        with measured.acting(scope="consortium") as writer:
+            writer.execute(add, (JOB_AB, at))
+            assert self.tend(measured) == (0, 0)
+        with psycopg.connect(measured.dsns["registry_service"]) as tending:
+            # As the registry's transactions are: what comes after the first statement is not in the snapshot.
+            tending.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            tending.execute("select from registry.metrics limit 1")
+            measured.measure(A, JOB_AB, 8, 7.0, at, "before")
+            assert tending.execute("select * from registry.tend_measurements()").fetchone() == (0, 0)
+        assert self.tend(measured) == (1, 0)
+
     def test_one_registry_at_a_time_tends(self, measured: MeasurementsDatabase) -> None:
         measured.measure(A, JOB_AB, 7, 7.0, NOW - timedelta(days=400), "once")
         with measured.acting(scope="consortium") as other:

@@ -114,7 +114,7 @@ $$;
 -- What the registry calls now and then: partitions for the months to come and for what came late, and none for months
 -- that are over. It takes no argument: the service cannot choose what is dropped. Sums by day stay.
 create function registry.tend_measurements() returns table (made integer, dropped integer)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '2s' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1s' as $$
 declare
     this_month constant date := date_trunc('month', clock_timestamp() at time zone 'UTC')::date;
     policy registry.measurement_policy;
@@ -139,7 +139,12 @@ begin
         select date_trunc('month', recorded_at at time zone 'UTC')::date from registry.measurements_default
          where recorded_at < this_month::timestamp at time zone 'UTC'
     loop
-        made := made + registry.make_measurements_month(month)::integer;
+        begin
+            made := made + registry.make_measurements_month(month)::integer;
+        exception when lock_not_available or check_violation then
+            -- A number of that month is being written, or was since this transaction began.
+            raise log 'the partition of measurements of % is made later', month;
+        end;
     end loop;
     for part in
         select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
