@@ -76,6 +76,11 @@ loadtest: $(SYNCED)  ## Calls, uploads, the audit log and 1,000 idle hospitals l
 restore-drill: $(SYNCED)  ## Lose PostgreSQL, restore it to a moment, and count what was lost (a minute)
 	@GRPC_VERBOSITY=NONE $(RUN) pytest -q --capture=sys --no-header -m slow tests/integration/registry/test_restore.py $(ARGS)
 
+.PHONY: test-timescale
+test-timescale: $(SYNCED)  ## Measurements on a server that has TimescaleDB (DSN="host=... user=postgres ...", a superuser's)
+	@test -n "$(DSN)" || { echo 'name a server for tests: make test-timescale DSN="host=... user=postgres password=..."'; exit 2; }
+	@FEDMESH_TIMESCALE_DSN="$(DSN)" $(RUN) pytest -q tests/contract/test_measurements.py $(ARGS)
+
 .PHONY: fmt
 fmt: $(SYNCED)  ## Format the code
 	@$(RUN) ruff format .

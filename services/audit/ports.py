@@ -34,16 +34,15 @@ class CosignedHead:
 
 
 class Transaction(Protocol):
-    async def lock(self) -> None:
-        """Wait until this transaction is the only one that may extend the log. Must be the first call in it."""
+    async def begin_append(self, event_ids: Sequence[UUID]) -> tuple[Head | None, dict[UUID, Entry]]:
+        """Wait until this transaction is the only one that may extend the log. Must be the first call in it.
+
+        Returns the newest checkpoint, None for an empty log, and the entries that the log has for these events.
+        """
         ...
 
     async def head(self) -> Head | None:
         """The newest checkpoint; None for an empty log."""
-        ...
-
-    async def by_event(self, event_ids: Sequence[UUID]) -> dict[UUID, Entry]:
-        """The entries that the log has for these events."""
         ...
 
     async def hashes(self, places: Iterable[Coordinate]) -> dict[Coordinate, bytes]:
@@ -106,8 +105,8 @@ class Transaction(Protocol):
 
 
 class Store(Protocol):
-    async def run(self, name: str, body: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Run `body` in one transaction; it may be run several times.
+    async def run(self, name: str, body: Callable[[Transaction], Awaitable[T]], *, appends: bool = False) -> T:
+        """Run `body` in one transaction; it may be run several times. appends: it begins with `begin_append`.
 
         Raises: FedmeshError(STORE_UNAVAILABLE | STORE_FULL | LOST_RACE); whatever `body` raises.
         """

@@ -142,7 +142,7 @@ class Sequencer:
         requests = [waiting.leaves for waiting in batch]
         try:
             with _SECONDS.time():
-                committed = await self._store.run("append", lambda tx: self._extend(tx, requests))
+                committed = await self._store.run("append", lambda tx: self._extend(tx, requests), appends=True)
         except asyncio.CancelledError:
             for waiting in batch:
                 _refuse(waiting, FedmeshError(Code.SERVICE_UNAVAILABLE, "the audit service is stopping: try again"))
@@ -159,16 +159,16 @@ class Sequencer:
             return
         _BATCH.observe(sum(map(len, requests)))
         _SIZE.set(committed.head.size)
+        shared: dict[tuple[int, int], bytes] = {}
         for waiting, outcome in zip(batch, committed.outcomes, strict=True):
-            _answer(waiting, outcome, committed)
+            _answer(waiting, outcome, committed, shared)
 
     async def _extend(self, tx: Transaction, requests: Sequence[Sequence[Leaf]]) -> _Committed:
-        await tx.lock()
-        head = await tx.head() or empty_head(self._key)
+        newest, known = await tx.begin_append([leaf.event_id for leaves in requests for leaf in leaves])
+        head = newest or empty_head(self._key)
         edge = await tx.hashes(frontier_nodes(head.size))
         frontier = Frontier(head.size, [edge[place] for place in frontier_nodes(head.size)])
         require_root(frontier.root(), head)
-        known = await tx.by_event([leaf.event_id for leaves in requests for leaf in leaves])
         extension = extend(frontier, known, requests)
         if extension.entries:
             head = await self._sign(tx, extension, frontier)
@@ -219,7 +219,8 @@ async def _proof_hashes(
     return hashes
 
 
-def _answer(waiting: _Waiting, outcome: Outcome, committed: _Committed) -> None:
+def _answer(waiting: _Waiting, outcome: Outcome, committed: _Committed, shared: dict[tuple[int, int], bytes]) -> None:
+    """shared: what the proofs of a batch have in common, which is most of them."""
     if isinstance(outcome, FedmeshError):
         _EVENTS.labels("refused").inc(len(waiting.leaves))
         _refuse(waiting, outcome)
@@ -229,7 +230,7 @@ def _answer(waiting: _Waiting, outcome: Outcome, committed: _Committed) -> None:
         def node(level: int, position: int) -> bytes:
             return hashes[Coordinate(level, position)]
 
-        placed = [Placed(entry, inclusion_proof(entry.index, size, node)) for entry in outcome]
+        placed = [Placed(entry, inclusion_proof(entry.index, size, node, shared)) for entry in outcome]
         waiting.answer.set_result(Appended(placed, committed.head.note))
 
 

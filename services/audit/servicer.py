@@ -35,7 +35,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     async def AppendEvents(
         self, request: audit_pb2.AppendEventsRequest, _context: Any
     ) -> audit_pb2.AppendEventsResponse:
-        appended = await self._log.append(caller(), request.request_id, [_event(event) for event in request.events])
+        appended = await self._log.append(caller(), request.request_id, [read_event(event) for event in request.events])
         return audit_pb2.AppendEventsResponse(
             placements=[_placement(placed) for placed in appended.placed], checkpoint=appended.note
         )
@@ -102,7 +102,8 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         return audit_pb2.ListAlarmsResponse(alarms=[_alarm(alarm) for alarm in alarms], total=total)
 
 
-def _event(event: audit_pb2.Event) -> Event:
+def read_event(event: audit_pb2.Event) -> Event:
+    """An event as it came. Raises: FedmeshError(INVALID_ARGUMENT) for a time that is missing or out of range."""
     if not event.HasField("occurred_at"):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"event {event.event_id}: occurred_at is missing")
     occurred_at = _rfc3339(event.occurred_at.seconds, event.occurred_at.nanos)

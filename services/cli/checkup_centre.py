@@ -6,7 +6,7 @@ import grpc
 from fedmesh.aggregator.v1 import aggregator_pb2
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
-from fedmesh.registry.v1 import budget_pb2, promotion_pb2, registry_pb2
+from fedmesh.registry.v1 import budget_pb2, performance_pb2, promotion_pb2, registry_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.cli.findings import Finding, Level
@@ -23,6 +23,7 @@ _SERVED: Final = {
     "registry": [
         registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name,
         promotion_pb2.DESCRIPTOR.services_by_name["PromotionService"].full_name,
+        performance_pb2.DESCRIPTOR.services_by_name["PerformanceService"].full_name,
         budget_pb2.DESCRIPTOR.services_by_name["BudgetService"].full_name,
     ],
     "coordinator": [coordinator_pb2.DESCRIPTOR.services_by_name["CoordinatorService"].full_name],

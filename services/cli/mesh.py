@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from fedmesh.audit.v1 import audit_pb2_grpc
 from fedmesh.coordinator.v1 import coordinator_pb2_grpc
-from fedmesh.registry.v1 import enrolment_pb2_grpc, membership_pb2_grpc, registry_pb2_grpc
+from fedmesh.registry.v1 import enrolment_pb2_grpc, membership_pb2_grpc, performance_pb2_grpc, registry_pb2_grpc
 
 from services.cli import session
 from services.common.config import PostgresConfig, TlsConfig
@@ -21,10 +21,11 @@ ResultT = TypeVar("ResultT")
 
 OPERATOR: Final = "operator"
 # A stub by the name of its service, and the process that serves it.
-_SERVED_BY: Final = {"credentials": "registry", "membership": "registry"}
+_SERVED_BY: Final = {"credentials": "registry", "membership": "registry", "performance": "registry"}
 _STUBS: Final = {
     "credentials": enrolment_pb2_grpc.CredentialServiceStub,
     "membership": membership_pb2_grpc.MembershipServiceStub,
+    "performance": performance_pb2_grpc.PerformanceServiceStub,
     "registry": registry_pb2_grpc.RegistryServiceStub,
     "coordinator": coordinator_pb2_grpc.CoordinatorServiceStub,
     "audit": audit_pb2_grpc.AuditServiceStub,

@@ -13,6 +13,7 @@ from rich.markup import escape
 from services.cli.inspection import Limit, list_versions, make_table, stack_dir
 from services.cli.lineage import OUTCOMES, as_dot, as_json, as_tree, build
 from services.cli.mesh import OPERATOR, awake
+from services.cli.performance import performance
 from services.cli.promoting import approve as confirm
 from services.cli.promoting import propose, registry_as
 from services.cli.pull import pull
@@ -32,6 +33,7 @@ Version = Annotated[
 Operator = Annotated[str, typer.Option(help="Operator of the stack whose certificate is used")]
 
 
+app.command()(performance)
 app.command()(pull)
 
 

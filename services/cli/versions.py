@@ -35,7 +35,7 @@ async def find_version(registry: Registry, text: str) -> tuple[str, int]:
     Raises: FedmeshError(INVALID_ARGUMENT) for other text or one that means several, (NOT_FOUND).
     """
     if numbered := _NUMBERED.fullmatch(text):
-        return await _job(registry, numbered[1]), int(numbered[2])
+        return await find_job(registry.versions, numbered[1]), int(numbered[2])
     named = _NAMED.fullmatch(text)
     if named is None:
         raise FedmeshError(Code.INVALID_ARGUMENT, f"{text!r} is no version: use JOB/NUMBER, an alias, or MODEL@ALIAS")
@@ -50,10 +50,14 @@ async def find_version(registry: Registry, text: str) -> tuple[str, int]:
     return str(found[0].job_id), int(found[0].version)
 
 
-async def _job(registry: Registry, start: str) -> str:
+async def find_job(versions: Any, start: str) -> str:
+    """The id of the job that begins with `start`, asked of the registry's stub.
+
+    Raises: FedmeshError(NOT_FOUND), (INVALID_ARGUMENT) when several do.
+    """
     if len(start) == 36:
         return start
-    jobs = (await call(registry.versions.ListJobs, registry_pb2.ListJobsRequest(page_size=_PAGE))).jobs
+    jobs = (await call(versions.ListJobs, registry_pb2.ListJobsRequest(page_size=_PAGE))).jobs
     found = [job.job_id for job in jobs if job.job_id.startswith(start)]
     if len(found) != 1:
         raise FedmeshError(

@@ -161,8 +161,14 @@ class Database:
         async with self._connection() as connection:
             yield connection
 
-    async def run_tx(self, name: str, body: Callable[[Connection], Awaitable[ResultT]]) -> ResultT:
-        """Run `body` in one serializable-safe transaction (REPEATABLE READ); it may be run several times.
+    async def run_tx(
+        self,
+        name: str,
+        body: Callable[[Connection], Awaitable[ResultT]],
+        isolation: psycopg.IsolationLevel = psycopg.IsolationLevel.REPEATABLE_READ,
+    ) -> ResultT:
+        """Run `body` in one transaction; it may be run several times. With another isolation than REPEATABLE READ it
+        must itself lock what it reads against what others write.
 
         `body` must have no effect besides its SQL and must make no RPC.
 
@@ -173,7 +179,7 @@ class Database:
             for attempt in range(1, _MAX_TRIES + 1):
                 try:
                     async with store_errors(), self._admitted() as connection:
-                        await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+                        await connection.set_isolation_level(isolation)
                         async with connection.transaction():
                             return await body(connection)
                 except (pg.SerializationFailure, pg.DeadlockDetected, pg.UniqueViolation) as error:

@@ -12,6 +12,8 @@ from fedmesh.registry.v1 import (
     enrolment_pb2_grpc,
     membership_pb2,
     membership_pb2_grpc,
+    performance_pb2,
+    performance_pb2_grpc,
     promotion_pb2,
     promotion_pb2_grpc,
     registry_pb2,
@@ -35,11 +37,13 @@ from services.registry.domain.entities import Event, StrikeRule
 from services.registry.enrolling import CredentialServicer, EnrolmentServicer
 from services.registry.issuing import Issuer
 from services.registry.membership_servicer import MembershipServicer
+from services.registry.performance_servicer import PerformanceServicer
 from services.registry.promotion_servicer import PromotionServicer
 from services.registry.relay import Relay
 from services.registry.servicer import RegistryServicer, UseCases
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
+from services.registry.tending import MeasurementTender
 from services.registry.usecases.attestations import Attestor
 from services.registry.usecases.blobs import BlobUseCases
 from services.registry.usecases.enrolment import EnrolmentUseCases, Terms
@@ -48,6 +52,7 @@ from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
 from services.registry.usecases.membership import MembershipUseCases
 from services.registry.usecases.mutation import Mutations
+from services.registry.usecases.performance import PerformanceUseCases
 from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.promotions import PromotionUseCases
 from services.registry.usecases.rosters import RosterUseCases
@@ -92,7 +97,8 @@ async def main(config: RegistryConfig) -> None:
             enrolment = build_enrolment(config, store, clock, relay)
             standing = Standing(usecases.hospitals.members, config.standing)
             hospitals = HospitalWatch(store, clock, config.budget, config.strikes)
-            background = [relay.run, standing.run, hospitals.run, PostgresWatch(database).run]
+            tender = MeasurementTender(usecases.performance.tend)
+            background = [relay.run, standing.run, hospitals.run, tender.run, PostgresWatch(database).run]
             if config.enrolment is not None and enrolment is not None:
                 background.append(strangers(config, config.enrolment, enrolment).run)
             await run_server(
@@ -128,6 +134,11 @@ def build_endpoints(
             membership_pb2.DESCRIPTOR.services_by_name["MembershipService"],
             membership_pb2_grpc.add_MembershipServiceServicer_to_server,
             MembershipServicer(usecases.membership),
+        ),
+        Endpoint(
+            performance_pb2.DESCRIPTOR.services_by_name["PerformanceService"],
+            performance_pb2_grpc.add_PerformanceServiceServicer_to_server,
+            PerformanceServicer(usecases.performance),
         ),
         Endpoint(
             enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"],
@@ -234,5 +245,6 @@ def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, r
         ledgers=LedgerUseCases(store, mutations, clock),
         rounds=RoundUseCases(store, mutations, clock, attestor),
         promotions=PromotionUseCases(store, mutations, clock, attestor),
+        performance=PerformanceUseCases(store),
         blobs=blobs,
     )

@@ -27,6 +27,7 @@ from services.registry.usecases.hospitals import HospitalUseCases, Struck
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
 from services.registry.usecases.membership import MembershipUseCases
+from services.registry.usecases.performance import PerformanceUseCases
 from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.ports import Command
 from services.registry.usecases.promotions import PromotionUseCases
@@ -48,6 +49,7 @@ class UseCases:
     ledgers: LedgerUseCases
     rounds: RoundUseCases
     promotions: PromotionUseCases
+    performance: PerformanceUseCases
     blobs: BlobUseCases
 
 

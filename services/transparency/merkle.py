@@ -136,12 +136,21 @@ def inclusion_nodes(index: int, size: int) -> list[Coordinate]:
     return [place for span in _inclusion_spans(index, size) for place in _cover(*span)]
 
 
-def inclusion_proof(index: int, size: int, node: NodeReader) -> list[bytes]:
+def inclusion_proof(
+    index: int, size: int, node: NodeReader, shared: dict[tuple[int, int], bytes] | None = None
+) -> list[bytes]:
     """PATH(index, D_size), leaf to root (RFC 9162, 2.1.3.1).
+
+    shared: hashes by range of leaves, which proofs in one tree give to each other; it grows.
 
     Raises: FedmeshError(PROOF_INVALID) unless 0 <= index < size.
     """
-    return [_span_hash(span, node) for span in _inclusion_spans(index, size)]
+    known = {} if shared is None else shared
+    spans = _inclusion_spans(index, size)
+    for span in spans:
+        if span not in known:
+            known[span] = _span_hash(span, node)
+    return [known[span] for span in spans]
 
 
 def consistency_nodes(first: int, second: int) -> list[Coordinate]:

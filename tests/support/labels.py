@@ -11,7 +11,14 @@ import grpc
 from fedmesh.aggregator.v1 import aggregator_pb2
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
-from fedmesh.registry.v1 import budget_pb2, enrolment_pb2, membership_pb2, promotion_pb2, registry_pb2
+from fedmesh.registry.v1 import (
+    budget_pb2,
+    enrolment_pb2,
+    membership_pb2,
+    performance_pb2,
+    promotion_pb2,
+    registry_pb2,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -27,6 +34,7 @@ PROTOS = (
     registry_pb2,
     promotion_pb2,
     budget_pb2,
+    performance_pb2,
     enrolment_pb2,
     membership_pb2,
     coordinator_pb2,

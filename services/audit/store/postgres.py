@@ -5,6 +5,8 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
+from psycopg import IsolationLevel
+
 from services.audit.domain.batch import Entry, Extension
 from services.audit.domain.witnesses import Alarm, AlarmKind, Cosigned
 from services.audit.ports import CosignedHead, Head, Transaction
@@ -18,11 +20,27 @@ T = TypeVar("T")
 # Key of the advisory lock under which the log grows: "audit" in ASCII. Locks are per database.
 _LOCK: Final = 0x6175646974
 
+_HEAD: Final = "select size, root, note from audit.checkpoints order by size desc limit 1"
+
 _HASHES: Final = """
     select wanted.level, wanted.position, coalesce(nodes.hash, entries.leaf_hash) as hash
       from unnest(%s::smallint[], %s::bigint[]) as wanted (level, position)
       left join audit.nodes on nodes.level = wanted.level and nodes.position = wanted.position
       left join audit.entries on wanted.level = 0 and entries.index = wanted.position
+"""
+
+# One statement, so that others wait for the lock no longer than one round trip. PostgreSQL runs what a WITH inserts,
+# whether or not anybody reads it.
+_EXTEND: Final = """
+    with entries as (
+        insert into audit.entries (index, event_id, leaf, leaf_hash, recorded_at)
+        select new.*, %(at)s
+          from unnest(%(indices)s::bigint[], %(events)s::uuid[], %(leaves)s::bytea[], %(leaf_hashes)s::bytea[]) as new
+    ), nodes as (
+        insert into audit.nodes (level, position, hash)
+        select * from unnest(%(levels)s::smallint[], %(positions)s::bigint[], %(hashes)s::bytea[])
+    )
+    insert into audit.checkpoints (size, root, note, recorded_at) values (%(size)s, %(root)s, %(note)s, %(at)s)
 """
 
 _COSIGNED: Final = """
@@ -39,16 +57,19 @@ class PostgresTransaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def lock(self) -> None:
-        # Under REPEATABLE READ the snapshot would be older than the wait for the lock; each statement after it must
-        # see what the lock's last holder committed.
-        await self._connection.execute("set transaction isolation level read committed")
-        await self._connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+    async def begin_append(self, event_ids: Sequence[UUID]) -> tuple[Head | None, dict[UUID, Entry]]:
+        # One round trip.
+        async with self._connection.pipeline():
+            await self._connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+            newest = await self._connection.execute(_HEAD)
+            known = await self._connection.execute(
+                "select index, event_id, leaf, leaf_hash from audit.entries where event_id = any(%s)",
+                (list(event_ids),),
+            )
+        return _head(await newest.fetchone()), {row["event_id"]: Entry(**row) async for row in known}
 
     async def head(self) -> Head | None:
-        cursor = await self._connection.execute(
-            "select size, root, note from audit.checkpoints order by size desc limit 1"
-        )
+        cursor = await self._connection.execute(_HEAD)
         return _head(await cursor.fetchone())
 
     async def leaf(self, index: int) -> bytes:
@@ -77,12 +98,6 @@ class PostgresTransaction:
         )
         return _head(await cursor.fetchone())
 
-    async def by_event(self, event_ids: Sequence[UUID]) -> dict[UUID, Entry]:
-        rows = await self._connection.execute(
-            "select index, event_id, leaf, leaf_hash from audit.entries where event_id = any(%s)", (list(event_ids),)
-        )
-        return {row["event_id"]: Entry(**row) async for row in rows}
-
     async def hashes(self, places: Iterable[Coordinate]) -> dict[Coordinate, bytes]:
         wanted = list(places)
         if not wanted:
@@ -102,20 +117,24 @@ class PostgresTransaction:
         return [(row["index"], row["leaf"]) async for row in rows]
 
     async def extend(self, extension: Extension, checkpoint: Checkpoint, note: str, at: datetime) -> None:
-        cursor = self._connection.cursor()
-        async with cursor.copy(
-            "copy audit.entries (index, event_id, leaf, leaf_hash, recorded_at) from stdin"
-        ) as entries:
-            for entry in extension.entries:
-                await entries.write_row((entry.index, entry.event_id, entry.leaf, entry.leaf_hash, at))
-        async with cursor.copy("copy audit.nodes (level, position, hash) from stdin") as nodes:
-            for node in extension.nodes:
-                # Level 0 stands in the entries.
-                if node.level:
-                    await nodes.write_row((node.level, node.position, node.hash))
-        await cursor.execute(
-            "insert into audit.checkpoints (size, root, note, recorded_at) values (%s, %s, %s, %s)",
-            (checkpoint.size, checkpoint.root, note, at),
+        entries = extension.entries
+        # Level 0 stands in the entries.
+        nodes = [node for node in extension.nodes if node.level]
+        await self._connection.execute(
+            _EXTEND,
+            {
+                "indices": [entry.index for entry in entries],
+                "events": [entry.event_id for entry in entries],
+                "leaves": [entry.leaf for entry in entries],
+                "leaf_hashes": [entry.leaf_hash for entry in entries],
+                "levels": [node.level for node in nodes],
+                "positions": [node.position for node in nodes],
+                "hashes": [node.hash for node in nodes],
+                "size": checkpoint.size,
+                "root": checkpoint.root,
+                "note": note,
+                "at": at,
+            },
         )
 
     async def add_cosignature(self, cosigned: Cosigned, at: datetime) -> bool:
@@ -209,5 +228,10 @@ class PostgresStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def run(self, name: str, body: Callable[[Transaction], Awaitable[T]]) -> T:
-        return await self._database.run_tx(f"audit.{name}", lambda connection: body(PostgresTransaction(connection)))
+    async def run(self, name: str, body: Callable[[Transaction], Awaitable[T]], *, appends: bool = False) -> T:
+        # Under REPEATABLE READ the snapshot would be older than the wait for the lock; each statement after it must see
+        # what the lock's last holder committed.
+        isolation = IsolationLevel.READ_COMMITTED if appends else IsolationLevel.REPEATABLE_READ
+        return await self._database.run_tx(
+            f"audit.{name}", lambda connection: body(PostgresTransaction(connection)), isolation
+        )

@@ -14,6 +14,7 @@ from services.registry.store.jobs import PostgresJobs
 from services.registry.store.ledgers import PostgresLedgers
 from services.registry.store.membership import PostgresMembershipChanges
 from services.registry.store.outbox import PostgresOutbox
+from services.registry.store.performance import PostgresPerformance
 from services.registry.store.plans import PostgresPlans
 from services.registry.store.promotions import PostgresPromotions
 from services.registry.store.requests import PostgresRequests
@@ -39,6 +40,7 @@ class PostgresTransaction:
         self.survivors = PostgresSurvivors(connection)
         self.ledgers = PostgresLedgers(connection)
         self.rounds = PostgresRounds(connection)
+        self.performance = PostgresPerformance(connection)
         self.blobs = PostgresBlobs(connection)
         self.promotions = PostgresPromotions(connection)
         self.outbox = PostgresOutbox(connection)

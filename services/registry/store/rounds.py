@@ -102,9 +102,14 @@ class PostgresRounds:
         return None if row is None else _model_version(row)
 
     async def page(self, job_id: UUID | None, size: int, before: int | None) -> Page[tuple[int, ModelVersion]]:
+        # Only the conditions that hold: a plan that must also fit "no job" would walk the versions of all jobs.
+        conditions = ["true"]
+        if job_id is not None:
+            conditions.append("r.job_id = %(job)s")
+        if before is not None:
+            conditions.append("r.seq < %(before)s")
         rows = await self._connection.execute(
-            f"{_MODEL} where (%(job)s::uuid is null or r.job_id = %(job)s)"
-            " and (%(before)s::bigint is null or r.seq < %(before)s) order by r.seq desc limit %(limit)s",
+            f"{_MODEL} where {' and '.join(conditions)} order by r.seq desc limit %(limit)s",
             {"job": job_id, "before": before, "limit": size + 1},
         )
         found = await rows.fetchall()

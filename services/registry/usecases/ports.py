@@ -30,6 +30,7 @@ from services.registry.domain.entities import (
     SurvivorList,
 )
 from services.registry.usecases.membership_ports import MembershipChanges
+from services.registry.usecases.performance_ports import Performance
 from services.registry.usecases.promotion_ports import Promotions
 
 T = TypeVar("T")
@@ -327,6 +328,8 @@ class Transaction(Protocol):
     def ledgers(self) -> Ledgers: ...
     @property
     def rounds(self) -> Rounds: ...
+    @property
+    def performance(self) -> Performance: ...
     @property
     def blobs(self) -> Blobs: ...
     @property

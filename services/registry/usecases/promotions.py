@@ -12,6 +12,7 @@ from services.common.identity import Identity, Kind
 from services.plans.manifest import read_manifest
 from services.registry.domain.entities import Event, Job
 from services.registry.domain.events import event
+from services.registry.domain.performance import of_checks
 from services.registry.domain.promotion import (
     Alias,
     Attestation,
@@ -119,6 +120,7 @@ class PromotionUseCases:
                 return
             now = self._clock.now()
             await tx.promotions.add_report(report, now)
+            await tx.performance.add(of_checks(found, job_id, now))
             facts = {
                 "version": report.version,
                 "hospital_id": report.hospital_id,

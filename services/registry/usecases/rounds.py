@@ -13,6 +13,7 @@ from services.plans.manifest import read_manifest
 from services.registry.domain.entities import CommittedRound, Event, Job, JobStatus, Metric, ModelVersion, Page, Round
 from services.registry.domain.events import event
 from services.registry.domain.lineage import committed_facts, contributions_root
+from services.registry.domain.performance import of_round
 from services.registry.domain.promotion import Rollback, diverged
 from services.registry.domain.rules import (
     parse_metrics,
@@ -88,6 +89,7 @@ class RoundUseCases:
         telling = event(kind, now, caller, f"job/{job.job_id}", **committed_facts(job, committed))
         committed = replace(committed, event_id=telling.event_id)
         await tx.rounds.add(committed, metrics)
+        await tx.performance.add(of_round(job, committed))
         await tx.survivors.drop_details(job.job_id)
         await tx.outbox.add([telling])
         if not told.burnt:

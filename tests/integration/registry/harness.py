@@ -18,6 +18,7 @@ from fedmesh.registry.v1 import (
     budget_pb2_grpc,
     membership_pb2,
     membership_pb2_grpc,
+    performance_pb2_grpc,
     promotion_pb2_grpc,
     registry_pb2_grpc,
 )
@@ -205,6 +206,10 @@ class Registry:
     def promotion(self, name: str = "alice", kind: str = "operator") -> Any:
         """The service of promotion, called as an operator unless another kind is given."""
         return self.stub(self._tls(kind, name), promotion_pb2_grpc.PromotionServiceStub)
+
+    def performance(self, name: str = "alice", kind: str = "operator") -> Any:
+        """The service of performance, called as an operator unless another kind is given."""
+        return self.stub(self._tls(kind, name), performance_pb2_grpc.PerformanceServiceStub)
 
     def budgets(self, name: str = "coordinator", kind: str = "service") -> Any:
         """The service of budgets, called as the coordinator unless another caller is given."""

@@ -1,6 +1,7 @@
 """From the schema before, with data in it and its release still writing, to the present one."""
 
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,21 @@ from services.common.errors import FedmeshError
 from services.common.identity import parse_identity
 from services.common.postgres import Database, migrate
 from services.registry.domain.entities import StrikeRule
+from services.registry.domain.performance import Subject
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
 from services.registry.usecases.attestations import Attestor
 from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.mutation import Mutations
+from services.registry.usecases.performance import PerformanceUseCases
 from services.registry.usecases.ports import Command
 from services.registry.usecases.rounds import RoundUseCases
 from tests.support.stores import PostgresDatabase
 
 JOB, PLAN, STATE = "5d7ce7a0-0000-4000-8000-000000000001", "a" * 64, "b" * 64
+# In a month for which the migration must make a partition.
+LONG_AGO = datetime.now(UTC) - timedelta(days=200)
 OPERATOR = parse_identity("spiffe://consortium.test/operator/alice")
 COORDINATOR = parse_identity("spiffe://consortium.test/service/coordinator")
 
@@ -62,6 +67,12 @@ ROUND = (
 )
 
 
+METRIC = (
+    "insert into registry.metrics (job_id, version, name, value, recorded_at)"
+    " select %s, %s, n, v, %s from unnest(%s::text[], %s::double precision[]) as given (n, v)"
+)
+
+
 def write(database: PostgresDatabase, *statements: tuple[str, Any]) -> None:
     with psycopg.connect(database.dsn("registry_service")) as connection:
         connection.execute("select set_config('app.scope', 'consortium', true)")
@@ -79,11 +90,13 @@ async def test_data_and_writers_of_the_release_before_stay_good(postgres: Postgr
     assert migrate(config, SCHEMA, tmp_path) == ["0001_registry"]
     write(postgres, *BEGIN)
     commit(postgres, 1)
+    write(postgres, (METRIC, (JOB, 1, LONG_AGO, ["auroc", "loss"], [0.6, 0.4])))
     later = [path.stem for path in sorted(MIGRATIONS.glob("[0-9]*.sql"))[1:]]
     assert later[0] == "0002_secure_sum"
     assert migrate(config, SCHEMA, MIGRATIONS) == later
     assert migrate(config, SCHEMA, MIGRATIONS) == []
     commit(postgres, 2)
+    write(postgres, (METRIC, (JOB, 2, datetime.now(UTC), ["auroc"], [0.7])))
     write(postgres, (HOSPITAL, ("west",)))
 
     pool = Database(postgres.config("registry_service"))
@@ -94,10 +107,21 @@ async def test_data_and_writers_of_the_release_before_stay_good(postgres: Postgr
         jobs = JobUseCases(store, mutations, clock)
         found = (await jobs.list(OPERATOR, None, 10, None)).items[0]
         assert (found.version, found.state_sha256, found.roster_sha256, found.roster_size) == (2, STATE, "", 0)
-        rounds = await RoundUseCases(store, mutations, clock, Attestor(None)).list(OPERATOR, found.job_id, 0, 10)
+        rounds_of = RoundUseCases(store, mutations, clock, Attestor(None))
+        rounds = await rounds_of.list(OPERATOR, found.job_id, 0, 10)
         assert [(item.round.burnt, item.round.survivors_sha256, item.round.sum_sha256) for item in rounds] == [
             (False, "", "c" * 64)
         ] * 2
+        asked = PerformanceUseCases(store)
+        measured, _ = await asked.list(OPERATOR, Subject(job_id=found.job_id), 0, 20)
+        assert [(item.version, item.name, item.value) for item in measured] == [
+            (1, "auroc", 0.6),
+            (1, "loss", 0.4),
+            (2, "auroc", 0.7),
+        ]
+        assert [item.value for item in await rounds_of.metrics(OPERATOR, found.job_id, "auroc")] == [0.6, 0.7]
+        days = await asked.by_day(OPERATOR, Subject(job_id=found.job_id, name="auroc"), 400)
+        assert [(item.points, item.mean) for item in days] == [(1, 0.6), (1, 0.7)]
         hospitals = await HospitalUseCases(store, mutations, clock, StrikeRule(5, 3600)).list(OPERATOR)
         assert [(item.hospital_id, item.strikes) for item in hospitals] == [("north", 0), ("south", 0), ("west", 0)]
         command: Command[Any] = Command(found.job_id, COORDINATOR, "OpenAttempt", b"\0" * 32, lambda _: b"")

@@ -9,7 +9,7 @@ from fedmesh.aggregator.v1 import aggregator_pb2
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.common.v1 import access_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
-from fedmesh.registry.v1 import budget_pb2, promotion_pb2, registry_pb2
+from fedmesh.registry.v1 import budget_pb2, performance_pb2, promotion_pb2, registry_pb2
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from services.common.grpc.access import load_policy
@@ -17,7 +17,7 @@ from services.common.grpc.objective import FAILED, objective_label
 from tests.support.labels import allowed, families, offences
 
 SERVICES = Path(__file__).parents[3] / "services"
-PROTOS = (registry_pb2, promotion_pb2, budget_pb2, coordinator_pb2, aggregator_pb2, audit_pb2)
+PROTOS = (registry_pb2, promotion_pb2, budget_pb2, performance_pb2, coordinator_pb2, aggregator_pb2, audit_pb2)
 KINDS = {"Counter", "Gauge", "Histogram"}
 
 

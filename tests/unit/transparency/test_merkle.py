@@ -156,9 +156,11 @@ def test_every_proof_of_every_small_tree_is_the_recursive_one() -> None:
     for size in range(1, 41):
         root = naive_root(hashes[:size])
         assert merkle.stored_root(size, tree.node) == root
+        shared: dict[tuple[int, int], bytes] = {}
         for index in range(size):
             proof = merkle.inclusion_proof(index, size, tree.node)
             assert proof == naive_path(index, hashes[:size])
+            assert merkle.inclusion_proof(index, size, tree.node, shared) == proof
             merkle.verify_inclusion(hashes[index], index, size, proof, root)
         for first in range(1, size + 1):
             proof = merkle.consistency_proof(first, size, tree.node)
