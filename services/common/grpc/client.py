@@ -74,7 +74,7 @@ class MeshChannel:
         note_own(load_tls(tls))
         self._looked_at = time.monotonic()
         self._stamps = file_stamps(tls)
-        self._budget = Budget(self._connect_anew)
+        self._budget = Budget(self._connect_anew, self._connected)
         self._channel = self._connect()
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -108,6 +108,9 @@ class MeshChannel:
                 # Half-written files in the middle of a renewal: the old ones go on, and are looked at again.
                 log.warning("certificate_not_renewed", target=self.target, reason=str(error))
         return self._channel
+
+    def _connected(self) -> bool:
+        return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     def _connect_anew(self) -> None:
         """Change to new connections once one is there: a silent replica does not answer a handshake either."""

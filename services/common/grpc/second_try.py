@@ -33,10 +33,13 @@ class Budget:
     that a connection is silent.
     """
 
-    def __init__(self, silent: Callable[[], None] = lambda: None) -> None:
-        """silent: told when a connection seems to be silent, at most once in `_AGAIN_S` seconds."""
+    def __init__(self, silent: Callable[[], None] = lambda: None, connected: Callable[[], bool] = lambda: True) -> None:
+        """silent: told when a connection seems to be silent, at most once in `_AGAIN_S` seconds. connected: whether
+        there is any: a call that waits for one meets no silent replica, and a second try would wait beside it.
+        """
         self._tokens = _FULL
         self._silent = silent
+        self._connected = connected
         self._went_around = self._told = -math.inf
 
     def earn(self) -> None:
@@ -53,13 +56,13 @@ class Budget:
     def met_silence(self) -> None:
         """Note that there is a connection without answers."""
         now = time.monotonic()
-        if now - self._told > _AGAIN_S:
+        if now - self._told > _AGAIN_S and self._connected():
             self._told = now
             self._silent()
 
     def spend(self) -> bool:
-        """Take a token; False when there is none."""
-        if self._tokens < 1.0:
+        """Take a token; False when there is none, or no connection."""
+        if self._tokens < 1.0 or not self._connected():
             return False
         self._tokens -= 1.0
         return True

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fedmesh.registry.v1 import registry_pb2 as pb
 
 from services.cli import members
 from services.common.errors import Code, FedmeshError
+from services.embedded.stack import Stack
 from services.secure_sum.roster import MemberKeys, as_roster, found, sign_roster
 from services.secure_sum.statements import Box, EpochStatement, sign
 
@@ -38,6 +40,8 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(
             members, "ask", lambda _folder, _service, question, _needs: asyncio.run(question(Registry(**answers)))
         )
+        monkeypatch.setattr(members, "awake", lambda folder, _services: nullcontext(Stack(folder)))
+        monkeypatch.setattr(members, "stub", lambda _stack, _service: nullcontext(Registry(**answers)))
         monkeypatch.setenv("COLUMNS", "160")
 
     return prepare

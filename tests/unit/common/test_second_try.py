@@ -117,6 +117,20 @@ async def test_a_call_that_met_its_deadline_tells() -> None:
     assert told == ["silent"]
 
 
+async def test_without_a_connection_there_is_nothing_to_go_around() -> None:
+    told: list[str] = []
+    budget = Budget(lambda: told.append("silent"), connected=lambda: False)
+    replicas = Replicas(None, "b")
+    asked = asyncio.ensure_future(replicas.answer(budget))
+    await asyncio.sleep(20 * QUICK)
+    assert replicas.begun == 1
+    budget.met_silence()
+    assert told == []
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+
+
 async def test_a_call_that_meets_only_silence_tells_before_its_last_try() -> None:
     told: list[str] = []
     budget = Budget(lambda: told.append("silent"))
