@@ -1,6 +1,7 @@
 """Composition of the aggregator process."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import astuple
 
 from fedmesh.aggregator.v1 import aggregator_pb2, aggregator_pb2_grpc
 from redis.asyncio import Redis
@@ -8,6 +9,7 @@ from redis.asyncio import Redis
 from services.aggregator import adding, metrics
 from services.aggregator.computing import Computer
 from services.aggregator.config import AggregatorConfig
+from services.aggregator.domain.events import Event
 from services.aggregator.ports import ChunkStore
 from services.aggregator.receiving import Receiver, Streams
 from services.aggregator.registry import RegistryClient
@@ -22,6 +24,7 @@ from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
 from services.common.redis_watch import RedisWatch
+from services.common.refusals import RefusalEvent, RefusalLog
 from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
@@ -49,6 +52,7 @@ async def main(config: AggregatorConfig) -> None:
     """
     setup_telemetry("aggregator", config.telemetry)
     redis = connect_redis(config.redis)
+    identity = load_tls(config.server.tls).identity
     chunks, background = _chunks(config, redis)
     pool = DisposablePool(config.computing.workers, config.computing.timeout_s, preload=(adding.MODULE,))
 
@@ -60,6 +64,7 @@ async def main(config: AggregatorConfig) -> None:
             await pool.warm()
             metrics.WAITING.set_function(lambda: pool.waiting)
             store = RedisSums(redis)
+            client = RegistryClient(registry)
             computer = Computer(store, chunks, pool, config.computing.workers)
             parts = Parts(
                 store,
@@ -67,10 +72,14 @@ async def main(config: AggregatorConfig) -> None:
                 Receiver(chunks, pool),
                 Streams(config.uploads.max_concurrent, config.uploads.idle_s),
                 computer,
-                RegistryClient(registry),
+                client,
                 SystemClock(),
             )
-            usecases = AggregatorUseCases(parts, load_tls(config.server.tls).identity.consortium)
+
+            async def tell(refused: Sequence[RefusalEvent]) -> None:
+                await client.record([Event(*astuple(item)) for item in refused])
+
+            usecases = AggregatorUseCases(parts, identity.consortium)
             standing = Standing(registry_members(registry), config.standing)
             background += [standing.run, RedisWatch(redis).run]
             try:
@@ -80,6 +89,7 @@ async def main(config: AggregatorConfig) -> None:
                     background=background,
                     dependencies=ready,
                     admit=standing.admit,
+                    refusals=RefusalLog(identity, tell, SystemClock()),
                 )
             finally:
                 await computer.close()

@@ -1,8 +1,12 @@
 """Composition of the audit process."""
 
+from collections.abc import Sequence
+from datetime import UTC
+
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 
 from services.audit.config import AuditConfig
+from services.audit.domain.event import Event
 from services.audit.sequencer import Sequencer
 from services.audit.servicer import AuditServicer
 from services.audit.store import MIGRATIONS, SCHEMA
@@ -15,8 +19,11 @@ from services.common.config import read_secret
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
+from services.common.identity import Identity
+from services.common.ids import new_id
 from services.common.postgres import Database, require_migrated
 from services.common.postgres_watch import PostgresWatch
+from services.common.refusals import RefusalEvent, RefusalLog
 from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
@@ -68,10 +75,25 @@ async def main(config: AuditConfig) -> None:
                 background=[sequencer.run, standing.run, WitnessWatch(store).run, PostgresWatch(database).run],
                 dependencies=database.ready,
                 admit=standing.admit,
+                refusals=build_refusals(log, load_tls(config.server.tls).identity),
             )
     finally:
         await database.close()
         shutdown_telemetry()
+
+
+def build_refusals(log: LogUseCases, service: Identity) -> RefusalLog:
+    """What tells this log of the callers that it refused."""
+
+    async def tell(refused: Sequence[RefusalEvent]) -> None:
+        await log.append(service, new_id(), [_event(item) for item in refused])
+
+    return RefusalLog(service, tell, SystemClock())
+
+
+def _event(refused: RefusalEvent) -> Event:
+    at = refused.occurred_at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+    return Event(refused.event_id, refused.type, f"{at}000Z", refused.actor, refused.subject, refused.body_json)
 
 
 def endpoint(log: LogUseCases, witnesses: WitnessUseCases) -> Endpoint:

@@ -1,16 +1,18 @@
-"""`fedmesh members`: who may take part. Registering, inviting, suspending, reinstating, removing, revoking."""
+"""`fedmesh members`: who may take part. One person suspends and revokes; two invite, reinstate and remove."""
 
 import os
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from fedmesh.registry.v1 import enrolment_pb2, registry_pb2
+from fedmesh.registry.v1 import enrolment_pb2, membership_pb2, registry_pb2
+from rich.console import Console
+from rich.markup import escape
 
-from services.cli.inspection import stack_dir
-from services.cli.mesh import ask
+from services.cli.inspection import make_table, stack_dir
+from services.cli.mesh import OPERATOR, ask
 from services.cli.stack import UP_DIR, Folder
 from services.cli.tokens import Token
 from services.common.errors import Code, FedmeshError
@@ -28,6 +30,14 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 Hospital = Annotated[str, typer.Argument(help="The hospital's name, as in its certificate")]
 Reason = Annotated[str, typer.Option(help="Why, for the audit log")]
+Operator = Annotated[str, typer.Option(help="Whose certificate calls; where people sign in, they count and not it")]
+
+_DONE: Final = {
+    membership_pb2.MEMBERSHIP_CHANGE_KIND_INVITE: "{hospital} may enrol once, until {until:%Y-%m-%d %H:%M} UTC.",
+    membership_pb2.MEMBERSHIP_CHANGE_KIND_REINSTATE: "{hospital} is active again.",
+    membership_pb2.MEMBERSHIP_CHANGE_KIND_REMOVE: "{hospital} is removed for good. Next, the members sign a roster"
+    " without it: fedmesh roster succeed",
+}
 
 
 @app.command()
@@ -35,10 +45,11 @@ def register(
     hospital: Hospital,
     name: Annotated[str, typer.Option(help="Its name for people")] = "",
     folder: Folder = UP_DIR,
+    operator: Operator = OPERATOR,
 ) -> None:
-    """Add a hospital to the consortium. It can enrol once it is invited."""
+    """Note a hospital's name. It can enrol once it is invited, which takes two people."""
     request = registry_pb2.RegisterHospitalRequest(request_id=new_id(), hospital_id=hospital, display_name=name)
-    _tell(folder, "registry", "RegisterHospital", request)
+    _tell(folder, "registry", "RegisterHospital", request, operator)
     typer.echo(f"{hospital} is registered. Next: fedmesh members invite {hospital}")
 
 
@@ -46,75 +57,135 @@ def register(
 def invite(
     hospital: Hospital,
     out: Annotated[Path, typer.Option(help="New file (mode 0600) for the token: bring it to the hospital's admin")],
-    valid: Annotated[str, typer.Option(help="How long the token may be used, such as 30m, 24h or 7d")] = "24h",
+    valid: Annotated[
+        str, typer.Option(help="How long the token may be used once it is approved, such as 30m, 24h or 7d")
+    ] = "24h",
+    reason: Annotated[str, typer.Option(help="Why, for whoever approves and for the audit log")] = "",
     folder: Folder = UP_DIR,
+    operator: Operator = OPERATOR,
 ) -> None:
-    """Let a registered hospital enrol, once. An earlier invitation that was not used is withdrawn.
+    """Propose that a registered hospital may enrol, once. When it is approved, its earlier open invitation ends.
 
-    The token is made here; the registry gets its digest only. Who has it can enrol as this hospital: bring it by a way
-    that only the hospital's admin can read, and the authority's file by one that nobody can change.
+    The token is made here; the registry gets its digest only, and it opens nothing before the approval. Who has it can
+    then enrol as this hospital: bring it by a way that only the hospital's admin can read, and the authority's file by
+    one that nobody can change.
     """
     token = Token.generate(require_name(hospital, "hospital"))
-    request = enrolment_pb2.InviteHospitalRequest(
-        request_id=new_id(), hospital_id=hospital, token_sha256=token.sha256, valid_s=_seconds(valid)
-    )
+    valid_s = _seconds(valid)
     # First the file: a token that nobody has would be of no use.
     _write_token(out, token)
     try:
-        answer = _tell(folder, "credentials", "InviteHospital", request)
+        change = _propose(folder, operator, "INVITE", hospital, reason, token_sha256=token.sha256, valid_s=valid_s)
     except FedmeshError:
         out.unlink()
         raise
     stack = Stack(stack_dir(folder))
-    typer.echo(f"{hospital} may enrol once, until {answer.expires_at.ToDatetime():%Y-%m-%d %H:%M} UTC. Give its admin")
+    typer.echo(f"Proposed that {hospital} may enrol once. Once it is approved, give its admin")
     typer.echo(f"  the token:      {out}")
     typer.echo(f"  the authority:  {stack.ca_file}")
     typer.echo(f"  the address:    {stack.target(ENROLMENT)}")
+    _next(change)
 
 
 @app.command()
-def suspend(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR) -> None:
+def suspend(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
     """Refuse a hospital everywhere within seconds, until it is reinstated. The others get new keys."""
-    _set_status(folder, hospital, registry_pb2.HOSPITAL_STATUS_SUSPENDED, reason)
+    request = registry_pb2.SetHospitalStatusRequest(
+        request_id=new_id(), hospital_id=hospital, status=registry_pb2.HOSPITAL_STATUS_SUSPENDED, reason=reason
+    )
+    _tell(folder, "registry", "SetHospitalStatus", request, operator)
     typer.echo(
         f"{hospital} is suspended: every service refuses it within seconds, and the next keys are made without it."
     )
 
 
 @app.command()
-def reinstate(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR) -> None:
-    """Let a suspended hospital take part again. Its strikes are forgotten."""
-    _set_status(folder, hospital, registry_pb2.HOSPITAL_STATUS_ACTIVE, reason)
-    typer.echo(f"{hospital} is active again.")
+def reinstate(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
+    """Propose that a suspended hospital takes part again. Its strikes are then forgotten."""
+    change = _propose(folder, operator, "REINSTATE", hospital, reason)
+    typer.echo(f"Proposed that {hospital} takes part again.")
+    _next(change)
 
 
 @app.command()
-def remove(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR) -> None:
-    """Refuse a hospital for good. The others then sign a roster without it: `fedmesh roster succeed`."""
-    _set_status(folder, hospital, registry_pb2.HOSPITAL_STATUS_REMOVED, reason)
-    typer.echo(f"{hospital} is removed for good. Next, the members sign a roster without it: fedmesh roster succeed")
+def remove(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
+    """Propose that a hospital is refused for good. To refuse it at once, suspend it."""
+    change = _propose(folder, operator, "REMOVE", hospital, reason)
+    typer.echo(
+        f"Proposed that {hospital} is removed for good. To refuse it at once: fedmesh members suspend {hospital}"
+    )
+    _next(change)
 
 
 @app.command()
-def revoke(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR) -> None:
+def changes(folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
+    """List what was proposed, newest first, and who approved it."""
+    answer = _tell(
+        folder, "membership", "ListMembershipChanges", membership_pb2.ListMembershipChangesRequest(), operator
+    )
+    table = make_table("change", "what", "why", "proposed by", "state")
+    table.columns[0].no_wrap = True
+    for change in answer.changes:
+        proposer = change.proposed_by.rpartition("/")[2]
+        table.add_row(
+            change.change_id, f"{_what(change)} {change.hospital_id}", escape(change.reason), proposer, _state(change)
+        )
+    Console().print(table)
+
+
+@app.command()
+def approve(
+    change: Annotated[str, typer.Argument(help="The change's id: `fedmesh members changes` lists them")],
+    folder: Folder = UP_DIR,
+    operator: Operator = OPERATOR,
+) -> None:
+    """Approve a change that another operator proposed; it takes effect at once."""
+    request = membership_pb2.ApproveMembershipChangeRequest(request_id=new_id(), change_id=change)
+    done = _tell(folder, "membership", "ApproveMembershipChange", request, operator).change
+    typer.echo(_DONE[done.kind].format(hospital=done.hospital_id, until=done.token_expires_at.ToDatetime()))
+
+
+@app.command()
+def revoke(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
     """Make all certificates of a hospital worthless, and its open invitation: when somebody may have copied its key."""
     request = enrolment_pb2.RevokeCertificatesRequest(request_id=new_id(), hospital_id=hospital, reason=reason)
-    _tell(folder, "credentials", "RevokeCertificates", request)
+    _tell(folder, "credentials", "RevokeCertificates", request, operator)
     typer.echo(f"The certificates of {hospital} are refused within seconds. Next: fedmesh members invite {hospital}")
 
 
-def _set_status(folder: Path, hospital: str, status: Any, reason: str) -> None:
-    request = registry_pb2.SetHospitalStatusRequest(
-        request_id=new_id(), hospital_id=hospital, status=status, reason=reason
+def _propose(
+    folder: Path, operator: str, kind: str, hospital: str, reason: str, **facts: Any
+) -> membership_pb2.MembershipChange:
+    number = membership_pb2.MembershipChangeKind.Value(f"MEMBERSHIP_CHANGE_KIND_{kind}")
+    request = membership_pb2.ProposeMembershipChangeRequest(
+        request_id=new_id(), kind=number, hospital_id=hospital, reason=reason, **facts
     )
-    _tell(folder, "registry", "SetHospitalStatus", request)
+    answer = _tell(folder, "membership", "ProposeMembershipChange", request, operator)
+    change: membership_pb2.MembershipChange = answer.change
+    return change
 
 
-def _tell(folder: Path, service: str, method: str, request: Any) -> Any:
+def _next(change: membership_pb2.MembershipChange) -> None:
+    until = f"{change.expires_at.ToDatetime():%Y-%m-%d %H:%M} UTC"
+    typer.echo(f"Next, another operator, until {until}: fedmesh members approve {change.change_id}")
+
+
+def _what(change: membership_pb2.MembershipChange) -> str:
+    return membership_pb2.MembershipChangeKind.Name(change.kind).removeprefix("MEMBERSHIP_CHANGE_KIND_").lower()
+
+
+def _state(change: membership_pb2.MembershipChange) -> str:
+    if change.approved_by:
+        return f"approved by {change.approved_by.rpartition('/')[2]}"
+    ending = change.expires_at.ToDatetime(tzinfo=UTC)
+    return "expired" if ending <= datetime.now(UTC) else f"open until {ending:%Y-%m-%d %H:%M} UTC"
+
+
+def _tell(folder: Path, service: str, method: str, request: Any, operator: str) -> Any:
     async def go(opened: Any) -> Any:
         return await call(getattr(opened, method), request)
 
-    return ask(stack_dir(folder), service, go, _NEEDS)
+    return ask(stack_dir(folder), service, go, _NEEDS, operator)
 
 
 def _seconds(text: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from fedmesh.audit.v1 import audit_pb2_grpc
 from fedmesh.coordinator.v1 import coordinator_pb2_grpc
-from fedmesh.registry.v1 import enrolment_pb2_grpc, performance_pb2_grpc, registry_pb2_grpc
+from fedmesh.registry.v1 import enrolment_pb2_grpc, membership_pb2_grpc, performance_pb2_grpc, registry_pb2_grpc
 
 from services.cli import session
 from services.common.config import PostgresConfig, TlsConfig
@@ -21,9 +21,10 @@ ResultT = TypeVar("ResultT")
 
 OPERATOR: Final = "operator"
 # A stub by the name of its service, and the process that serves it.
-_SERVED_BY: Final = {"credentials": "registry", "performance": "registry"}
+_SERVED_BY: Final = {"credentials": "registry", "membership": "registry", "performance": "registry"}
 _STUBS: Final = {
     "credentials": enrolment_pb2_grpc.CredentialServiceStub,
+    "membership": membership_pb2_grpc.MembershipServiceStub,
     "performance": performance_pb2_grpc.PerformanceServiceStub,
     "registry": registry_pb2_grpc.RegistryServiceStub,
     "coordinator": coordinator_pb2_grpc.CoordinatorServiceStub,
@@ -32,11 +33,13 @@ _STUBS: Final = {
 
 
 @asynccontextmanager
-async def stub(stack: Stack, service: str, tls: TlsConfig | None = None) -> AsyncIterator[Any]:
-    """A stub of one service, called as the operator unless another certificate is given."""
+async def stub(
+    stack: Stack, service: str, tls: TlsConfig | None = None, operator: str = OPERATOR
+) -> AsyncIterator[Any]:
+    """A stub of one service, called as an operator who may have signed in, unless another certificate is given."""
     bearer = session.bearer_if_any if tls is None else None
     target = stack.target(_SERVED_BY.get(service, service))
-    async with MeshChannel(target, tls or stack.operator(OPERATOR), bearer=bearer) as channel:
+    async with MeshChannel(target, tls or stack.operator(operator), bearer=bearer) as channel:
         yield channel.stub(_STUBS[service])
 
 
@@ -93,12 +96,16 @@ def database_of(folder: Path) -> Iterator[tuple[Stack, PostgresConfig]]:
 
 
 def ask(
-    folder: Path, service: str, question: Callable[[Any], Coroutine[Any, Any, ResultT]], needs: Sequence[str] = ()
+    folder: Path,
+    service: str,
+    question: Callable[[Any], Coroutine[Any, Any, ResultT]],
+    needs: Sequence[str] = (),
+    operator: str = OPERATOR,
 ) -> ResultT:
-    """Run one question against one service of a stack, waking it if need be."""
+    """Run one question against one service of a stack, waking it if need be. operator: whose certificate calls."""
 
     async def go(stack: Stack) -> ResultT:
-        async with stub(stack, service) as opened:
+        async with stub(stack, service, operator=operator) as opened:
             return await question(opened)
 
     with awake(folder, needs or (service,)) as stack:

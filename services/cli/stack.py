@@ -9,7 +9,8 @@ from rich.table import Table
 
 from services.common.config import PostgresConfig, load_config
 from services.common.errors import Code, FedmeshError
-from services.embedded.stack import ENROLMENT, Stack
+from services.embedded.issuer import CLIENT_ID
+from services.embedded.stack import ENROLMENT, ISSUER, Stack
 
 DEMO_DIR: Final = Path(".fedmesh/demo")
 UP_DIR: Final = Path(".fedmesh/up")
@@ -28,7 +29,13 @@ def register(app: typer.Typer) -> None:
 
 def up(
     folder: Folder = UP_DIR,
-    port: Annotated[int, typer.Option(min=1024, max=65000, help="First of five loopback ports")] = BASE_PORT,
+    port: Annotated[int, typer.Option(min=1024, max=65000, help="First of six loopback ports")] = BASE_PORT,
+    sign_in: Annotated[
+        bool,
+        typer.Option(
+            "--sign-in", help="From now on people sign in, at an issuer on this machine that is for trying only"
+        ),
+    ] = False,
 ) -> None:
     """Start PostgreSQL, Redis and the four services, and leave them running. Harmless when they run."""
     console = Console()
@@ -36,6 +43,7 @@ def up(
     ran_before = stack.exists() and any(part.running for part in stack.status())
     with console.status("Starting PostgreSQL, Redis, audit, registry, aggregator, coordinator ..."):
         try:
+            users = stack.require_sign_in() if sign_in else None
             stack.start()
         except BaseException:
             if not ran_before:
@@ -43,7 +51,19 @@ def up(
             raise
     _print(console, stack)
     console.print(f"Hospitals enrol at {stack.target(ENROLMENT)}: fedmesh members invite --help")
+    if stack.signs_in:
+        _say_how_to_sign_in(console, stack, users)
     console.print(f"Stop it with: fedmesh down --dir {folder}")
+
+
+def _say_how_to_sign_in(console: Console, stack: Stack, users: Path | None) -> None:
+    url = f"http://{stack.target(ISSUER)}"
+    if users is not None:
+        console.print(f"People sign in; who may is in {users}", soft_wrap=True)
+    console.print(f"Sign in with: fedmesh login --issuer {url} --client-id {CLIENT_ID}", soft_wrap=True)
+    console.print(
+        f"Confirm in a browser, or: curl -d user_code=CODE -d user=alice {url}/device", soft_wrap=True, highlight=False
+    )
 
 
 def down(folder: Folder = UP_DIR) -> None:

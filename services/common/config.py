@@ -2,12 +2,13 @@
 
 import os
 import stat
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from services.common.errors import Code, FedmeshError
 
@@ -52,6 +53,10 @@ class PeopleConfig(Section):
     algorithms: frozenset[Algorithm] = Field(
         default=frozenset({"RS256", "ES256"}), min_length=1, description="signature algorithms that are accepted"
     )
+    allow_loopback_issuer: bool = Field(
+        default=False,
+        description="take tokens of an issuer on this machine, such as that of `fedmesh up --sign-in`: for development",
+    )
     role_claim: str = Field(default="roles", min_length=1, description="claim with the person's roles or groups")
     roles: dict[str, RoleName] = Field(min_length=1, description="fedmesh's role for each value of that claim")
     mfa: MfaConfig = MfaConfig()
@@ -67,12 +72,16 @@ class PeopleConfig(Section):
         default=3600.0, ge=0, le=86400, description="seconds for which keys are used while the issuer cannot be reached"
     )
 
-    @field_validator("issuer", "jwks_url")
-    @classmethod
-    def _encrypted(cls, url: str | None) -> str | None:
-        if url is not None and not is_safe_url(url):
-            raise ValueError("must be an https:// URL (http:// only for a loopback address)")
-        return url
+    @model_validator(mode="after")
+    def _trusted(self) -> "PeopleConfig":
+        for key, url in (("issuer", self.issuer), ("jwks_url", self.jwks_url)):
+            if url is not None and not self.trusts(url):
+                raise ValueError(f"{key} must be an https:// URL, and not of this machine's loopback ({url})")
+        return self
+
+    def trusts(self, url: str) -> bool:
+        """Whether keys and tokens may come from there."""
+        return is_safe_url(url) and (self.allow_loopback_issuer or not is_loopback_url(url))
 
 
 def is_safe_url(url: str) -> bool:
@@ -83,8 +92,17 @@ def is_safe_url(url: str) -> bool:
     except ValueError:
         return False
     if parts.scheme == "http":
-        return host in ("127.0.0.1", "::1", "localhost")
+        return is_loopback_url(url)
     return parts.scheme == "https" and bool(host)
+
+
+def is_loopback_url(url: str) -> bool:
+    """Whether a URL names this machine's loopback."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 class LimitsConfig(Section):

@@ -1,5 +1,8 @@
 """Composition of the coordinator process."""
 
+from collections.abc import Sequence
+from dataclasses import astuple
+
 from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
 
 from services.common.clock import SystemClock
@@ -8,10 +11,12 @@ from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
 from services.common.redis_watch import RedisWatch
+from services.common.refusals import RefusalEvent, RefusalLog
 from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.coordinator.config import CoordinatorConfig
+from services.coordinator.domain.events import Event
 from services.coordinator.driver import Driver
 from services.coordinator.hub import Hub
 from services.coordinator.intake import Intake
@@ -54,6 +59,10 @@ async def main(config: CoordinatorConfig) -> None:
             standing = Standing(registry_members(to_registry), config.standing)
             registry = Registry(to_registry, config.driver.call_timeout_s)
             aggregator = Aggregator(to_aggregator, config.driver.call_timeout_s)
+
+            async def tell(refused: Sequence[RefusalEvent]) -> None:
+                await registry.record([Event(*astuple(item)) for item in refused])
+
             rosters = Rosters(registry)
             parts = Parts(
                 store, registry, aggregator, rosters, clock, _settings(config, str(identity)), standing.barred
@@ -78,6 +87,7 @@ async def main(config: CoordinatorConfig) -> None:
                 [endpoint(usecases)],
                 background=background,
                 admit=standing.admit,
+                refusals=RefusalLog(identity, tell, clock),
                 dependencies=lambda: redis_ready(redis),
             )
     finally:

@@ -46,6 +46,9 @@ class SecretsConfig(Section):
     audit_key: ObjectName | None = Field(
         default=None, description="Secret of the audit log's signing key; null makes none"
     )
+    registry_key: ObjectName | None = Field(
+        default=None, description="Secret of the key with which the registry signs statements; null makes none"
+    )
 
 
 class CheckedService(ClientConfig):

@@ -1,8 +1,8 @@
 """Secrets of an installation without cert-manager or a store of secrets: what is missing is made, what is there stays.
 
 For trial installations: the authority's key lies in the same namespace. A certificate is replaced when less than a
-third of its time is left, its host names changed, or another authority signed it; passwords and the audit log's key
-never change by themselves.
+third of its time is left, its host names changed, or another authority signed it; passwords and signing keys never
+change by themselves.
 """
 
 import secrets
@@ -56,9 +56,9 @@ def make_secrets(cluster: Secrets, config: SecretsConfig) -> Iterator[str]:
                 yield store.certificate(authority, wanted)
         for account in config.passwords:
             yield store.made(account.secret, BASIC_AUTH, partial(_account, account.username))
-        if config.audit_key is not None:
-            key = Path(folder) / "audit.key"
-            yield store.made(config.audit_key, OPAQUE, lambda: _audit_key(key, f"{config.consortium}/audit"))
+        for service, secret in (("audit", config.audit_key), ("registry", config.registry_key)):
+            if secret is not None:
+                yield store.made(secret, OPAQUE, partial(_signing_key, Path(folder), config.consortium, service))
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def _account(username: str) -> dict[str, bytes]:
     return {"username": username.encode(), "password": secrets.token_urlsafe(32).encode()}
 
 
-def _audit_key(path: Path, name: str) -> dict[str, bytes]:
-    generate_key(path, name)
-    return {"audit.key": path.read_bytes(), "audit.vkey": f"{load_signing_key(path).verifier}\n".encode()}
+def _signing_key(folder: Path, consortium: str, service: str) -> dict[str, bytes]:
+    path = folder / f"{service}.key"
+    generate_key(path, f"{consortium}/{service}")
+    return {path.name: path.read_bytes(), f"{service}.vkey": f"{load_signing_key(path).verifier}\n".encode()}

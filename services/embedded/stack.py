@@ -21,7 +21,7 @@ from services.common.errors import Code, FedmeshError
 from services.common.identity import Kind
 from services.common.postgres import migrate
 from services.common.tls import channel_credentials, load_tls
-from services.embedded import processes
+from services.embedded import issuer, processes
 from services.embedded.accounts import private_folder
 from services.embedded.ca import CA_CERTIFICATE, CA_KEY, create_ca, load_ca
 from services.embedded.guard import Guard
@@ -32,8 +32,9 @@ from services.secure_sum.roster import MemberKeys, Roster, found, load_roster_fi
 
 # Started in this order, stopped together: each only waits for what it calls.
 SERVICES: Final = ("audit", "registry", "aggregator", "coordinator")
-# The registry's second listener, behind the ports of the services.
+# The registry's second listener, behind the ports of the services, and the issuer of a stack in which people sign in.
 ENROLMENT: Final = "enrolment"
+ISSUER: Final = "issuer"
 CONSORTIUM: Final = "consortium.local"
 COMPILER: Final = "plan-compiler"
 # A stack on one machine often lives for a minute only, and is to have witnessed rounds by then.
@@ -75,7 +76,7 @@ class Stack:
         settings: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     ) -> None:
         """folder: the stack's own, made by `start`. guard: ends everything with this process. base_port: services
-        listen on loopback ports base_port to base_port + 4; None takes free ones at every start. settings: by service
+        listen on loopback ports base_port to base_port + 5; None takes free ones at every start. settings: by service
         and section of its configuration, what differs from the defaults.
         """
         self.folder = folder.absolute()
@@ -104,10 +105,30 @@ class Stack:
         running = {status.name for status in self.supervisor.status() if status.running}
         self._assign_ports(running)
         starting = [name for name in SERVICES if name in services and name not in running]
+        if self.signs_in and ISSUER not in running:
+            # First: without its keys nobody is let in.
+            self.supervisor.start(self._issuer_spec())
+            self.supervisor.wait_ready([ISSUER], timeout_s)
         for name in starting:
             self._write_config(name, self._service_config(name))
             self.supervisor.start(self._spec(name))
         self.supervisor.wait_ready(starting, timeout_s)
+
+    def require_sign_in(self) -> Path:
+        """People sign in to this stack from its next start on, at an issuer of its own. The file of its users.
+
+        Raises: FedmeshError(WRONG_STATE) while services run that let operators in without.
+        """
+        running = [status.name for status in self.supervisor.status() if status.running and status.name in SERVICES]
+        if running and not self.signs_in:
+            raise FedmeshError(Code.WRONG_STATE, f"{', '.join(running)} run without sign-in: `fedmesh down` first")
+        private_folder(self.folder)
+        return issuer.prepare(self.folder)
+
+    @property
+    def signs_in(self) -> bool:
+        """Whether operators sign in, because this stack has an issuer."""
+        return (self.folder / issuer.FOLDER / issuer.USERS).exists()
 
     def stop(self) -> None:
         """Stop everything in good order: hospitals, services, stores. Data stays."""
@@ -336,6 +357,10 @@ class Stack:
             base = self._base_port
             ports[ENROLMENT] = base + len(SERVICES) if base is not None else processes.free_port()
             processes.require_free_port(ports[ENROLMENT], ENROLMENT)
+        if self.signs_in and ISSUER not in running:
+            base = self._base_port
+            ports[ISSUER] = base + len(SERVICES) + 1 if base is not None else processes.free_port()
+            processes.require_free_port(ports[ISSUER], ISSUER)
         processes.write_private(self.folder / "config" / "ports.yaml", yaml.safe_dump(ports))
 
     def _service_config(self, name: str) -> dict[str, Any]:
@@ -347,6 +372,8 @@ class Stack:
             },
             "telemetry": self._telemetry(name),
         }
+        if self.signs_in:
+            config["server"]["people"] = issuer.people_section(f"http://{self.target(ISSUER)}")
         if name in ("audit", "registry"):
             store = self.postgres.config(f"{name}_service")
             config["postgres"] = {"dsn": store.dsn, "password_file": str(store.password_file)}
@@ -398,13 +425,17 @@ class Stack:
             rank=rank,
         )
 
+    def _issuer_spec(self) -> ChildSpec:
+        argv = [sys.executable, "-m", "services.embedded.issuer", "--dir", str(self.folder), "--listen"]
+        # Ended after the services, which ask it for its keys.
+        return ChildSpec(
+            name=ISSUER, argv=[*argv, self.target(ISSUER)], ready=lambda: _listens(self.target(ISSUER)), rank=0
+        )
+
     def _serves(self, name: str) -> bool:
         target = self.target(name)
-        host, port = target.rsplit(":", 1)
-        with socket.socket() as probe:
-            probe.settimeout(0.2)
-            if probe.connect_ex((host, int(port))) != 0:
-                return False
+        if not _listens(target):
+            return False
         with grpc.secure_channel(target, channel_credentials(self.operator("operator"))) as channel:
             try:
                 answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
@@ -430,6 +461,13 @@ class Stack:
             Kind.SERVICE: ca.issue_service,
         }
         return issue[kind](name)
+
+
+def _listens(target: str) -> bool:
+    host, port = target.rsplit(":", 1)
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex((host, int(port))) == 0
 
 
 def _tls_section(tls: TlsConfig) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """gRPC adapters of enrolment: for strangers, and for those who have a certificate."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from fedmesh.registry.v1 import enrolment_pb2 as pb
@@ -8,9 +8,9 @@ from fedmesh.registry.v1 import enrolment_pb2_grpc as rpc
 
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.gate import caller
-from services.common.ids import require_name, require_sha256
+from services.common.ids import require_name
 from services.registry import wire
-from services.registry.domain.enrolment import Certificate, Invitation
+from services.registry.domain.enrolment import Certificate
 from services.registry.usecases.enrolment import EnrolmentUseCases
 from services.registry.usecases.ports import Command
 
@@ -40,17 +40,12 @@ class CredentialServicer(rpc.CredentialServiceServicer):
             )
         return self._usecases
 
-    async def InviteHospital(self, request: pb.InviteHospitalRequest, _context: Any) -> pb.InviteHospitalResponse:
-        command: Command[Invitation] = wire.command(
-            request,
-            caller(),
-            "InviteHospital",
-            lambda i: pb.InviteHospitalResponse(expires_at=wire.timestamp(i.expires_at)),
+    async def InviteHospital(self, _request: pb.InviteHospitalRequest, _context: Any) -> pb.InviteHospitalResponse:
+        raise FedmeshError(
+            Code.PERMISSION_DENIED,
+            "an invitation takes two people: one proposes, another approves (`fedmesh members invite`, `approve`, of"
+            " this release or a newer one)",
         )
-        name = require_name(request.hospital_id, "hospital_id")
-        digest = require_sha256(request.token_sha256, "token_sha256")
-        valid = timedelta(seconds=request.valid_s)
-        return pb.InviteHospitalResponse.FromString(await self._enrolment.invite(command, name, digest, valid))
 
     async def RenewCertificate(self, request: pb.RenewCertificateRequest, _context: Any) -> pb.RenewCertificateResponse:
         command: Command[Certificate] = wire.command(

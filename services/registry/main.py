@@ -1,6 +1,8 @@
 """Composition of the registry process."""
 
+from collections.abc import Sequence
 from datetime import timedelta
+from uuid import UUID
 
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import (
@@ -8,6 +10,8 @@ from fedmesh.registry.v1 import (
     budget_pb2_grpc,
     enrolment_pb2,
     enrolment_pb2_grpc,
+    membership_pb2,
+    membership_pb2_grpc,
     performance_pb2,
     performance_pb2_grpc,
     promotion_pb2,
@@ -23,14 +27,16 @@ from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.grpc.strangers import StrangersServer
 from services.common.postgres import Database, require_migrated
 from services.common.postgres_watch import PostgresWatch
+from services.common.refusals import RefusalEvent, RefusalLog
 from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.common.tls import load_tls
 from services.registry.budget_servicer import BudgetServicer
 from services.registry.config import EnrolmentConfig, RegistryConfig
-from services.registry.domain.entities import StrikeRule
+from services.registry.domain.entities import Event, StrikeRule
 from services.registry.enrolling import CredentialServicer, EnrolmentServicer
 from services.registry.issuing import Issuer
+from services.registry.membership_servicer import MembershipServicer
 from services.registry.performance_servicer import PerformanceServicer
 from services.registry.promotion_servicer import PromotionServicer
 from services.registry.relay import Relay
@@ -44,6 +50,7 @@ from services.registry.usecases.enrolment import EnrolmentUseCases, Terms
 from services.registry.usecases.hospitals import HospitalUseCases
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
+from services.registry.usecases.membership import MembershipUseCases
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.performance import PerformanceUseCases
 from services.registry.usecases.plans import PlanUseCases
@@ -100,6 +107,7 @@ async def main(config: RegistryConfig) -> None:
                 background=background,
                 dependencies=database.ready,
                 admit=standing.admit_certificate,
+                refusals=build_refusals(config, store, clock, relay),
                 max_message_bytes=MAX_RECORD_BYTES,
             )
     finally:
@@ -110,7 +118,7 @@ async def main(config: RegistryConfig) -> None:
 def build_endpoints(
     usecases: UseCases, enrolment: EnrolmentUseCases | None, hospitals: HospitalWatch
 ) -> list[Endpoint]:
-    """The services of the registry's server over mutual TLS; CredentialService invites, renews and revokes."""
+    """The services of the registry's server over mutual TLS; CredentialService renews and revokes certificates."""
     return [
         Endpoint(
             registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
@@ -121,6 +129,11 @@ def build_endpoints(
             promotion_pb2.DESCRIPTOR.services_by_name["PromotionService"],
             promotion_pb2_grpc.add_PromotionServiceServicer_to_server,
             PromotionServicer(usecases.promotions),
+        ),
+        Endpoint(
+            membership_pb2.DESCRIPTOR.services_by_name["MembershipService"],
+            membership_pb2_grpc.add_MembershipServiceServicer_to_server,
+            MembershipServicer(usecases.membership),
         ),
         Endpoint(
             performance_pb2.DESCRIPTOR.services_by_name["PerformanceService"],
@@ -194,6 +207,20 @@ def build_relay(config: RegistryConfig, store: PostgresStore, audit: MeshChannel
     )
 
 
+def build_refusals(config: RegistryConfig, store: PostgresStore, clock: Clock, relay: Relay) -> RefusalLog:
+    """What tells the audit log of refused callers, by the outbox."""
+
+    async def tell(refused: Sequence[RefusalEvent]) -> None:
+        events = [
+            Event(UUID(item.event_id), item.type, item.occurred_at, item.actor, item.subject, item.body_json)
+            for item in refused
+        ]
+        await store.run("access.refused", None, lambda tx: tx.outbox.add(events))
+        relay.wake()
+
+    return RefusalLog(load_tls(config.server.tls).identity, tell, clock)
+
+
 def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, relay: Relay) -> UseCases:
     """All use cases over one store."""
     mutations = Mutations(store, clock, relay.wake)
@@ -210,6 +237,7 @@ def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, r
     )
     return UseCases(
         hospitals=HospitalUseCases(store, mutations, clock, StrikeRule(config.strikes.limit, config.strikes.window_s)),
+        membership=MembershipUseCases(store, mutations, clock, enrols=config.enrolment is not None),
         rosters=RosterUseCases(store, mutations, clock, timedelta(hours=config.epochs.max_age_h)),
         plans=PlanUseCases(store, mutations, clock),
         jobs=JobUseCases(store, mutations, clock),

@@ -13,6 +13,7 @@ from services.common.ids import require_name, require_sha256, require_uuid
 from services.registry import wire, wire_ledger, wire_sum
 from services.registry.domain.entities import (
     Hospital,
+    HospitalStatus,
     Job,
     JobStatus,
     KeyEpoch,
@@ -25,6 +26,7 @@ from services.registry.usecases.blobs import BlobUseCases
 from services.registry.usecases.hospitals import HospitalUseCases, Struck
 from services.registry.usecases.jobs import JobUseCases
 from services.registry.usecases.ledgers import LedgerUseCases
+from services.registry.usecases.membership import MembershipUseCases
 from services.registry.usecases.performance import PerformanceUseCases
 from services.registry.usecases.plans import PlanUseCases
 from services.registry.usecases.ports import Command
@@ -39,6 +41,7 @@ class UseCases:
     """What the servicer calls, by noun."""
 
     hospitals: HospitalUseCases
+    membership: MembershipUseCases
     rosters: RosterUseCases
     plans: PlanUseCases
     jobs: JobUseCases
@@ -80,9 +83,14 @@ class RegistryServicer(rpc.RegistryServiceServicer):
             request, caller(), "SetHospitalStatus", lambda h: pb.SetHospitalStatusResponse(hospital=wire.hospital(h))
         )
         name = require_name(request.hospital_id, "hospital_id")
-        status = wire.require_choice(request.status, wire.HOSPITAL_STATUS, "status")
+        if wire.require_choice(request.status, wire.HOSPITAL_STATUS, "status") is not HospitalStatus.SUSPENDED:
+            raise FedmeshError(
+                Code.PERMISSION_DENIED,
+                "one person may only suspend: to reinstate or remove a hospital, one proposes and another approves"
+                " (`fedmesh members`)",
+            )
         reason = wire.require_text(request.reason, "reason", 500)
-        return pb.SetHospitalStatusResponse.FromString(await self._hospitals.set_status(command, name, status, reason))
+        return pb.SetHospitalStatusResponse.FromString(await self._hospitals.suspend(command, name, reason))
 
     async def ListHospitals(self, request: pb.ListHospitalsRequest, _context: Any) -> pb.ListHospitalsResponse:
         found = await self._hospitals.list(caller())

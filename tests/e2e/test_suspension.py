@@ -6,6 +6,7 @@ the learning rule is a small one (NumPy), because nothing here is about it.
 
 import asyncio
 import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import yaml
 from fedmesh.aggregator.v1 import aggregator_pb2, aggregator_pb2_grpc
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
-from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
+from fedmesh.registry.v1 import membership_pb2, registry_pb2, registry_pb2_grpc
 
 from services.cli import enrolling, membership
 from services.cli.mesh import stub
@@ -58,12 +59,21 @@ class Consortium:
     async def enrol(self, name: str) -> None:
         """As `fedmesh members invite` and `fedmesh hospital enrol` do."""
         token_file = self.folder / f"{name}.token"
-        await asyncio.to_thread(membership.invite, name, token_file, "1h", self.stack.folder)
+        await asyncio.to_thread(membership.invite, name, token_file, "1h", "a test", self.stack.folder)
+        await self.approve()
         token, folder = read_token(token_file), CredentialFolder(self.credentials(name).folder, FIRST)
         authority = self.stack.ca_file.read_bytes()
         folder.trust(authority)
         address = self.stack.target(ENROLMENT)
         folder.install(await enrolling.ask(address, authority, token, folder.request(name), 30), name)
+
+    async def approve(self) -> None:
+        """Approve the change that was proposed last, as another operator."""
+        async with stub(self.stack, "membership", operator=APPROVER) as second:
+            newest = (await call(second.ListMembershipChanges, membership_pb2.ListMembershipChangesRequest())).changes[
+                0
+            ]
+            await asyncio.to_thread(membership.approve, newest.change_id, self.stack.folder, APPROVER)
 
     def start(self, name: str) -> None:
         (self.folder / name / "data.csv").write_text(f"data of {name}")
@@ -191,6 +201,7 @@ async def test_a_hospital_that_is_suspended_in_a_round_reads_nothing_more(consor
         await until(lambda: _in_round(coordinator, job_id), "the middle of a round")
         await asyncio.to_thread(membership.suspend, OUT, "a test", stack.folder)
         print("refused after", await refusals(stack, consortium.credentials(OUT).tls))
+        await until(lambda: _told_by(stack), "the refusals of all four services in the audit log")
         held = consortium.credentials(OUT).tls.certificate.resolve()
         now = await version()
         went_on = await until(lambda: counted(OUT, now, present=False), "a round without it")
@@ -212,12 +223,22 @@ async def test_a_hospital_that_is_suspended_in_a_round_reads_nothing_more(consor
 
         # Reinstated and invited once more, because its certificate may have ended: keys are made with it again.
         await asyncio.to_thread(membership.reinstate, OUT, "a test", stack.folder)
+        await consortium.approve()
         (consortium.folder / f"{OUT}.token").unlink()
         await consortium.enrol(OUT)
         now = await version()
         await until(lambda: counted(OUT, now, present=True), "a round with it again")
         newest = await call(registry.GetEpoch, registry_pb2.GetEpochRequest())
         assert OUT in {box.to for box in parse(EpochStatement, newest.epoch.statement).boxes}
+
+
+async def _told_by(stack: Stack) -> bool:
+    """Whether the audit log has refusals of the suspended hospital by every service."""
+    async with stub(stack, "audit") as audit:
+        leaves = [json.loads(item.leaf) async for item in stream(audit.ListEntries, audit_pb2.ListEntriesRequest())]
+    told = [leaf for leaf in leaves if (leaf["type"], leaf["subject"]) == ("access.refused", f"hospital/{OUT}")]
+    by = {leaf["actor"].rsplit("/", 1)[1] for leaf in told if "is suspended" in leaf["body"]["reason"]}
+    return by == {"audit", "registry", "coordinator", "aggregator"}
 
 
 async def _in_round(coordinator: Any, job_id: str) -> bool:

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
-from services.common.config import load_config
+from services.common.config import ServerConfig, load_config
+from services.common.credentials import CredentialFolder
 from services.deployment.config import SecretsConfig
 from services.deployment.secrets import make_secrets
 from services.embedded.ca import create_ca
 from services.hospital_node.config import HospitalConfig
 from services.secure_sum.roster import MemberKeys, found, save_roster_file, sign_roster
 from services.transparency.checkpoint import generate_key
+from tests.helm.test_rendering import ENROLLING
 from tests.support.charts import CENTRE, HOSPITAL, MemorySecrets, Object, PodFolder, named, pods, render, values_of
+from tests.support.played import SERVICES
 
 EXTERNAL_VALKEY = {
     "mode": "external",
@@ -64,6 +67,10 @@ def test_every_program_of_the_centre_accepts_its_configuration(variant: str, tmp
         "fedmesh-postgres-ca": authority,
         "fedmesh-valkey-tls": authority,
         "my-valkey-ca": authority,
+        "fedmesh-issuing-authority": {
+            "tls.crt": secrets["fedmesh-authority"]["ca.crt"],
+            "tls.key": secrets["fedmesh-authority"]["ca.key"],
+        },
         "fedmesh-postgres-superuser": secrets["fedmesh-postgres-admin"],
     }
     checked = set()
@@ -93,6 +100,72 @@ def test_the_hospital_accepts_its_configuration(tmp_path: Path) -> None:
     folder.mount(spec, container)
     (tmp_path / "pod/var/lib/fedmesh-data/encounters.parquet").touch()
     assert check(container["command"], folder).endswith("is OK\n")
+
+
+def test_a_hospital_enrols_once_for_each_token(tmp_path: Path) -> None:
+    """The script of the init container, with a `python` that notes how it was called; then the node's settings."""
+    objects = render(HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **ENROLLING))
+    spec = named(objects, "StatefulSet", "fedmesh")["spec"]["template"]["spec"]
+    (enrol,) = spec["initContainers"]
+    assert "tls" not in {volume["name"] for volume in spec["volumes"]}
+    assert [item for item in objects if item["kind"] == "Pod"] == []
+    calls, command = tmp_path / "calls", tmp_path / "python"
+    command.write_text(f'#!/bin/sh\n[ -e {tmp_path}/away ] && exit 1\necho "$@" >> {calls}\n')
+    command.chmod(0o755)
+    token = tmp_path / "etc/fedmesh/token/token"
+    for folder in (token.parent, tmp_path / "var/lib/fedmesh"):
+        folder.mkdir(parents=True)
+
+    def run() -> int:
+        argv = [
+            part.replace("/etc/", f"{tmp_path}/etc/").replace("/var/", f"{tmp_path}/var/") for part in enrol["command"]
+        ]
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        return subprocess.run(argv, env=environment, timeout=60, check=False).returncode
+
+    token.write_text("first\n")
+    (tmp_path / "away").touch()
+    assert run() != 0
+    (tmp_path / "away").unlink()
+    assert (run(), run()) == (0, 0)
+    assert calls.read_text().count("\n") == 1
+    assert calls.read_text().startswith("-m services.cli.at_hospital enrol --token-file ")
+    assert calls.read_text().endswith("/var/lib/fedmesh/tls --registry registry.fedmesh.example:8443\n")
+    token.write_text("second\n")
+    assert run() == 0
+    assert calls.read_text().count("\n") == 2
+    text = named(objects, "ConfigMap", "fedmesh")["data"]["hospital_node.yaml"]
+    config = HospitalConfig.model_validate(yaml.safe_load(text))
+    assert config.renewal is not None
+    assert dict(config.tls) == dict(CredentialFolder(config.renewal.folder).tls)
+    mounted = {Path(item["mountPath"]) for item in spec["containers"][0]["volumeMounts"]}
+    assert config.registry_key is not None
+    assert {config.registry_key.parent, config.renewal.folder.parent} <= mounted
+
+
+def test_everybody_signs_in_where_production_says_so() -> None:
+    objects = render(CENTRE, VARIANTS["production"])
+    for name in SERVICES:
+        told = yaml.safe_load(named(objects, "ConfigMap", f"fedmesh-{name}")["data"][f"{name}.yaml"])
+        people = ServerConfig.model_validate(told["server"]).people
+        assert people is not None
+        assert (people.issuer, people.allow_loopback_issuer) == ("https://idp.example/realms/consortium", False)
+        assert people.roles["fedmesh-admins"] == "consortium-admin"
+        egress = named(objects, "NetworkPolicy", f"fedmesh-{name}")["spec"]["egress"]
+        assert {"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 443}]} in egress
+
+
+def test_only_the_registry_opens_the_port_for_strangers_and_only_to_hospitals() -> None:
+    objects = render(CENTRE, VARIANTS["production"])
+    for name in SERVICES:
+        spec = named(objects, "Deployment", f"fedmesh-{name}")["spec"]["template"]["spec"]["containers"][0]
+        opened = {port["containerPort"] for port in spec["ports"]}
+        ingress = named(objects, "NetworkPolicy", f"fedmesh-{name}")["spec"]["ingress"]
+        rules = [rule for rule in ingress if {"port": 7445} in rule["ports"]]
+        assert (7445 in opened, bool(rules)) == (name == "registry", name == "registry")
+        assert all("component" not in str(rule["from"]) for rule in rules)
+    entry = named(objects, "Service", "fedmesh-registry-entry")["spec"]["ports"]
+    assert {"name": "enrolment", "port": 8443, "targetPort": "enrolment"} in entry
 
 
 @pytest.mark.parametrize("source", ["omop", "fhir"])

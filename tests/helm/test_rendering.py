@@ -20,13 +20,22 @@ BAD = Path(__file__).parent / "refused"
 GATEWAY = {
     "external": {
         "mode": "gateway",
-        "hosts": {"registry": "registry.fedmesh.example"},
+        "hosts": {"registry": "registry.fedmesh.example", "enrolment": "enrol.fedmesh.example"},
         "gateway": {"parentRefs": [{"name": "edge", "sectionName": "tls"}], "peers": [{"namespaceSelector": {}}]},
     }
 }
 OMOP = {
     "data": {"source": "omop", "omop": {"existingSecret": "hospital-01-omop"}, "sqlConfigMap": "hospital-01-sql"},
     "networkPolicy": {"database": {"peers": [{"ipBlock": {"cidr": "10.1.2.3/32"}}]}},
+}
+ENROLLING = {
+    "tls": {"existingSecret": ""},
+    "enrolment": {
+        "registry": "registry.fedmesh.example:8443",
+        "tokenSecret": "hospital-01-token",
+        "caConfigMap": "fedmesh-authority",
+    },
+    "registryKey": {"configMap": "fedmesh-registry-key"},
 }
 WATCHED = {
     "monitoring": {
@@ -43,6 +52,7 @@ VARIANTS = {
     "watched without operators": (CENTRE, values_of(CENTRE / "values-kind.yaml", **WATCHED)),
     "sentinel": (CENTRE, values_of(CENTRE / "values-kind.yaml", valkey={"mode": "sentinel"})),
     "hospital": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml")),
+    "hospital that enrols": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **ENROLLING)),
     "hospital with OMOP": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **OMOP)),
     "hospital in kind": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", HOSPITAL / "values-kind.yaml")),
 }

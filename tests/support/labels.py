@@ -11,7 +11,7 @@ import grpc
 from fedmesh.aggregator.v1 import aggregator_pb2
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
-from fedmesh.registry.v1 import budget_pb2, enrolment_pb2, performance_pb2, promotion_pb2, registry_pb2
+from fedmesh.registry.v1 import budget_pb2, enrolment_pb2, membership_pb2, performance_pb2, promotion_pb2, registry_pb2
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -29,6 +29,7 @@ PROTOS = (
     budget_pb2,
     performance_pb2,
     enrolment_pb2,
+    membership_pb2,
     coordinator_pb2,
     aggregator_pb2,
     audit_pb2,
@@ -67,7 +68,7 @@ def allowed(hospitals: Collection[str]) -> dict[str, dict[str, set[str]]]:
             "hospital": set(hospitals),
             "phase": {phase.name.lower() for phase in Phase if phase not in OVER},
             "state": {"busy", "free"},
-            "bound": {"caller", "server"},
+            "bound": {"caller", "server", "kinds", "queue", "audit"},
             "status": {status.value for status in HospitalStatus},
             "name": _transactions(),
             "kind": {kind.value for kind in AlarmKind},

@@ -40,7 +40,7 @@ class Cluster:
             *SERVICES,
             "postgres",
             "valkey",
-            *(f"{name}-{part}" for name in SERVICES for part in ("probe", "page", "ops")),
+            *(f"{name}-{part}" for name in SERVICES for part in ("probe", "page", "ops", "enrolment")),
         ]
         self.ports = {name: free_port() for name in names}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -54,6 +54,7 @@ class Cluster:
         if own:
             known["0.0.0.0:7443"] = f"127.0.0.1:{self.ports[own]}"
             known["0.0.0.0:7444"] = f"127.0.0.1:{self.ports[f'{own}-probe']}"
+            known["0.0.0.0:7445"] = f"127.0.0.1:{self.ports[f'{own}-enrolment']}"
             known["0.0.0.0:9464"] = f"127.0.0.1:{self.ports[f'{own}-page']}"
             known["127.0.0.1:7190"] = f"127.0.0.1:{self.ports[f'{own}-ops']}"
         return known

@@ -72,9 +72,32 @@ priorityClassName: {{ . }}
 {{- end -}}
 
 {{- define "hospital.tlsFiles" -}}
+{{- if .Values.enrolment.registry -}}
+ca: /var/lib/fedmesh/tls/ca.pem
+certificate: /var/lib/fedmesh/tls/current/certificate.pem
+key: /var/lib/fedmesh/tls/current/key.pem
+{{- else -}}
 ca: /etc/fedmesh/tls/ca.crt
 certificate: /etc/fedmesh/tls/tls.crt
 key: /etc/fedmesh/tls/tls.key
+{{- end -}}
+{{- end -}}
+
+{{/* Enrols when the token is another one than the last that was used: after the first start, and after a new invitation. */}}
+{{- define "hospital.enrol" -}}
+used=/var/lib/fedmesh/token.sha256
+sum=$(sha256sum < /etc/fedmesh/token/token)
+if [ "$(cat "$used" 2>/dev/null)" = "$sum" ]; then exit 0; fi
+python -m services.cli.at_hospital enrol --token-file /etc/fedmesh/token/token --ca /etc/fedmesh/authority/ca.crt --out /var/lib/fedmesh/tls \
+  --registry "$1"
+echo "$sum" > "$used"
+{{- end -}}
+
+{{/* What all of fedmesh's processes here find in their environment. */}}
+{{- define "hospital.env" -}}
+- {name: HOME, value: /tmp}
+- {name: TMPDIR, value: /tmp}
+- {name: PYTHONUNBUFFERED, value: "1"}
 {{- end -}}
 
 {{/* The node's configuration file. */}}
@@ -98,11 +121,17 @@ key: /etc/fedmesh/tls/tls.key
       "data_dir" "/var/lib/fedmesh/node"
       "member_keys" (printf "/etc/fedmesh/member/%s" .Values.memberKeys.key)
       "roster" (printf "/etc/fedmesh/roster/%s" .Values.roster.key)
-      "privacy" (dict "epsilon_limit" .Values.privacy.epsilonLimit "delta_limit" .Values.privacy.deltaLimit "allow_without_privacy" .Values.privacy.allowWithoutPrivacy)
+      "privacy" (dict "epsilon_limit" .Values.privacy.epsilonLimit "delta_limit" .Values.privacy.deltaLimit "max_plan_epsilon" .Values.privacy.maxPlanEpsilon "max_plan_delta" .Values.privacy.maxPlanDelta "allow_without_privacy" .Values.privacy.allowWithoutPrivacy)
       "telemetry" (dict "log_level" .Values.telemetry.logLevel)
       "health_listen" (printf "0.0.0.0:%v" .Values.ports.health)
       "metrics_listen" (printf "0.0.0.0:%v" .Values.ports.metrics) -}}
 {{- range $name, $target := .Values.centre -}}{{- $_ := set $config $name (dict "target" $target) -}}{{- end -}}
+{{- if .Values.privacy.approvalConfigMap -}}
+{{- $_ := set $config.privacy "approvers" .Values.privacy.approvers -}}
+{{- $_ := set $config.privacy "approval" (printf "/etc/fedmesh/approval/%s" .Values.privacy.approvalKey) -}}
+{{- end -}}
+{{- if .Values.enrolment.registry -}}{{- $_ := set $config "renewal" (dict "folder" "/var/lib/fedmesh/tls") -}}{{- end -}}
+{{- if .Values.registryKey.configMap -}}{{- $_ := set $config "registry_key" (printf "/etc/fedmesh/registry/%s" .Values.registryKey.key) -}}{{- end -}}
 {{- if .Values.witness.audit -}}
 {{- $_ := required "witness.logKeyConfigMap: name the ConfigMap with the audit log's public key (audit.vkey)" .Values.witness.logKeyConfigMap -}}
 {{- $_ := set $config "witness" (dict "audit" (dict "target" .Values.witness.audit) "log_key" (printf "/etc/fedmesh/log/%s" .Values.witness.key) "interval_s" .Values.witness.intervalS) -}}

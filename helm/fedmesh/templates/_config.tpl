@@ -9,7 +9,11 @@
       "health_listen" (printf "0.0.0.0:%v" $values.ports.health)
       "metrics_listen" (printf "0.0.0.0:%v" $values.ports.metrics)
       "tls" (fromYaml (include "fedmesh.tlsFiles" .))
-      "drain_s" $values.drain.callsSeconds) -}}
+      "drain_s" $values.drain.callsSeconds
+      "limits" (fromYaml (include "fedmesh.limits" $root))) -}}
+{{- if $values.people.enabled -}}
+{{- $_ := set $config.server "people" (fromYaml (include "fedmesh.people" $root)) -}}
+{{- end -}}
 {{- $telemetry := dict "log_level" $values.telemetry.logLevel "trace_calls" $values.telemetry.traceCalls -}}
 {{- with $values.telemetry.otlpEndpoint -}}{{- $_ := set $telemetry "otlp_endpoint" . -}}{{- end -}}
 {{- $_ := set $config "telemetry" $telemetry -}}
@@ -18,7 +22,12 @@
 {{- else -}}
 {{- $_ := set $config "redis" (fromYaml (include "fedmesh.redisSection" .)) -}}
 {{- end -}}
-{{- if eq .name "audit" -}}{{- $_ := set $config "signing_key" "/etc/fedmesh/signing/audit.key" -}}{{- end -}}
+{{- if has (printf "%s-key" .name) (splitList "," (include "fedmesh.signingKeys" $root)) -}}
+{{- $_ := set $config "signing_key" (printf "/etc/fedmesh/signing/%s.key" .name) -}}
+{{- end -}}
+{{- if and (eq .name "registry") $values.enrolment.enabled -}}
+{{- $_ := set $config "enrolment" (fromYaml (include "fedmesh.enrolment" $root)) -}}
+{{- end -}}
 {{- range compact (splitList "," (include "fedmesh.callees" .name)) -}}
 {{- $_ := set $config . (dict "target" (include "fedmesh.target" (dict "root" $root "host" .))) -}}
 {{- end -}}
@@ -26,6 +35,46 @@
 {{- $_ := set $config "ops_listen" (printf "127.0.0.1:%v" $values.ports.ops) -}}
 {{- end -}}
 {{- toYaml (mergeOverwrite $config (deepCopy $service.settings)) -}}
+{{- end -}}
+
+{{- define "fedmesh.limits" -}}
+calls: {{ .Values.limits.calls }}
+calls_of_one: {{ .Values.limits.callsOfOne }}
+metadata_bytes: {{ .Values.limits.metadataBytes }}
+handshake_s: {{ .Values.limits.handshakeS }}
+{{- end -}}
+
+{{/* How people sign in. Issuers on loopback, which are for development, cannot be allowed here. */}}
+{{- define "fedmesh.people" -}}
+{{- $people := .Values.people -}}
+issuer: {{ $people.issuer | quote }}
+audience: {{ $people.audience | quote }}
+{{- with $people.jwksUrl }}
+jwks_url: {{ . | quote }}
+{{- end }}
+{{- if $people.caConfigMap.name }}
+ca: /etc/fedmesh/issuer-ca/ca.crt
+{{- end }}
+algorithms: {{ toJson $people.algorithms }}
+role_claim: {{ $people.roleClaim | quote }}
+roles: {{ toJson $people.roles }}
+mfa: {{ toJson $people.mfa }}
+leeway_s: {{ $people.leewayS }}
+max_age_s: {{ $people.maxAgeS }}
+keys_fresh_s: {{ $people.keysFreshS }}
+keys_stale_s: {{ $people.keysStaleS }}
+{{- end -}}
+
+{{- define "fedmesh.enrolment" -}}
+{{- $enrolment := .Values.enrolment -}}
+listen: 0.0.0.0:{{ .Values.ports.enrolment }}
+ca_certificate: /etc/fedmesh/issuing/tls.crt
+ca_key: /etc/fedmesh/issuing/tls.key
+lifetime_s: {{ $enrolment.lifetimeS }}
+backdate_s: {{ $enrolment.backdateS }}
+per_minute: {{ $enrolment.perMinute }}
+burst: {{ $enrolment.burst }}
+all_per_minute: {{ $enrolment.allPerMinute }}
 {{- end -}}
 
 {{- define "fedmesh.tlsFiles" -}}

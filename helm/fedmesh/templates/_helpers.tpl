@@ -193,6 +193,11 @@ fedmesh.{{ . }}.v1.{{ title . }}Service
 {{- with index .root.Values.external.hosts .host }}
 - {{ . }}
 {{- end }}
+{{- if and (eq .host "registry") .root.Values.enrolment.enabled }}
+{{- with .root.Values.external.hosts.enrolment }}
+- {{ . }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Accounts of the stores that are ours to make. */}}
@@ -201,6 +206,16 @@ fedmesh.{{ . }}.v1.{{ title . }}Service
 {{- if eq .Values.postgres.mode "single" }}{{ $accounts = append $accounts "postgres-admin" }}{{ end -}}
 {{- if ne .Values.valkey.mode "external" }}{{ $accounts = append $accounts "valkey-admin" }}{{ end -}}
 {{- join "," $accounts -}}
+{{- end -}}
+
+{{/* Secrets of the keys that services sign with. */}}
+{{- define "fedmesh.signingKeys" -}}
+audit-key{{ if .Values.registryKey.enabled }},registry-key{{ end }}
+{{- end -}}
+
+{{/* Secret of the authority that signs hospitals' certificates: in a trial with generated certificates, that of them all. */}}
+{{- define "fedmesh.issuingSecret" -}}
+{{- include "fedmesh.secret" (dict "root" . "key" (ternary "authority" "issuing-authority" (eq .Values.tls.mode "generated"))) -}}
 {{- end -}}
 
 {{/* User name of an account: postgres-registry-service is registry_service, valkey-admin is admin. */}}

@@ -17,7 +17,16 @@
 {{- if and (eq .Values.profile "production") (eq .Values.consortium "consortium.local") -}}
 {{- fail "consortium is still consortium.local: choose your own trust domain, such as fedmesh.example; it cannot be changed later" -}}
 {{- end -}}
-{{- if ne (len (uniq (list .Values.ports.grpc .Values.ports.health .Values.ports.metrics .Values.ports.ops))) 4 -}}
-{{- fail "ports.grpc, ports.health, ports.metrics and ports.ops must differ" -}}
+{{- if ne (len (uniq (list .Values.ports.grpc .Values.ports.health .Values.ports.metrics .Values.ports.ops .Values.ports.enrolment))) 5 -}}
+{{- fail "ports.grpc, ports.health, ports.metrics, ports.ops and ports.enrolment must differ" -}}
+{{- end -}}
+{{- if and .Values.people.enabled (not (has "consortium-admin" (values .Values.people.roles))) -}}
+{{- fail "people.roles gives nobody the role consortium-admin: name the group that decides who takes part" -}}
+{{- end -}}
+{{- if and .Values.enrolment.enabled (eq .Values.external.mode "gateway") (not .Values.external.hosts.enrolment) -}}
+{{- fail "external.hosts.enrolment: a gateway needs a host name of its own for the listener at which hospitals enrol" -}}
+{{- end -}}
+{{- if and .Values.enrolment.enabled (eq .Values.external.loadBalancer.enrolmentPort .Values.external.loadBalancer.port) -}}
+{{- fail "external.loadBalancer.port and enrolmentPort must differ: the registry listens at both" -}}
 {{- end -}}
 {{- end -}}

@@ -27,6 +27,7 @@ from services.common.grpc.wire import INTERNAL_TEXT, to_status
 from services.common.identity import Identity, Kind, parse_identity
 from services.common.people.person import Person, require_rights
 from services.common.people.sign_in import SignIn
+from services.common.refusals import REFUSALS, Refusal
 from services.common.telemetry import CALLS, IN_FLIGHT, LATENCY, exemplar, get_logger
 from services.common.tracing import fail_span, tracer
 
@@ -59,6 +60,9 @@ _peer: ContextVar[Peer] = ContextVar("peer")
 Admit = Callable[[Peer], None]
 """Raises FedmeshError for a caller that is to be refused, whatever it asks."""
 
+Refused = Callable[[Refusal], None]
+"""Told of every call that is refused for who makes it."""
+
 
 class Gate(grpc.aio.ServerInterceptor):
     """Lets a call through only when TLS, certificate, policy, standing and deadline allow it, and maps every error.
@@ -66,7 +70,7 @@ class Gate(grpc.aio.ServerInterceptor):
     policy: rules by full method name. consortium: the only trust domain whose certificates are let in. admit: asked
     for every call and again for every message of a stream, so that a suspension ends what is under way. admission:
     bounds the calls in flight. sign_in: reads the token of an operator's call; without it, the certificate alone says
-    who the operator is.
+    who the operator is. refused: told of every call that ends because of who makes it, here or behind the gate.
     """
 
     def __init__(
@@ -76,8 +80,10 @@ class Gate(grpc.aio.ServerInterceptor):
         admit: Admit | None,
         admission: Admission,
         sign_in: SignIn | None = None,
+        refused: Refused | None = None,
     ) -> None:
         self._sign_in = sign_in
+        self._refused = refused
         self._policy = policy
         self._consortium = consortium
         # A failure that is the first of its kind is a change from 0, which a rate sees; from nothing it would not be.
@@ -114,10 +120,11 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._observed(method, context) as call:
                 try:
-                    with self._admission.entered(await self._admit(method, context, needs_deadline=True)):
+                    with self._admission.entered(await self._admit(method, context, call, needs_deadline=True)):
                         return await behaviour(self._guarded(request) if messages else request, context)
                 except Exception as error:
                     call["error"] = error
+                    self._note(method, call.get("caller"), error)
                     await abort(context, method, error)
 
         return answer
@@ -126,15 +133,21 @@ class Gate(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with self._observed(method, context) as call:
                 try:
-                    with self._admission.entered(await self._admit(method, context, needs_deadline=False)):
+                    with self._admission.entered(await self._admit(method, context, call, needs_deadline=False)):
                         responses = behaviour(self._guarded(request) if messages else request, context)
                         async for response in self._guarded(responses):
                             yield response
                 except Exception as error:
                     call["error"] = error
+                    self._note(method, call.get("caller"), error)
                     await abort(context, method, error)
 
         return answer
+
+    def _note(self, method: str, who: Identity | None, error: Exception) -> None:
+        if self._refused is not None and isinstance(error, FedmeshError) and error.code in REFUSALS:
+            # `/package.Service/Method`, without the package.
+            self._refused(Refusal(who, method.rsplit(".", 1)[-1], error.code, error.message))
 
     async def _guarded(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """The messages, as long as their caller is admitted; then what makes them is closed."""
@@ -154,36 +167,42 @@ class Gate(grpc.aio.ServerInterceptor):
             self._admit_caller(peer)
 
     async def _admit(
-        self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool
+        self, method: str, context: grpc.aio.ServicerContext[Any, Any], call: dict[str, Any], *, needs_deadline: bool
     ) -> Identity:
-        """Who calls. Raises: FedmeshError for whoever is not let in."""
+        """Who calls; `caller` in `call` is who it is as far as that is known by then.
+
+        Raises: FedmeshError for whoever is not let in.
+        """
         rule = self._policy.get(method)
         peer = read_peer(context)
         identity = peer.identity
+        call["caller"] = identity
         if identity.consortium != self._consortium:
             raise FedmeshError(Code.UNAUTHENTICATED, "the certificate belongs to another consortium")
         if rule is None or not rule.permits(identity):
             raise FedmeshError(
                 Code.PERMISSION_DENIED, f"{identity.kind.value} {identity.name} may not call {method.rsplit('/', 1)[1]}"
             )
-        person = await self._signed_in(method, rule, identity, context)
+        person = await self._signed_in(rule, identity, context)
+        if person is not None:
+            call["caller"] = person.identity(self._consortium)
+            require_rights(person, rule, method.rsplit("/", 1)[1])
         peer = replace(peer, person=person)
         self._require_admitted(peer)
         note_peer(identity, context.auth_context())
         require_time(context, needs_deadline=needs_deadline)
-        _caller.set(person.identity(self._consortium) if person else identity)
+        _caller.set(call["caller"])
         _peer.set(peer)
         return identity
 
     async def _signed_in(
-        self, method: str, rule: Rule, identity: Identity, context: grpc.aio.ServicerContext[Any, Any]
+        self, rule: Rule, identity: Identity, context: grpc.aio.ServicerContext[Any, Any]
     ) -> Person | None:
         """The person behind an operator's call, where people sign in."""
         if self._sign_in is None or identity.kind is not Kind.OPERATOR or not rule.roles:
             return None
-        person = await self._sign_in.person(_authorization(context), b"".join(context.auth_context()["x509_pem_cert"]))
-        require_rights(person, rule, method.rsplit("/", 1)[1])
-        return person
+        certificate = b"".join(context.auth_context()["x509_pem_cert"])
+        return await self._sign_in.person(_authorization(context), certificate)
 
     def _observed(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         rule = self._policy.get(method)
@@ -196,7 +215,7 @@ def observed(method: str, context: grpc.aio.ServicerContext[Any, Any], *, object
     counts = "yes" if objective else "no"
     carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     started = time.perf_counter()
-    call: dict[str, Exception] = {}
+    call: dict[str, Any] = {}
     code = grpc.StatusCode.OK.name
     with (
         IN_FLIGHT.labels(method).track_inprogress(),

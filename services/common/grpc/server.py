@@ -18,9 +18,10 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import load_policy
 from services.common.grpc.admission import Admission
 from services.common.grpc.certificates import note_own
-from services.common.grpc.gate import Admit, Gate
+from services.common.grpc.gate import Admit, Gate, Refused
 from services.common.grpc.keepalive import server_keepalive
 from services.common.people.sign_in import SignIn
+from services.common.refusals import RefusalLog
 from services.common.tasks import end_tasks
 from services.common.telemetry import SERVING, get_logger
 from services.common.tls import load_tls, server_credentials
@@ -49,7 +50,7 @@ class Endpoint:
 
 
 class MeshServer:
-    """A gRPC server with mutual TLS, health, reflection and graceful stop. admit: see `Gate`."""
+    """A gRPC server with mutual TLS, health, reflection and graceful stop. admit, refused: see `Gate`."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class MeshServer:
         endpoints: Sequence[Endpoint],
         *,
         admit: Admit | None = None,
+        refused: Refused | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._config = config
@@ -81,7 +83,7 @@ class MeshServer:
         if sign_in is None and any(rule.roles for rule in policy.values()):
             log.warning("operators_need_no_sign_in", advice="set server.people: see docs/people.md")
         shed = Admission(config.limits.calls, config.limits.calls_of_one)
-        gate = Gate(policy, material.identity.consortium, admit, shed, sign_in)
+        gate = Gate(policy, material.identity.consortium, admit, shed, sign_in, refused)
         self._server = grpc.aio.server(interceptors=[gate], options=options)
         for endpoint in endpoints:
             endpoint.add_to_server(endpoint.servicer, self._server)
@@ -186,15 +188,17 @@ async def run_server(
     background: Sequence[Callable[[], Awaitable[None]]] = (),
     dependencies: Callable[[], Awaitable[bool]] = always_ready,
     admit: Admit | None = None,
+    refusals: RefusalLog,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `background` loops run beside the server; if one fails, all stops.
 
-    admit: refuses callers, see `Gate`. max_message_bytes: largest message either way.
+    admit: refuses callers, see `Gate`. refusals: tells the audit log of refused callers. max_message_bytes: largest
+    message either way.
 
     Raises: FedmeshError(CONFIG_INVALID) for addresses or certificates; whatever a background loop raised.
     """
-    server = MeshServer(config, endpoints, admit=admit, max_message_bytes=max_message_bytes)
+    server = MeshServer(config, endpoints, admit=admit, refused=refusals.note, max_message_bytes=max_message_bytes)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -203,14 +207,17 @@ async def run_server(
     if config.metrics_listen is not None:
         start_metrics(config.metrics_listen)
     tasks = [asyncio.ensure_future(run()) for run in background]
+    telling = asyncio.ensure_future(refusals.run())
     tasks.append(asyncio.ensure_future(server.watch_health(dependencies)))
     stopped = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopped, telling, *tasks], return_when=asyncio.FIRST_COMPLETED)
         log.info("draining", seconds=config.drain_s)
         await server.stop()
     finally:
-        await _finish([*tasks, stopped])
+        # While what it tells the audit log through still runs.
+        await end_tasks([telling])
+        await _finish([*tasks, telling, stopped])
 
 
 async def _finish(tasks: Sequence["asyncio.Future[Any]"]) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from services.common.config import PeopleConfig, is_safe_url
+from services.common.config import PeopleConfig
 from services.common.errors import Code, FedmeshError
 from services.common.people.web import Web
 from services.common.telemetry import get_logger
@@ -74,8 +74,8 @@ class IssuerKeys:
             found = self._web.read(self._config.issuer.rstrip("/") + "/.well-known/openid-configuration")
             if found["issuer"] != self._config.issuer:
                 raise ValueError("the discovery document is another issuer's")
-            if not is_safe_url(found["jwks_uri"]):
-                raise ValueError("the discovery document's jwks_uri is not HTTPS")
+            if not self._config.trusts(found["jwks_uri"]):
+                raise ValueError("the discovery document's jwks_uri is not HTTPS, or leads to this machine")
             self._url = str(found["jwks_uri"])
         return {
             key["kid"]: key

@@ -35,6 +35,8 @@ OWN_TYPES: Final = PROMOTION_TYPES | frozenset(
         "hospital.strike",
         "hospital.suspended",
         "hospital.invited",
+        "membership.proposed",
+        "membership.approved",
         "hospital.enrolled",
         "certificate.renewed",
         "certificates.revoked",

@@ -12,6 +12,7 @@ from services.registry.store.credentials import PostgresCredentials
 from services.registry.store.hospitals import PostgresHospitals
 from services.registry.store.jobs import PostgresJobs
 from services.registry.store.ledgers import PostgresLedgers
+from services.registry.store.membership import PostgresMembershipChanges
 from services.registry.store.outbox import PostgresOutbox
 from services.registry.store.performance import PostgresPerformance
 from services.registry.store.plans import PostgresPlans
@@ -32,6 +33,7 @@ class PostgresTransaction:
         self.requests = PostgresRequests(connection)
         self.hospitals = PostgresHospitals(connection)
         self.credentials = PostgresCredentials(connection)
+        self.membership = PostgresMembershipChanges(connection)
         self.plans = PostgresPlans(connection)
         self.rosters = PostgresRosters(connection)
         self.jobs = PostgresJobs(connection)

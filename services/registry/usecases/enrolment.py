@@ -19,12 +19,12 @@ from services.registry.domain.enrolment import (
     read_request,
     require_due,
     require_usable,
-    require_valid_for,
     revocation,
     token_digest,
 )
 from services.registry.domain.entities import Event, Hospital, HospitalStatus
 from services.registry.domain.events import event
+from services.registry.usecases.hospitals import find_hospital
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
 
@@ -54,33 +54,6 @@ class EnrolmentUseCases:
         self._clock = clock
         self._signer = signer
         self._terms = terms
-
-    async def invite(
-        self, command: Command[Invitation], hospital_id: str, token_sha256: str, valid: timedelta
-    ) -> bytes:
-        """Let whoever has the token enrol as this hospital, once. An open invitation of before is withdrawn.
-
-        Raises: FedmeshError(NOT_FOUND), (WRONG_STATE) for a hospital that is not active, (ALREADY_EXISTS) for a token
-            that was used in another invitation, (INVALID_ARGUMENT) for a time out of range.
-        """
-        require_valid_for(valid)
-
-        async def body(tx: Transaction) -> Invitation:
-            hospital = await _hospital(tx, hospital_id)
-            if hospital.status is not HospitalStatus.ACTIVE:
-                raise FedmeshError(
-                    Code.WRONG_STATE, f"hospital {hospital_id} is {hospital.status.value}: reinstate it first"
-                )
-            if await tx.credentials.invitation(token_sha256) is not None:
-                raise FedmeshError(Code.ALREADY_EXISTS, "there is an invitation with this token: make a new token")
-            now = self._clock.now()
-            made = Invitation(token_sha256, hospital_id, str(command.caller), now, now + valid)
-            await tx.credentials.invite(made)
-            facts = {"token_sha256": token_sha256, "expires_at": made.expires_at.isoformat(timespec="seconds")}
-            await tx.outbox.add([_event("hospital.invited", now, command.caller, hospital_id, **facts)])
-            return made
-
-        return await self._mutations.run(command, body)
 
     async def enrol(self, token: str, csr: bytes) -> str:
         """The first certificate, PEM; all that the hospital had before are revoked.
@@ -153,7 +126,7 @@ class EnrolmentUseCases:
         """
 
         async def body(tx: Transaction) -> datetime:
-            await _hospital(tx, hospital_id)
+            await find_hospital(tx, hospital_id)
             now = self._clock.now()
             newest = await tx.credentials.newest(hospital_id)
             since = beginning(now, timedelta(), newest, revocation(now))
@@ -202,19 +175,8 @@ class EnrolmentUseCases:
         self._mutations.changed()
 
 
-async def _hospital(tx: Transaction, hospital_id: str) -> Hospital:
-    hospital = (await tx.hospitals.get([hospital_id], lock=True)).get(hospital_id)
-    if hospital is None:
-        raise FedmeshError(
-            Code.NOT_FOUND, f"hospital {hospital_id} is not registered: `fedmesh members register` adds it"
-        )
-    # Whoever invites, certifies or revokes at the same time comes after.
-    await tx.hospitals.touch([hospital_id])
-    return hospital
-
-
 async def _active(tx: Transaction, hospital_id: str) -> Hospital:
-    hospital = await _hospital(tx, hospital_id)
+    hospital = await find_hospital(tx, hospital_id)
     if hospital.status is not HospitalStatus.ACTIVE:
         raise FedmeshError(
             Code.PERMISSION_DENIED, f"hospital {hospital_id} is {hospital.status.value}: ask the consortium"

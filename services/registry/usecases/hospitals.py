@@ -1,7 +1,7 @@
 """Membership of the consortium: standing and strikes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from services.common.clock import Clock
@@ -47,10 +47,8 @@ class HospitalUseCases:
 
         return await self._mutations.run(command, body)
 
-    async def set_status(
-        self, command: Command[Hospital], hospital_id: str, status: HospitalStatus, reason: str
-    ) -> bytes:
-        """Suspend, reinstate or remove a hospital; strikes from before a reinstatement no longer count.
+    async def suspend(self, command: Command[Hospital], hospital_id: str, reason: str) -> bytes:
+        """Suspend a hospital: one person may, for safety. The other changes of standing are `MembershipUseCases`'.
 
         The registry heeds it with the hospital's next call, the other services within seconds.
 
@@ -58,25 +56,10 @@ class HospitalUseCases:
         """
 
         async def body(tx: Transaction) -> Hospital:
-            hospital = (await tx.hospitals.get([hospital_id], lock=True)).get(hospital_id)
-            if hospital is None:
-                raise FedmeshError(Code.NOT_FOUND, f"hospital {hospital_id} is not registered")
-            require_status_change(hospital, status)
-            now = self._clock.now()
-            await tx.hospitals.set_status(hospital_id, status, now)
-            if status is HospitalStatus.ACTIVE:
-                await tx.hospitals.forgive(hospital_id, now)
-            told = event(
-                "hospital.status_changed",
-                now,
-                command.caller,
-                f"hospital/{hospital_id}",
-                before=hospital.status.value,
-                status=status.value,
-                reason=reason,
+            hospital = await find_hospital(tx, hospital_id)
+            return await change_standing(
+                tx, command.caller, hospital, HospitalStatus.SUSPENDED, reason, self._clock.now()
             )
-            await tx.outbox.add([told])
-            return Hospital(hospital_id, hospital.display_name, status, hospital.created_at)
 
         return await self._mutations.run(command, body)
 
@@ -90,11 +73,8 @@ class HospitalUseCases:
         strike = make(self._clock.now())
 
         async def body(tx: Transaction) -> Struck:
-            hospital = (await tx.hospitals.get([strike.hospital_id], lock=True)).get(strike.hospital_id)
-            if hospital is None:
-                raise FedmeshError(Code.NOT_FOUND, f"hospital {strike.hospital_id} is not registered")
             # Whoever strikes at the same time runs again and counts this one too.
-            await tx.hospitals.touch([strike.hospital_id])
+            hospital = await find_hospital(tx, strike.hospital_id)
             await tx.hospitals.add_strike(strike)
             since = strike.at - timedelta(seconds=self._rule.window_s)
             strikes = await tx.hospitals.strikes(strike.hospital_id, since)
@@ -131,3 +111,34 @@ class HospitalUseCases:
     async def list(self, caller: Identity) -> tuple[Hospital, ...]:
         since = self._clock.now() - timedelta(seconds=self._rule.window_s)
         return await self._store.run("ListHospitals", caller, lambda tx: tx.hospitals.list(since))
+
+
+async def find_hospital(tx: Transaction, hospital_id: str) -> Hospital:
+    """A hospital, locked; whoever changes something about it at the same time comes after, and sees what this one did.
+
+    Raises: FedmeshError(NOT_FOUND).
+    """
+    hospital = (await tx.hospitals.get([hospital_id], lock=True)).get(hospital_id)
+    if hospital is None:
+        raise FedmeshError(
+            Code.NOT_FOUND, f"hospital {hospital_id} is not registered: `fedmesh members register` adds it"
+        )
+    await tx.hospitals.touch([hospital_id])
+    return hospital
+
+
+async def change_standing(
+    tx: Transaction, caller: Identity, hospital: Hospital, status: HospitalStatus, reason: str, at: datetime
+) -> Hospital:
+    """Change the standing of a hospital that is locked; strikes from before a reinstatement no longer count.
+
+    Raises: FedmeshError(WRONG_STATE) for a removed hospital.
+    """
+    require_status_change(hospital, status)
+    await tx.hospitals.set_status(hospital.hospital_id, status, at)
+    if status is HospitalStatus.ACTIVE:
+        await tx.hospitals.forgive(hospital.hospital_id, at)
+    facts = {"before": hospital.status.value, "status": status.value, "reason": reason}
+    subject = f"hospital/{hospital.hospital_id}"
+    await tx.outbox.add([event("hospital.status_changed", at, caller, subject, **facts)])
+    return replace(hospital, status=status)

@@ -29,6 +29,7 @@ from services.registry.domain.entities import (
     Strike,
     SurvivorList,
 )
+from services.registry.usecases.membership_ports import MembershipChanges
 from services.registry.usecases.performance_ports import Performance
 from services.registry.usecases.promotion_ports import Promotions
 
@@ -313,6 +314,8 @@ class Transaction(Protocol):
     def hospitals(self) -> Hospitals: ...
     @property
     def credentials(self) -> Credentials: ...
+    @property
+    def membership(self) -> MembershipChanges: ...
     @property
     def plans(self) -> Plans: ...
     @property

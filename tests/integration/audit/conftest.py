@@ -15,7 +15,7 @@ from fedmesh.audit.v1 import audit_pb2 as pb
 from fedmesh.audit.v1 import audit_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.audit.main import endpoint
+from services.audit.main import build_refusals, endpoint
 from services.audit.sequencer import Sequencer
 from services.audit.store import MIGRATIONS
 from services.audit.store.postgres import PostgresStore
@@ -26,6 +26,7 @@ from services.common.config import ServerConfig, TlsConfig
 from services.common.grpc.client import MeshChannel, call
 from services.common.grpc.server import MeshServer
 from services.common.postgres import Database, migrate
+from services.common.tls import load_tls
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.transparency.checkpoint import VerifierKey, generate_key, load_signing_key
 from tests.support.stores import PostgresDatabase
@@ -62,16 +63,18 @@ class World:
         log = LogUseCases(store, sequencer, key)
         witnesses = WitnessUseCases(store, key, SystemClock(), period_s)
         config = ServerConfig(listen="127.0.0.1:0", tls=self.server_tls, drain_s=1)
-        server = MeshServer(config, [endpoint(log, witnesses)])
-        writing = asyncio.create_task(sequencer.run())
+        refusals = build_refusals(log, load_tls(config.tls).identity)
+        server = MeshServer(config, [endpoint(log, witnesses)], refused=refusals.note)
+        writing, telling = asyncio.create_task(sequencer.run()), asyncio.create_task(refusals.run())
         await server.start()
         try:
             yield Replica(f"127.0.0.1:{server.port}", log, key.verifier)
         finally:
             await server.stop()
-            writing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await writing
+            for task in (telling, writing):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
             await database.close()
 
     @asynccontextmanager

@@ -1,7 +1,9 @@
 """The log over mTLS and PostgreSQL: places, proofs, idempotency, access, growth, restart, replicas."""
 
 import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fedmesh.audit.v1 import audit_pb2 as pb
@@ -15,7 +17,7 @@ from services.transparency.export import ExportWriter
 from services.transparency.merkle import EMPTY_ROOT, leaf_hash, tree_root, verify_consistency, verify_inclusion
 from services.transparency.verify import verify_export
 
-from .conftest import Client, Replica, World, event
+from .conftest import CONSORTIUM, Client, Replica, World, event
 
 
 def require_proofs(response: pb.AppendEventsResponse, replica: Replica) -> Checkpoint:
@@ -193,6 +195,21 @@ async def test_only_services_append_and_only_operators_read_everything(world: Wo
     for who in ("hospital", "coordinator"):
         async with world.client(replica, who) as client:
             assert (await refusal(entries(client))).code is Code.PERMISSION_DENIED
+    # The log holds its own refusals too.
+    told: list[Any] = []
+    async with world.client(replica, "operator") as operator, asyncio.timeout(60):
+        while len(told) < 4:
+            await asyncio.sleep(0.02)
+            told = [json.loads(leaf) for _, leaf in await entries(operator)]
+    assert {(leaf["type"], leaf["source"]) for leaf in told} == {
+        ("access.refused", f"spiffe://{CONSORTIUM}/service/audit")
+    }
+    assert {(leaf["subject"], leaf["body"]["method"]) for leaf in told} == {
+        ("hospital/hospital", "AuditService/AppendEvents"),
+        ("operator/operator", "AuditService/AppendEvents"),
+        ("hospital/hospital", "AuditService/ListEntries"),
+        ("service/coordinator", "AuditService/ListEntries"),
+    }
 
 
 async def test_entries_are_read_by_pages_from_any_place(world: World, replica: Replica) -> None:

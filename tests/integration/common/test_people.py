@@ -29,7 +29,8 @@ from services.common.people.keys import FETCH_GAP_S, IssuerKeys
 from services.common.people.person import Person, person_name
 from services.common.people.sign_in import SignIn
 from services.embedded.ca import create_ca
-from tests.support.issuer import AUDIENCE, Issuer, running_issuer
+from services.embedded.issuer import CLIENT_ID
+from tests.support.signing_in import AUDIENCE, TestIssuer, running_issuer
 
 ROLES = {"admins": "consortium-admin", "readers": "auditor"}
 
@@ -45,7 +46,7 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
 
 
 class Setup:
-    def __init__(self, issuer: Issuer, folder: Path) -> None:
+    def __init__(self, issuer: TestIssuer, folder: Path) -> None:
         self.ca = create_ca(folder / "ca", "test.local")
         self.issuer = issuer
         self.operator = self.ca.issue_operator("shared-desk")
@@ -62,18 +63,20 @@ class Setup:
             return await call(getattr(stub, method), getattr(registry_pb2, f"{method}Request")())
 
 
-def people_config(issuer: Issuer, **changes: Any) -> PeopleConfig:
-    return PeopleConfig.model_validate({"issuer": issuer.url, "audience": AUDIENCE, "roles": ROLES, **changes})
+def people_config(issuer: TestIssuer, **changes: Any) -> PeopleConfig:
+    return PeopleConfig.model_validate(
+        {"issuer": issuer.url, "allow_loopback_issuer": True, "audience": AUDIENCE, "roles": ROLES, **changes}
+    )
 
 
 @pytest.fixture
-def issuer() -> Iterator[Issuer]:
+def issuer() -> Iterator[TestIssuer]:
     with running_issuer() as made:
         yield made
 
 
 @pytest.fixture
-async def setup(issuer: Issuer, tmp_path: Path) -> AsyncIterator[Setup]:
+async def setup(issuer: TestIssuer, tmp_path: Path) -> AsyncIterator[Setup]:
     made = Setup(issuer, tmp_path)
     await made.server.start()
     yield made
@@ -100,7 +103,7 @@ async def test_role_and_second_factor_are_required_and_services_need_no_token(se
         await setup.ask(setup.issuer.token(), tls=setup.ca.issue_service("aggregator"))
 
 
-def signed(issuer: Issuer, header: dict[str, Any], payload: str) -> str:
+def signed(issuer: TestIssuer, header: dict[str, Any], payload: str) -> str:
     """A token with a payload as it is written, a claim that comes twice included."""
     head = _text(json.dumps({"alg": "RS256", "kid": issuer.kid, **header}).encode())
     body = f"{head}.{_text(payload.encode())}"
@@ -112,12 +115,12 @@ def _text(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-def _hmac_with_public_key(issuer: Issuer) -> str:
+def _hmac_with_public_key(issuer: TestIssuer) -> str:
     pem = issuer.key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     head = _text(json.dumps({"alg": "HS256", "kid": issuer.kid}).encode())
-    body = f"{head}.{_text(json.dumps(issuer.claims()).encode())}"
+    body = f"{head}.{_text(json.dumps(issuer.good()).encode())}"
     return f"{body}.{_text(hmac.new(pem, body.encode(), hashlib.sha256).digest())}"
 
 
@@ -125,13 +128,13 @@ def _other_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, 2048)
 
 
-BAD: dict[str, tuple[Callable[[Issuer], str], str]] = {
-    "none": (lambda i: jwt.encode(i.claims(), "", "none", {"kid": i.kid}), "algorithm is not accepted"),
+BAD: dict[str, tuple[Callable[[TestIssuer], str], str]] = {
+    "none": (lambda i: jwt.encode(i.good(), "", "none", {"kid": i.kid}), "algorithm is not accepted"),
     "hmac": (_hmac_with_public_key, "algorithm is not accepted"),
-    "forged": (lambda i: jwt.encode(i.claims(), _other_key(), "RS256", {"kid": i.kid}), "signature does not hold"),
-    "no kid": (lambda i: jwt.encode(i.claims(), i.key, "RS256"), "names no key"),
-    "unknown kid": (lambda i: jwt.encode(i.claims(), i.key, "RS256", {"kid": "k9"}), "key that the issuer"),
-    "crit": (lambda i: signed(i, {"crit": ["b64"]}, json.dumps(i.claims())), "crit"),
+    "forged": (lambda i: jwt.encode(i.good(), _other_key(), "RS256", {"kid": i.kid}), "signature does not hold"),
+    "no kid": (lambda i: jwt.encode(i.good(), i.key, "RS256"), "names no key"),
+    "unknown kid": (lambda i: jwt.encode(i.good(), i.key, "RS256", {"kid": "k9"}), "key that the issuer"),
+    "crit": (lambda i: signed(i, {"crit": ["b64"]}, json.dumps(i.good())), "crit"),
     "audience": (lambda i: i.token(aud="another"), "somebody else"),
     "issuer": (lambda i: i.token(iss="https://evil.example"), "another issuer"),
     "expired": (lambda i: i.token(exp=int(time.time()) - 60), "expired"),
@@ -140,7 +143,7 @@ BAD: dict[str, tuple[Callable[[Issuer], str], str]] = {
     "no auth_time": (lambda i: i.token(auth_time=None), "no claim auth_time"),
     "old sign-in": (lambda i: i.token(auth_time=int(time.time()) - 13 * 3600), "too long ago"),
     "future sign-in": (lambda i: i.token(auth_time=int(time.time()) + 600), "auth_time"),
-    "twice": (lambda i: signed(i, {}, json.dumps(i.claims())[:-1] + ', "sub": "bob"}'), "names a claim twice"),
+    "twice": (lambda i: signed(i, {}, json.dumps(i.good())[:-1] + ', "sub": "bob"}'), "names a claim twice"),
     "oversized": (lambda i: i.token(pad="x" * 9000), "larger than 8192"),
     "bound elsewhere": (lambda i: i.token(cnf={"x5t#S256": "A" * 43}), "another certificate"),
     "bound to a key": (lambda i: i.token(cnf={"jkt": "A" * 43}), "another certificate"),
@@ -150,7 +153,9 @@ BAD: dict[str, tuple[Callable[[Issuer], str], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_a_token_that_does_not_hold_is_refused_with_the_reason(name: str, issuer: Issuer, tmp_path: Path) -> None:
+async def test_a_token_that_does_not_hold_is_refused_with_the_reason(
+    name: str, issuer: TestIssuer, tmp_path: Path
+) -> None:
     make, text = BAD[name]
     pem = create_ca(tmp_path, "test.local").issue_operator("desk").certificate.read_bytes()
     with pytest.raises(FedmeshError, match=text) as caught:
@@ -170,7 +175,7 @@ async def test_a_bound_token_holds_with_its_certificate_and_clocks_may_differ_a_
 END = "-----END CERTIFICATE-----\n"
 
 
-async def test_keys_are_kept_for_a_bounded_time_while_the_issuer_is_away(issuer: Issuer) -> None:
+async def test_keys_are_kept_for_a_bounded_time_while_the_issuer_is_away(issuer: TestIssuer) -> None:
     now = [0.0]
     keys = IssuerKeys(people_config(issuer, keys_fresh_s=60, keys_stale_s=100), clock=lambda: now[0])
     await keys.get("k1")
@@ -186,7 +191,7 @@ async def test_keys_are_kept_for_a_bounded_time_while_the_issuer_is_away(issuer:
     await keys.get("k1")
 
 
-async def test_a_new_key_is_fetched_at_once_but_unknown_ones_do_not_flood_the_issuer(issuer: Issuer) -> None:
+async def test_a_new_key_is_fetched_at_once_but_unknown_ones_do_not_flood_the_issuer(issuer: TestIssuer) -> None:
     now = [0.0]
     keys = IssuerKeys(people_config(issuer), clock=lambda: now[0])
     await keys.get("k1")
@@ -209,7 +214,16 @@ def test_a_sign_in_that_is_over_ends_a_stream_and_names_are_never_shared() -> No
 
 @pytest.mark.parametrize(
     "change",
-    [{"issuer": "http://idp.example"}, {"algorithms": ["HS256"]}, {"algorithms": ["none"]}, {"roles": {"a": "root"}}],
+    [
+        {"issuer": "http://idp.example"},
+        {"issuer": "http://idp.example", "allow_loopback_issuer": True},
+        {"issuer": "http://127.0.0.1:7105"},
+        {"issuer": "https://localhost:7105"},
+        {"jwks_url": "http://127.0.0.1:7105/keys"},
+        {"algorithms": ["HS256"]},
+        {"algorithms": ["none"]},
+        {"roles": {"a": "root"}},
+    ],
 )
 def test_an_unsafe_configuration_is_refused(change: dict[str, Any]) -> None:
     good = {"issuer": "https://idp.example", "audience": "a", "roles": ROLES}
@@ -219,11 +233,11 @@ def test_an_unsafe_configuration_is_refused(change: dict[str, Any]) -> None:
 
 
 def test_a_device_signs_in_and_its_session_renews_itself(
-    issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    issuer: TestIssuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDMESH_SESSION", str(tmp_path / "folder" / "session.json"))
     waits: list[float] = []
-    client = Client(issuer.url, "cli", "openid", "access")
+    client = Client(issuer.url, CLIENT_ID, "openid", "access")
     device = Device(client, waits.append)
     issuer.answers = [
         {"error": "authorization_pending"},
@@ -242,11 +256,11 @@ def test_a_device_signs_in_and_its_session_renews_itself(
 
 
 def test_a_refusal_at_the_issuer_is_said_and_a_lost_session_sends_no_token(
-    issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    issuer: TestIssuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDMESH_SESSION", str(tmp_path / "session.json"))
     assert session.bearer_if_any() is None
-    client = Client(issuer.url, "cli", "openid", "access")
+    client = Client(issuer.url, CLIENT_ID, "openid", "access")
     device = Device(client, lambda _seconds: None)
     issuer.answers = [{"error": "access_denied", "error_description": "no"}, {"error": "expired_token"}]
     with pytest.raises(FedmeshError, match="refused to sign you in: no"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedmesh.aggregator.v1 import aggregator_pb2, aggregator_pb2_grpc
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 from fedmesh.coordinator.v1 import coordinator_pb2_grpc as rpc
@@ -309,3 +310,16 @@ async def test_a_suspended_hospital_is_not_heard_and_not_waited_for(mesh: Mesh) 
     async with hospital(mesh, "h04") as h04:
         report = pb.ReportReadyRequest(request_id=new_id(), attempt=attempt, advert=nothing_signed("h04"))
         assert await h04.refused("ReportReady", report) == Code.PERMISSION_DENIED
+    # The aggregator reads the same list, and both tell the audit log.
+    async with MeshChannel(mesh.aggregators[0].target, mesh.ca.issue_hospital("h04")) as channel:
+        ask = aggregator_pb2.GetSegmentsRequest(attempt=attempt)
+        with pytest.raises(FedmeshError, match="is suspended"):
+            async for _ in stream(channel.stub(aggregator_pb2_grpc.AggregatorServiceStub).GetSegments, ask):
+                pass
+    told: set[tuple[str, str]] = set()
+    async with asyncio.timeout(60):
+        while not told >= {("coordinator", "hospital/h04"), ("aggregator", "hospital/h04")}:
+            await asyncio.sleep(0.02)
+            events = [event for event in mesh.registry.events.values() if event.type == "access.refused"]
+            told = {(event.actor.rsplit("/", 1)[1], event.subject) for event in events}
+    assert all("is suspended" in event.body_json for event in events)

@@ -1,4 +1,4 @@
-"""An operator who invites and hospitals that enrol, at the registry of a test."""
+"""Operators who invite and hospitals that enrol, at the registry of a test."""
 
 import json
 from pathlib import Path
@@ -37,10 +37,7 @@ class Enrolling:
 
     async def invite(self, hospital: str, valid_s: int = 3600) -> Token:
         token = Token.generate(hospital)
-        request = pb.InviteHospitalRequest(
-            request_id=new_id(), hospital_id=hospital, token_sha256=token.sha256, valid_s=valid_s
-        )
-        await call((await self.credentials()).InviteHospital, request)
+        await self.registry.decide("invite", hospital, token_sha256=token.sha256, valid_s=valid_s)
         return token
 
     async def enrol(self, token: Token, request: bytes) -> bytes:

@@ -14,7 +14,14 @@ from typing import Any
 import psycopg
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.common.v1 import round_pb2
-from fedmesh.registry.v1 import budget_pb2_grpc, performance_pb2_grpc, promotion_pb2_grpc, registry_pb2_grpc
+from fedmesh.registry.v1 import (
+    budget_pb2_grpc,
+    membership_pb2,
+    membership_pb2_grpc,
+    performance_pb2_grpc,
+    promotion_pb2_grpc,
+    registry_pb2_grpc,
+)
 from fedmesh.registry.v1 import registry_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -30,7 +37,14 @@ from services.common.standing import Standing, StandingConfig
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
 from services.registry.config import BlobConfig, EnrolmentConfig, RegistryConfig, RelayConfig, StrikeConfig
-from services.registry.main import build_endpoints, build_enrolment, build_relay, build_usecases, strangers
+from services.registry.main import (
+    build_endpoints,
+    build_enrolment,
+    build_refusals,
+    build_relay,
+    build_usecases,
+    strangers,
+)
 from services.registry.relay import Relay
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
@@ -201,6 +215,10 @@ class Registry:
         """The service of budgets, called as the coordinator unless another caller is given."""
         return self.stub(self._tls(kind, name), budget_pb2_grpc.BudgetServiceStub)
 
+    def membership(self, name: str = "alice") -> Any:
+        """The service of changes of membership, called as an operator."""
+        return self.stub(self._tls("operator", name), membership_pb2_grpc.MembershipServiceStub)
+
     def _tls(self, kind: str, name: str) -> TlsConfig:
         stem = name if kind == "service" else f"{kind}-{name}"
         if (self.ca.folder / f"{stem}.pem").exists():
@@ -223,6 +241,31 @@ class Registry:
         for name in names:
             request = pb.RegisterHospitalRequest(request_id=new_id(), hospital_id=name, display_name=name.title())
             await call(self.operator().RegisterHospital, request)
+
+    async def suspend(self, hospital: str) -> None:
+        request = pb.SetHospitalStatusRequest(
+            request_id=new_id(), hospital_id=hospital, status=pb.HOSPITAL_STATUS_SUSPENDED, reason="why"
+        )
+        await call(self.operator().SetHospitalStatus, request)
+
+    async def propose(self, kind: str, hospital: str, **facts: Any) -> str:
+        """Propose a change of membership (`invite`, `reinstate`, `remove`) as alice: its id."""
+        number = membership_pb2.MembershipChangeKind.Value(f"MEMBERSHIP_CHANGE_KIND_{kind.upper()}")
+        request = membership_pb2.ProposeMembershipChangeRequest(
+            request_id=new_id(), kind=number, hospital_id=hospital, reason="why", **facts
+        )
+        answer = await call(self.membership().ProposeMembershipChange, request)
+        return str(answer.change.change_id)
+
+    async def approve(self, change_id: str, by: str = "bob") -> membership_pb2.MembershipChange:
+        request = membership_pb2.ApproveMembershipChangeRequest(request_id=new_id(), change_id=change_id)
+        answer = await call(self.membership(by).ApproveMembershipChange, request)
+        change: membership_pb2.MembershipChange = answer.change
+        return change
+
+    async def decide(self, kind: str, hospital: str, **facts: Any) -> None:
+        """A change of membership, as two people make it."""
+        await self.approve(await self.propose(kind, hospital, **facts))
 
     async def approved_plan(self, private: bool = False, rounds: int = 2) -> str:
         content = canonical_bytes(manifest(private, rounds))
@@ -434,10 +477,12 @@ async def running_registry(
         watch = HospitalWatch(store, SystemClock(), config.budget, config.strikes)
         standing = Standing(usecases.hospitals.members, config.standing)
         await standing.refresh()
+        refusals = build_refusals(config, store, SystemClock(), relay)
         server = MeshServer(
             config.server,
             build_endpoints(usecases, enrolment, watch),
             admit=standing.admit_certificate,
+            refused=refusals.note,
             max_message_bytes=MAX_RECORD_BYTES,
         )
         await server.start()
@@ -447,7 +492,7 @@ async def running_registry(
         door = strangers(config, config.enrolment, enrolment)
         await door.start()
         stack.push_async_callback(door.stop)
-        tasks = [asyncio.create_task(relay.run()), asyncio.create_task(standing.run())]
+        tasks = [asyncio.create_task(run()) for run in (relay.run, standing.run, refusals.run)]
         registry = Registry(
             ca, database, pool, store, relay, server, audit_log, audit_server, stack, door, watch, enrolment
         )

@@ -97,12 +97,12 @@ async def test_old_withdrawn_and_suspended_invitations(enrolment: Enrolling) -> 
     )
     assert "ended" in (await refused(enrolment.enrol(second, csr("north")))).message
     third = await enrolment.invite("north")
-    await _set(enrolment.registry, "north", registry_pb2.HOSPITAL_STATUS_SUSPENDED)
+    await enrolment.registry.suspend("north")
     assert "suspended" in (await refused(enrolment.enrol(third, csr("north")))).message
     assert await code(enrolment.invite("north")) is Code.WRONG_STATE
     assert await code(enrolment.invite("nobody")) is Code.NOT_FOUND
     assert await code(enrolment.invite("south", valid_s=59)) is Code.INVALID_ARGUMENT
-    await _set(enrolment.registry, "north", registry_pb2.HOSPITAL_STATUS_ACTIVE)
+    await enrolment.registry.decide("reinstate", "north")
     await enrolment.enrol(third, csr("north"))
 
 
@@ -120,7 +120,7 @@ async def test_renewal_needs_a_new_key_and_a_hospital_in_good_standing(enrolment
     enrolment.age("north")
     again = csr("north", key=_key(folder))
     assert await code(enrolment.renew(folder, again)) is Code.WRONG_STATE, "the key is certified already"
-    await _set(enrolment.registry, "north", registry_pb2.HOSPITAL_STATUS_SUSPENDED)
+    await enrolment.registry.suspend("north")
     assert await code(enrolment.renew(folder, csr("north"))) is Code.PERMISSION_DENIED
     assert len(enrolment.told("certificate.renewed")) == 1
     refusals = [body["code"] for _, _, body in enrolment.told("call.refused")]
@@ -164,10 +164,3 @@ async def _admitted(enrolment: Enrolling, folder: CredentialFolder) -> bool:
 
 def _key(folder: CredentialFolder) -> Any:
     return load_pem_private_key(folder.tls.key.read_bytes(), None)
-
-
-async def _set(registry: Registry, hospital: str, status: Any) -> None:
-    request = registry_pb2.SetHospitalStatusRequest(
-        request_id=new_id(), hospital_id=hospital, status=status, reason="why"
-    )
-    await call(registry.operator().SetHospitalStatus, request)

@@ -23,8 +23,7 @@ async def test_a_repeated_request_gets_its_first_answer(registry: Registry) -> N
         request_id=new_id(), hospital_id=HOSPITALS[0], status=pb.HOSPITAL_STATUS_SUSPENDED
     )
     await call(registry.operator().SetHospitalStatus, suspension)
-    back = pb.SetHospitalStatusRequest(request_id=new_id(), hospital_id=HOSPITALS[0], status=pb.HOSPITAL_STATUS_ACTIVE)
-    await call(registry.operator().SetHospitalStatus, back)
+    await registry.decide("reinstate", HOSPITALS[0])
     answer = await call(registry.operator().SetHospitalStatus, suspension)
     assert answer.hospital.status == pb.HOSPITAL_STATUS_SUSPENDED
     now = (await call(registry.operator().ListHospitals, pb.ListHospitalsRequest())).hospitals[0]

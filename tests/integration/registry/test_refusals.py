@@ -12,6 +12,7 @@ from services.common.grpc.client import call
 from services.common.ids import new_id
 from services.plans.manifest import canonical_bytes
 from tests.integration.registry.harness import (
+    CONSORTIUM,
     HOSPITALS,
     Registry,
     a_round,
@@ -57,10 +58,12 @@ async def test_hospitals_are_registered_once_and_removed_for_good(registry: Regi
     assert await code(registering("name\n")) is Code.INVALID_ARGUMENT
     assert await code(registering("south", "a\x00b")) is Code.INVALID_ARGUMENT
     assert await code(registering("south", "x" * 201)) is Code.INVALID_ARGUMENT
-    assert await code(setting("unknown", pb.HOSPITAL_STATUS_ACTIVE)) is Code.NOT_FOUND
+    assert await code(setting("unknown", pb.HOSPITAL_STATUS_SUSPENDED)) is Code.NOT_FOUND
     assert await code(setting("north", pb.HOSPITAL_STATUS_UNSPECIFIED)) is Code.INVALID_ARGUMENT
-    assert (await setting("north", pb.HOSPITAL_STATUS_REMOVED)).hospital.status == pb.HOSPITAL_STATUS_REMOVED
-    assert await code(setting("north", pb.HOSPITAL_STATUS_ACTIVE)) is Code.WRONG_STATE
+    for status in (pb.HOSPITAL_STATUS_ACTIVE, pb.HOSPITAL_STATUS_REMOVED):
+        assert await code(setting("north", status)) is Code.PERMISSION_DENIED, "it takes two people"
+    await registry.decide("remove", "north")
+    assert await code(setting("north", pb.HOSPITAL_STATUS_SUSPENDED)) is Code.WRONG_STATE
     listed = (await call(operator.ListHospitals, pb.ListHospitalsRequest())).hospitals
     assert [(item.hospital_id, item.status) for item in listed] == [("north", pb.HOSPITAL_STATUS_REMOVED)]
 
@@ -71,21 +74,36 @@ async def test_a_suspended_hospital_is_refused_at_once(registry: Registry) -> No
     asked = pb.GetJobRequest(job_id=job.job_id)
     assert (await call(stub.GetJob, asked)).job.job_id == job.job_id
 
-    async def become(status: Any) -> None:
-        request = pb.SetHospitalStatusRequest(request_id=new_id(), hospital_id=HOSPITALS[0], status=status)
-        await call(registry.operator().SetHospitalStatus, request)
-
-    await become(pb.HOSPITAL_STATUS_SUSPENDED)
+    await registry.suspend(HOSPITALS[0])
     assert await code(call(stub.GetJob, asked)) is Code.PERMISSION_DENIED
     assert await code(call(stub.GetPlan, pb.GetPlanRequest(plan_id=job.plan_id))) is Code.PERMISSION_DENIED
     assert await code(registry.upload(HOSPITALS[0], job.job_id, b"state")) is Code.PERMISSION_DENIED
     assert await code(registry.download(stub, digest(b"state"))) is Code.PERMISSION_DENIED
     another = pb.CreateJobRequest(request_id=new_id(), plan_id=job.plan_id, hospital_ids=HOSPITALS)
     assert await code(call(registry.operator().CreateJob, another)) is Code.WRONG_STATE
-    await become(pb.HOSPITAL_STATUS_ACTIVE)
+    await registry.decide("reinstate", HOSPITALS[0])
     assert (await call(stub.GetJob, asked)).job.job_id == job.job_id
     unregistered = registry.hospital("stranger")
     assert await code(call(unregistered.GetJob, asked)) is Code.PERMISSION_DENIED
+    assert await code(call(stub.CreateJob, another)) is Code.PERMISSION_DENIED
+
+    def told_of() -> set[tuple[str, str, str]]:
+        told = [(event.subject, json.loads(event.body_json)) for event in events if event.type == "access.refused"]
+        return {(subject, body["method"].split("/")[1], body["reason"].split(":")[0]) for subject, body in told}
+
+    events, own = registry.audit.events, f"hospital/{HOSPITALS[0]}"
+    suspended = f"hospital {HOSPITALS[0]} is suspended"
+    expected = {(own, method, suspended) for method in ("GetJob", "GetPlan", "UploadBlob", "DownloadBlob")}
+    expected.add((own, "CreateJob", f"hospital {HOSPITALS[0]} may not call CreateJob"))
+    expected.add(("hospital/stranger", "GetJob", "hospital stranger is not registered in this consortium"))
+
+    async def told() -> bool:
+        return told_of() == expected
+
+    await registry.settled(told)
+    assert {event.actor for event in events if event.type == "access.refused"} == {
+        f"spiffe://{CONSORTIUM}/service/registry"
+    }
 
 
 async def test_plans_are_checked_and_approved_by_another(registry: Registry) -> None:

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 from fedmesh.aggregator.v1 import aggregator_pb2, aggregator_pb2_grpc
 from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
-from fedmesh.registry.v1 import registry_pb2 as pb
 
 from services.common.config import ServerConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
 from services.common.grpc.server import Endpoint, MeshServer
-from services.common.ids import new_id
 from services.common.standing import Standing, StandingConfig, registry_members
 from tests.integration.registry.harness import Registry, code, refused, striking
 
@@ -114,11 +112,6 @@ async def polled(mesh: Mesh) -> asyncio.Task[None]:
     return asyncio.create_task(mesh.standing.run())
 
 
-async def setting(registry: Registry, hospital: str, status: Any) -> None:
-    request = pb.SetHospitalStatusRequest(request_id=new_id(), hospital_id=hospital, status=status, reason="why")
-    await call(registry.operator().SetHospitalStatus, request)
-
-
 async def test_a_suspension_ends_calls_and_streams_within_seconds(mesh: Mesh, registry: Registry) -> None:
     polling = await polled(mesh)
     await mesh.ready("north")
@@ -151,23 +144,23 @@ async def test_a_suspension_ends_calls_and_streams_within_seconds(mesh: Mesh, re
     await mesh.ready("south")
     await anext(others)
 
-    await setting(registry, "north", pb.HOSPITAL_STATUS_ACTIVE)
+    await registry.decide("reinstate", "north")
     await registry.settled(lambda: mesh.admits("north"), SECONDS)
-    await setting(registry, "north", pb.HOSPITAL_STATUS_REMOVED)
+    await registry.decide("remove", "north")
     assert "removed" in (await mesh.refused("north")).message
     polling.cancel()
 
 
 async def test_while_the_registry_is_away_the_last_list_stands(mesh: Mesh, registry: Registry) -> None:
     assert (await mesh.refused("south")).code is Code.SERVICE_UNAVAILABLE  # no list yet
-    await setting(registry, "north", pb.HOSPITAL_STATUS_SUSPENDED)
+    await registry.suspend("north")
     polling = await polled(mesh)
     await asyncio.to_thread(registry.database.stop)
     await asyncio.sleep(0.5)
     assert await mesh.admits("south")
     assert await code(mesh.ready("north")) is Code.PERMISSION_DENIED
     await asyncio.to_thread(registry.database.start)
-    await setting(registry, "north", pb.HOSPITAL_STATUS_ACTIVE)
+    await registry.decide("reinstate", "north")
     await registry.settled(lambda: mesh.admits("north"), SECONDS)
     assert not polling.done()
     polling.cancel()

@@ -28,11 +28,6 @@ async def status(registry: Registry) -> tuple[int, int]:
     return found.status, found.strikes
 
 
-async def setting(registry: Registry, wanted: Any) -> None:
-    request = pb.SetHospitalStatusRequest(request_id=new_id(), hospital_id="north", status=wanted, reason="why")
-    await call(registry.operator().SetHospitalStatus, request)
-
-
 async def test_the_limit_suspends(registry: Registry) -> None:
     await registry.register("north")
     attempt = round_pb2.Attempt(job_id=new_id(), round=2, attempt=3)
@@ -65,7 +60,7 @@ async def test_the_limit_suspends(registry: Registry) -> None:
         1,
     )
     # Reinstated, it begins anew.
-    await setting(registry, pb.HOSPITAL_STATUS_ACTIVE)
+    await registry.decide("reinstate", "north")
     assert await status(registry) == (pb.HOSPITAL_STATUS_ACTIVE, 0)
     assert (await strike(registry)).strikes == 1
 
@@ -89,7 +84,7 @@ async def test_strikes_at_once_are_all_counted(registry: Registry) -> None:
 
 async def test_a_removed_hospital_stays_removed(registry: Registry) -> None:
     await registry.register("north")
-    await setting(registry, pb.HOSPITAL_STATUS_REMOVED)
+    await registry.decide("remove", "north")
     for number in range(1, LIMIT + 2):
         answer = await strike(registry)
         assert (answer.strikes, answer.suspended) == (number, True)

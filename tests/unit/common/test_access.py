@@ -5,7 +5,7 @@ from fedmesh.aggregator.v1 import aggregator_pb2
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.common.v1 import access_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
-from fedmesh.registry.v1 import enrolment_pb2, registry_pb2
+from fedmesh.registry.v1 import enrolment_pb2, membership_pb2, registry_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from services.common.errors import Code, FedmeshError
@@ -17,6 +17,7 @@ SERVICES = [
     for module, name in (
         (registry_pb2, "RegistryService"),
         (enrolment_pb2, "CredentialService"),
+        (membership_pb2, "MembershipService"),
         (coordinator_pb2, "CoordinatorService"),
         (aggregator_pb2, "AggregatorService"),
         (audit_pb2, "AuditService"),
@@ -43,7 +44,7 @@ def test_every_method_of_every_service_has_a_policy() -> None:
         ("/fedmesh.aggregator.v1.AggregatorService/CloseSum", COORDINATOR, True),
         ("/fedmesh.registry.v1.RegistryService/CreateJob", HOSPITAL, False),
         ("/fedmesh.registry.v1.RegistryService/CommitRound", OPERATOR, False),
-        ("/fedmesh.registry.v1.CredentialService/InviteHospital", HOSPITAL, False),
+        ("/fedmesh.registry.v1.MembershipService/ProposeMembershipChange", HOSPITAL, False),
         ("/fedmesh.registry.v1.CredentialService/RevokeCertificates", HOSPITAL, False),
         ("/fedmesh.registry.v1.CredentialService/RenewCertificate", HOSPITAL, True),
         ("/fedmesh.registry.v1.CredentialService/RenewCertificate", OPERATOR, False),
@@ -117,6 +118,7 @@ def test_a_method_for_operators_without_roles_keeps_the_server_from_starting(acc
 def test_what_decides_for_others_needs_a_second_factor() -> None:
     policy = load_policy(SERVICES)
     sensitive = {method.rsplit("/", 1)[1] for method, rule in policy.items() if rule.mfa}
-    assert sensitive >= {"ApprovePlan", "RegisterHospital", "SetHospitalStatus", "PublishRoster", "InviteHospital"}
-    assert sensitive >= {"RevokeCertificates"}
-    assert policy["/fedmesh.registry.v1.RegistryService/ApprovePlan"].second_person
+    assert sensitive >= {"ApprovePlan", "RegisterHospital", "SetHospitalStatus", "PublishRoster"}
+    assert sensitive >= {"RevokeCertificates", "ProposeMembershipChange", "ApproveMembershipChange"}
+    two = {method.rsplit("/", 1)[1] for method, rule in policy.items() if rule.second_person}
+    assert two == {"ApprovePlan", "ApproveMembershipChange"}

@@ -53,7 +53,7 @@ global___EnrolResponse = EnrolResponse
 
 @typing.final
 class InviteHospitalRequest(google.protobuf.message.Message):
-    """An invitation. The registry never sees the token before it is used."""
+    """An invitation by one person, which is refused."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -64,11 +64,11 @@ class InviteHospitalRequest(google.protobuf.message.Message):
     request_id: builtins.str
     """Client-made UUID."""
     hospital_id: builtins.str
-    """A registered, active hospital."""
+    """A hospital."""
     token_sha256: builtins.str
-    """SHA-256 of the token, 64 hex digits."""
+    """SHA-256 of a token, 64 hex digits."""
     valid_s: builtins.int
-    """For how many seconds the token may be used, from 60 to 30 days."""
+    """Seconds."""
     def __init__(
         self,
         *,
@@ -83,7 +83,7 @@ global___InviteHospitalRequest = InviteHospitalRequest
 
 @typing.final
 class InviteHospitalResponse(google.protobuf.message.Message):
-    """The invitation stands."""
+    """Never sent."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

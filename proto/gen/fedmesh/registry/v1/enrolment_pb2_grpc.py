@@ -71,7 +71,7 @@ class EnrolmentService(object):
 
 
 class CredentialServiceStub(object):
-    """Invitations, renewals and revocations, over mutual TLS.
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService.
     """
 
     def __init__(self, channel):
@@ -98,11 +98,11 @@ class CredentialServiceStub(object):
 
 
 class CredentialServiceServicer(object):
-    """Invitations, renewals and revocations, over mutual TLS.
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService.
     """
 
     def InviteHospital(self, request, context):
-        """Lets a registered hospital enrol once. An earlier invitation that was not used yet is withdrawn.
+        """Refused: one person no longer invites. Here for clients of before, which so learn what to do.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +148,7 @@ def add_CredentialServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CredentialService(object):
-    """Invitations, renewals and revocations, over mutual TLS.
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService.
     """
 
     @staticmethod

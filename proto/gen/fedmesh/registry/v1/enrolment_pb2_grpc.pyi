@@ -50,14 +50,14 @@ class EnrolmentServiceServicer(metaclass=abc.ABCMeta):
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
 
 class CredentialServiceStub:
-    """Invitations, renewals and revocations, over mutual TLS."""
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     InviteHospital: grpc.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.enrolment_pb2.InviteHospitalRequest,
         fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse,
     ]
-    """Lets a registered hospital enrol once. An earlier invitation that was not used yet is withdrawn."""
+    """Refused: one person no longer invites. Here for clients of before, which so learn what to do."""
 
     RenewCertificate: grpc.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.enrolment_pb2.RenewCertificateRequest,
@@ -72,13 +72,13 @@ class CredentialServiceStub:
     """Makes all certificates that a hospital has worthless; it must be invited anew."""
 
 class CredentialServiceAsyncStub:
-    """Invitations, renewals and revocations, over mutual TLS."""
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService."""
 
     InviteHospital: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.enrolment_pb2.InviteHospitalRequest,
         fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse,
     ]
-    """Lets a registered hospital enrol once. An earlier invitation that was not used yet is withdrawn."""
+    """Refused: one person no longer invites. Here for clients of before, which so learn what to do."""
 
     RenewCertificate: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.enrolment_pb2.RenewCertificateRequest,
@@ -93,7 +93,7 @@ class CredentialServiceAsyncStub:
     """Makes all certificates that a hospital has worthless; it must be invited anew."""
 
 class CredentialServiceServicer(metaclass=abc.ABCMeta):
-    """Invitations, renewals and revocations, over mutual TLS."""
+    """Renewals and revocations, over mutual TLS. Invitations take two people: see MembershipService."""
 
     @abc.abstractmethod
     def InviteHospital(
@@ -101,7 +101,7 @@ class CredentialServiceServicer(metaclass=abc.ABCMeta):
         request: fedmesh.registry.v1.enrolment_pb2.InviteHospitalRequest,
         context: _ServicerContext,
     ) -> typing.Union[fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse, collections.abc.Awaitable[fedmesh.registry.v1.enrolment_pb2.InviteHospitalResponse]]:
-        """Lets a registered hospital enrol once. An earlier invitation that was not used yet is withdrawn."""
+        """Refused: one person no longer invites. Here for clients of before, which so learn what to do."""
 
     @abc.abstractmethod
     def RenewCertificate(

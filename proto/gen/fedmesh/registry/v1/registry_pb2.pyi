@@ -899,7 +899,7 @@ global___RegisterHospitalResponse = RegisterHospitalResponse
 
 @typing.final
 class SetHospitalStatusRequest(google.protobuf.message.Message):
-    """Changes a hospital's standing."""
+    """Suspends a hospital."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -912,7 +912,7 @@ class SetHospitalStatusRequest(google.protobuf.message.Message):
     hospital_id: builtins.str
     """The hospital."""
     status: global___HospitalStatus.ValueType
-    """ACTIVE, SUSPENDED or REMOVED; REMOVED is for good."""
+    """SUSPENDED; other standings take two people."""
     reason: builtins.str
     """Why, at most 500 characters; goes to the audit log."""
     def __init__(

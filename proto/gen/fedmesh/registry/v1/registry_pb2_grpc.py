@@ -228,7 +228,7 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetHospitalStatus(self, request, context):
-        """Suspends, reinstates or removes a hospital.
+        """Suspends a hospital. To reinstate or remove one takes two people: see MembershipService.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

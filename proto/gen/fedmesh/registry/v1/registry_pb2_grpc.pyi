@@ -73,7 +73,7 @@ class RegistryServiceStub:
         fedmesh.registry.v1.registry_pb2.SetHospitalStatusRequest,
         fedmesh.registry.v1.registry_pb2.SetHospitalStatusResponse,
     ]
-    """Suspends, reinstates or removes a hospital."""
+    """Suspends a hospital. To reinstate or remove one takes two people: see MembershipService."""
 
     ListHospitals: grpc.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.registry_pb2.ListHospitalsRequest,
@@ -258,7 +258,7 @@ class RegistryServiceAsyncStub:
         fedmesh.registry.v1.registry_pb2.SetHospitalStatusRequest,
         fedmesh.registry.v1.registry_pb2.SetHospitalStatusResponse,
     ]
-    """Suspends, reinstates or removes a hospital."""
+    """Suspends a hospital. To reinstate or remove one takes two people: see MembershipService."""
 
     ListHospitals: grpc.aio.UnaryUnaryMultiCallable[
         fedmesh.registry.v1.registry_pb2.ListHospitalsRequest,
@@ -461,7 +461,7 @@ class RegistryServiceServicer(metaclass=abc.ABCMeta):
         request: fedmesh.registry.v1.registry_pb2.SetHospitalStatusRequest,
         context: _ServicerContext,
     ) -> typing.Union[fedmesh.registry.v1.registry_pb2.SetHospitalStatusResponse, collections.abc.Awaitable[fedmesh.registry.v1.registry_pb2.SetHospitalStatusResponse]]:
-        """Suspends, reinstates or removes a hospital."""
+        """Suspends a hospital. To reinstate or remove one takes two people: see MembershipService."""
 
     @abc.abstractmethod
     def ListHospitals(
