@@ -370,7 +370,7 @@ class _Tries(AsyncRetrying):
         self._began = time.monotonic()
 
     def time_left_s(self) -> float:
-        """Deadline of the next try in seconds: none begins after patience with more than what the first one left."""
+        """Deadline of the next try in seconds: without patience, what is left of the first one's."""
         elapsed_s = time.monotonic() - self._began
         if elapsed_s < self._patience_s:
             return self._timeout_s
@@ -381,7 +381,8 @@ class _Tries(AsyncRetrying):
             return False
         error = state.outcome.exception() if state.outcome else None
         away = isinstance(error, FedmeshError) and to_status(error)[0] is grpc.StatusCode.UNAVAILABLE
-        return not away or state.attempt_number >= _TRIES or self.time_left_s() == 0.0
+        # A try with little time would end with its deadline, and hide the reason that is known already.
+        return not away or state.attempt_number >= _TRIES or self.time_left_s() < self._timeout_s / 2
 
 
 def _trace_metadata() -> tuple[tuple[str, str], ...]:
