@@ -7,12 +7,15 @@ import os
 import runpy
 import signal
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 _START_S = 120.0
@@ -48,7 +51,8 @@ class ServiceProcess:
         path = self.folder / f"{self.name}-{id(self)}.yaml"
         path.write_text(yaml.safe_dump(self.config), encoding="utf-8")
         before = len(self.log)
-        self._process = _fork_server().Process(target=_serve, args=(self.name, str(path), str(self._log_file)))
+        told = (self.name, str(path), str(self._log_file), os.getpid())
+        self._process = _fork_server().Process(target=_serve, args=told)
         await asyncio.to_thread(self._process.start)
         async with asyncio.timeout(_START_S):
             while not (ports := [port for line in self.log[before:] if (port := _port(line))]):
@@ -89,9 +93,16 @@ def _fork_server() -> ForkServerContext:
     return context
 
 
-def _serve(name: str, config: str, log: str) -> None:
-    """In the new process: what the command line would do."""
+def _serve(name: str, config: str, log: str, tests: int) -> None:
+    """In the new process: what the command line would do, for as long as the tests' process is there."""
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(descriptor, sys.stderr.fileno())
+    threading.Thread(target=_end_with, args=(tests,), daemon=True).start()
     sys.argv = [f"services.{name}", "--config", config]
     runpy.run_module(f"services.{name}", run_name="__main__", alter_sys=True)
+
+
+def _end_with(process: int) -> None:
+    while psutil.pid_exists(process):
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
