@@ -105,7 +105,10 @@ class Cluster:
         postgres = EmbeddedPostgres(self.folder / "programs")._programs()
         redis = self.folder / "bin"
         if not redis.exists():
-            shutil.copytree(_find_program().parent, redis)
+            redis.mkdir()
+            # Only these: a Redis of the system lies among everything else in /usr/bin.
+            for program in _find_program().parent.glob("redis-*"):
+                shutil.copy(program, redis)
         environment = {item["name"]: item["value"] for item in container["env"] if "value" in item} | {
             "PATH": f"{postgres}:{redis}:/usr/bin:/bin",
             "PORT": str(self.ports[name]),
