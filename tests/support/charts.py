@@ -124,13 +124,14 @@ class PodFolder:
 
 def write_all(folder: Path) -> None:
     """Render every values file of both charts into a folder, a file for each."""
-    for chart in (CENTRE, HOSPITAL):
-        for file in sorted(chart.glob("values*.yaml")):
-            base = {} if file.name == "values.yaml" else values_of(file)
-            if chart is HOSPITAL and file.name == "values.yaml":
-                continue  # what has no default is missing there
-            objects = render(chart, base)
-            (folder / f"{chart.name}-{file.stem}.yaml").write_text(yaml.safe_dump_all(objects), encoding="utf-8")
+    # A hospital's names have no defaults: its other files come after the example.
+    example = HOSPITAL / "values-example.yaml"
+    layers = {file: [file] for file in sorted(CENTRE.glob("values*.yaml"))}
+    layers |= {file: [example, file] for file in sorted(HOSPITAL.glob("values-*.yaml"))}
+    for file, files in layers.items():
+        objects = render(file.parent, values_of(*files))
+        name = f"{file.parent.name}-{file.stem}.yaml"
+        (folder / name).write_text(yaml.safe_dump_all(objects), encoding="utf-8")
 
 
 if __name__ == "__main__":
