@@ -15,8 +15,8 @@ P99_MS: Final = QUICK_S * 1000
 GROWTH: Final = 2.0
 # A waiting hospital is a TLS connection, a stream and a few objects; the stack has 1,000 of them in a pod of 768 MiB.
 STREAM_MIB: Final = 0.5
-# 1,000 hospitals that only wait take at most a fifth of a core, most of it for heartbeats.
-STREAM_CORES: Final = 0.0002
+# 1,000 hospitals that only wait take at most a third of a core, most of it for heartbeats.
+STREAM_CORES: Final = 0.0003
 
 
 @dataclass(frozen=True)
