@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import signal
-import socket
 import urllib.request
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.common.grpc.client import MeshChannel, call, stream
 from services.common.ids import new_id
 from services.embedded.ca import CertificateAuthority, create_ca
+from services.embedded.processes import free_port
 from services.secure_sum import masks, opening, public, secret
 from services.secure_sum.encoding import Int64Vector
 from services.secure_sum.opening import Opening
@@ -78,7 +78,7 @@ async def running_centre(
         "registry": {"target": await registry.start(ca.issue_service("registry"))},
     }
     tls = ca.issue_service("aggregator").model_dump(mode="json")
-    pages = [f"127.0.0.1:{_free_port()}" for _ in range(aggregators)]
+    pages = [f"127.0.0.1:{free_port()}" for _ in range(aggregators)]
     processes = [
         ServiceProcess(
             "aggregator",
@@ -94,12 +94,6 @@ async def running_centre(
         codes = await asyncio.gather(*(process.stop() for process in processes if process.started))
         await registry.stop()
         assert set(codes) <= {0, -signal.SIGKILL}, [line for process in processes for line in process.log]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

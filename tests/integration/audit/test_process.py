@@ -13,15 +13,10 @@ import pytest
 import yaml
 
 from services.common.config import PostgresConfig
+from services.embedded.processes import free_port
 from services.transparency.checkpoint import generate_key
 
 from .conftest import CONSORTIUM, Replica, World, event
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write_config(folder: Path, world: World, port: int, **changes: object) -> Path:

@@ -92,8 +92,7 @@ async def test_a_server_that_freezes_is_away_and_comes_back(
                 await refused
             assert caught.value.code is Code.STORE_UNAVAILABLE
         kill_all(freezing, signal.SIGCONT)
-        while not await database.ready():  # noqa: ASYNC110 - the server tells, no event does
-            await asyncio.sleep(0.05)
+        await database.wait()
         assert await database.run_tx("afterwards", ask) == 1
 
 
