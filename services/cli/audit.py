@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from services.cli import receipts, witnesses
 from services.cli.inspection import stack_dir
-from services.cli.mesh import awake, database_of, stub
+from services.cli.mesh import PATIENCE_S, awake, database_of, stub
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.config import PostgresConfig, load_config
 from services.common.errors import Code, FedmeshError
@@ -48,7 +48,7 @@ def export(
             async with stub(stack, "audit") as opened:
                 if not witnessed:
                     note = (
-                        await call(opened.GetCheckpoint, audit_pb2.GetCheckpointRequest(), patience_s=20)
+                        await call(opened.GetCheckpoint, audit_pb2.GetCheckpointRequest(), patience_s=PATIENCE_S)
                     ).checkpoint
                 else:
                     note = await _witnessed_note(stack, opened, verifier, roster)

@@ -20,6 +20,8 @@ from services.embedded.stack import Stack
 ResultT = TypeVar("ResultT")
 
 OPERATOR: Final = "operator"
+# For a service that has just started and does not know yet which hospitals to let in, or that fails over.
+PATIENCE_S: Final = 20.0
 # A stub by the name of its service, and the process that serves it.
 _SERVED_BY: Final = {"credentials": "registry", "membership": "registry", "performance": "registry"}
 _STUBS: Final = {

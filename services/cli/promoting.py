@@ -2,21 +2,18 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
 
 from fedmesh.registry.v1 import promotion_pb2 as pm
 from fedmesh.registry.v1 import promotion_pb2_grpc, registry_pb2_grpc
 
 from services.cli import session
+from services.cli.mesh import PATIENCE_S
 from services.cli.versions import Registry
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call
 from services.common.grpc.server import MAX_RECORD_BYTES
 from services.common.ids import new_id
 from services.embedded.stack import Stack
-
-# A service that has just started, or fails over, answers again soon; a repeated request has the same id.
-_PATIENCE_S: Final = 20.0
 
 
 @asynccontextmanager
@@ -40,7 +37,7 @@ async def propose(registry: Registry, job_id: str, version: int, alias: str, rea
         request_id=new_id(), job_id=job_id, version=version, alias=alias, reason=reason
     )
     answer: pm.ProposePromotionResponse = await call(
-        registry.promotion.ProposePromotion, request, patience_s=_PATIENCE_S
+        registry.promotion.ProposePromotion, request, patience_s=PATIENCE_S
     )
     return answer.promotion
 
@@ -52,12 +49,12 @@ async def approve(registry: Registry, job_id: str, version: int, alias: str) -> 
         when a check blocks by now.
     """
     asked = pm.GetProvenanceRequest(job_id=job_id, version=version)
-    known = (await call(registry.promotion.GetProvenance, asked, patience_s=_PATIENCE_S)).promotions
+    known = (await call(registry.promotion.GetProvenance, asked, patience_s=PATIENCE_S)).promotions
     waiting = [one for one in known if one.alias == alias and not one.approved_by]
     if not waiting:
         raise FedmeshError(Code.NOT_FOUND, f"nobody has proposed {job_id}/{version} for {alias}")
     request = pm.ApprovePromotionRequest(request_id=new_id(), promotion_id=waiting[0].promotion_id)
     answer: pm.ApprovePromotionResponse = await call(
-        registry.promotion.ApprovePromotion, request, patience_s=_PATIENCE_S
+        registry.promotion.ApprovePromotion, request, patience_s=PATIENCE_S
     )
     return answer.promotion

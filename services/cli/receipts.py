@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
@@ -11,7 +11,7 @@ from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
 from rich.console import Console
 
 from services.cli.inspection import stack_dir
-from services.cli.mesh import awake
+from services.cli.mesh import PATIENCE_S, awake
 from services.cli.stack import DEMO_DIR, Folder
 from services.cli.witnesses import look_at
 from services.common.config import load_config
@@ -35,8 +35,6 @@ from services.transparency.receipt import (
     verify_receipt,
 )
 from services.transparency.witness import follow
-
-_PATIENCE_S: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ async def _make(asker: Asker, registry: Any, audit: Any, job: str, version: int)
         raise FedmeshError(Code.NOT_FOUND, f"{asker.config.hospital_id} has no contribution in version {version}")
     asker.require_sent(mine[0])
     request = registry_pb2.GetRoundEntryRequest(job_id=job, version=version)
-    index = (await call(registry.GetRoundEntry, request, patience_s=_PATIENCE_S)).index
+    index = (await call(registry.GetRoundEntry, request, patience_s=PATIENCE_S)).index
     answer = await call(registry.ListRosters, registry_pb2.ListRostersRequest(after_version=1))
     signed = tuple(
         (item.statement, {one.hospital_id: one.signature for one in item.signatures}) for item in answer.rosters
@@ -175,7 +173,7 @@ async def _make(asker: Asker, registry: Any, audit: Any, job: str, version: int)
 
 async def _contributions(registry: Any, job: str, version: int) -> list[Counted]:
     request = registry_pb2.ListRoundsRequest(job_id=job, after_version=version - 1, page_size=1)
-    rounds = (await call(registry.ListRounds, request, patience_s=_PATIENCE_S)).rounds
+    rounds = (await call(registry.ListRounds, request, patience_s=PATIENCE_S)).rounds
     if not rounds or rounds[0].version != version:
         raise FedmeshError(Code.NOT_FOUND, f"job {job} has no version {version} yet")
     if rounds[0].burnt:

@@ -8,6 +8,7 @@ from fedmesh.registry.v1 import promotion_pb2 as pm
 from fedmesh.registry.v1 import registry_pb2
 
 from services.cli.lineage import Recorded
+from services.cli.mesh import PATIENCE_S
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
 from services.hospital_node.noise import training_noise
@@ -17,8 +18,6 @@ from services.secure_sum.roster import as_roster
 _NUMBERED: Final = re.compile(r"([0-9a-f][0-9a-f-]{3,35})/([0-9]{1,9})")
 _NAMED: Final = re.compile(r"(?:([a-z0-9][a-z0-9-]*)@)?([a-z0-9][a-z0-9-]*)")
 _PAGE: Final = 500
-# A service that has just started does not know yet which hospitals to let in.
-_PATIENCE_S: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ async def find_version(registry: Registry, text: str) -> tuple[str, int]:
     if named is None:
         raise FedmeshError(Code.INVALID_ARGUMENT, f"{text!r} is no version: use JOB/NUMBER, an alias, or MODEL@ALIAS")
     model, alias = named[1] or "", named[2]
-    answer = await call(registry.promotion.ListAliases, pm.ListAliasesRequest(model=model), patience_s=_PATIENCE_S)
+    answer = await call(registry.promotion.ListAliases, pm.ListAliasesRequest(model=model), patience_s=PATIENCE_S)
     found = [one for one in answer.aliases if one.alias == alias]
     if not found:
         raise FedmeshError(Code.NOT_FOUND, f"no version is known as {text}: see `fedmesh models aliases`")
@@ -72,7 +71,7 @@ async def read_recorded(registry: Registry, text: str) -> Recorded:
     job_id, number = await find_version(registry, text)
     versions = registry.versions
     asked = registry_pb2.GetModelVersionRequest(job_id=job_id, version=number)
-    version = (await call(versions.GetModelVersion, asked, patience_s=_PATIENCE_S)).model_version
+    version = (await call(versions.GetModelVersion, asked, patience_s=PATIENCE_S)).model_version
     plan = (await call(versions.GetPlan, registry_pb2.GetPlanRequest(plan_id=version.plan_id))).plan
     job = (await call(versions.GetJob, registry_pb2.GetJobRequest(job_id=job_id))).job
     said = await call(registry.promotion.GetProvenance, pm.GetProvenanceRequest(job_id=job_id, version=number))

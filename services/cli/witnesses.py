@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from services.cli.inspection import make_table, stack_dir
-from services.cli.mesh import awake, stub
+from services.cli.mesh import PATIENCE_S, awake, stub
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
@@ -99,7 +99,7 @@ async def look_at(audit: Any, verifier: VerifierKey, rosters: list[Roster]) -> S
 
     Raises: FedmeshError(PROOF_INVALID) for a wrong signature, or a newest checkpoint that does not extend that one.
     """
-    newest = (await call(audit.GetCheckpoint, audit_pb2.GetCheckpointRequest(), patience_s=20)).checkpoint
+    newest = (await call(audit.GetCheckpoint, audit_pb2.GetCheckpointRequest(), patience_s=PATIENCE_S)).checkpoint
     seen = Seen(open_checkpoint(newest, verifier))
     before = 0
     for _ in range(_PAGES if rosters else 0):
