@@ -65,6 +65,17 @@ async def test_plan_beyond_the_nodes_limits(consortium: Consortium) -> None:
     await declined(consortium, Code.PLAN_INVALID, "6", "5")
 
 
+async def test_a_guarantee_against_fewer_colluders_takes_the_hospitals_own_consent(consortium: Consortium) -> None:
+    """Four hospitals tolerate one colluder: h1 demands that by default, h2 agreed to none."""
+    consortium.reconfigure("h2", privacy={"least_colluders": 0})
+    await consortium.start(["h1", "h2"])
+    consortium.create_job(changed_plan(privacy={"colluders": 0}))
+    await declined(consortium, Code.PRIVACY_REFUSED, "against f = 0", "demands one against 1", "least_colluders")
+    await consortium.trained(["h2"])
+    (row,) = read_ledger(consortium.nodes["h2"].config.data_dir)
+    assert (row.colluders, row.private) == (0, True)
+
+
 async def test_budget_of_the_population_is_not_spent_twice(consortium: Consortium) -> None:
     await consortium.start(["h1"])
     consortium.create_job()
