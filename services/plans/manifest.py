@@ -221,9 +221,7 @@ class PlanManifest(Strict):
     def _check_checks(self) -> None:
         if self.checks is None:
             return
-        self.require(
-            isinstance(self.model, LogisticModel), "checks must be null for a plan that hospitals do not train"
-        )
+        self.require(isinstance(self.model, Network), "checks must be null for a plan that hospitals do not train")
         self.require(self.metrics is not None, "checks need metrics: set metrics, or checks to null")
         self.require(self.rounds.count >= 2, "checks need rounds.count of at least 2: the last round does not train")
         known = {column.name: column for column in self.feature_schema.columns}

@@ -1,5 +1,6 @@
 """Fewer colluders than the hospitals tolerate: what a demonstration says, and what its hospitals are told to accept."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from services.hospital_node.config import PrivacyConfig
 from services.hospital_node.domain.policy import Policy, require_acceptable
 
 
-def policy(settings: dict[str, object]) -> Policy:
+def policy(settings: Mapping[str, object]) -> Policy:
     privacy = PrivacyConfig.model_validate(settings)
     limits = (privacy.max_plan_epsilon, privacy.max_plan_delta, privacy.allow_without_privacy)
     return Policy("h1", "clinic", *limits, 100, 1000, least_colluders=privacy.least_colluders)
