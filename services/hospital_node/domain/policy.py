@@ -1,6 +1,8 @@
 """What this hospital agrees to: rules on plans, cohorts, groups and sums, without any input or output."""
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import JobFacts, LocalJob, Reservation
@@ -9,6 +11,8 @@ from services.plans.algorithms import InstalledFamily
 from services.plans.manifest import PlanManifest
 from services.secure_sum.cohort import colluders, require_private, threshold, tolerated
 from services.secure_sum.roster import Roster
+
+MOST_LATE: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,22 @@ def reservation(policy: Policy, task: Task, manifest: PlanManifest, local: Local
         cohort=tuple(sorted(task.cohort)),
         data_sha256=local.data_sha256,
     )
+
+
+def require_recent(task: Task, now: datetime) -> None:
+    """Check, before anything is spent, that this machine's clock is not far ahead of the coordinator's.
+
+    What is spent is dated by this clock and counts for a year from then on: under a clock that is a year ahead, what
+    was spent before would count no more. A task that is as old as that is of no use either.
+
+    Raises: FedmeshError(DEADLINE_EXCEEDED).
+    """
+    if task.deadline is not None and now - task.deadline > MOST_LATE:
+        raise FedmeshError(
+            Code.DEADLINE_EXCEEDED,
+            f"by this machine's clock ({now:%Y-%m-%d %H:%M} UTC) the task ended {(now - task.deadline).days} days ago: "
+            "nothing is spent under a clock that may be wrong; compare it with the coordinator's",
+        )
 
 
 def require_same_job(policy: Policy, task: Task, job: JobFacts, manifest: PlanManifest) -> None:

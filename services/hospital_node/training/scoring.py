@@ -1,7 +1,7 @@
 """Scores of a model in NumPy: what a hospital predicts with, without TensorFlow. See `networks` for the graphs."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,12 @@ class Layer:
     The last layer has one output, the log-odds of the outcome: nothing is applied to it.
     """
 
-    matrix: NDArray[np.floating]
-    biases: NDArray[np.floating]
+    matrix: NDArray[np.floating[Any]]
+    biases: NDArray[np.floating[Any]]
     activation: Literal["relu", "tanh", "none"]
 
 
-def layers(plan: PlanManifest, weights: NDArray[np.floating]) -> list[Layer]:
+def layers(plan: PlanManifest, weights: NDArray[np.floating[Any]]) -> list[Layer]:
     """The layers of weights in the layout of `plans.models.Network`, the features' first; views, of the same type."""
     model, found, start = plan.network, [], 0
     sizes = model.layers(len(plan.feature_names))
