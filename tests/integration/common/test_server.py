@@ -35,6 +35,8 @@ class Audit(audit_pb2_grpc.AuditServiceServicer):
         self.failures = 0
         self.entered = asyncio.Event()
         self.hold: asyncio.Event | None = None
+        self.leaf = b""
+        self.sent = 0
 
     async def GetCheckpoint(self, _request: Any, _context: Any) -> Any:
         self.entered.set()
@@ -49,7 +51,8 @@ class Audit(audit_pb2_grpc.AuditServiceServicer):
 
     async def ListEntries(self, request: Any, _context: Any) -> AsyncIterator[Any]:
         for index in range(request.limit):
-            yield audit_pb2.ListEntriesResponse(index=index)
+            yield audit_pb2.ListEntriesResponse(index=index, leaf=self.leaf)
+            self.sent += 1
         if self.hold is not None:
             await self.hold.wait()
         raise FedmeshError(Code.NOT_FOUND, "no more")
@@ -170,6 +173,19 @@ async def test_patience_outlasts_a_store_that_comes_back(setup: Setup) -> None:
     assert setup.audit.failures > 0
     setup.audit.failures = 5
     assert (await setup.ask(tls, patience_s=30)).checkpoint.endswith("h-1")
+
+
+async def test_a_stream_waits_for_its_reader(setup: Setup) -> None:
+    """What a slow reader has not read yet stays unmade, or a server would hold all of it for each of them."""
+    setup.audit.leaf = bytes(256 << 10)
+    async with MeshChannel(setup.config.listen, setup.ca.issue_operator("o-1")) as channel:
+        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
+        entries = stream(stub.ListEntries, audit_pb2.ListEntriesRequest(limit=100), timeout_s=60)
+        for read in range(1, 41):
+            assert (await anext(entries)).index == read - 1
+            await asyncio.sleep(0.01)  # A fast server would use it to send more.
+            assert setup.audit.sent - read < 8
+        await entries.aclose()
 
 
 async def test_a_stream_ends_with_its_error(setup: Setup) -> None:
