@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import psycopg
 import pytest
@@ -133,6 +134,14 @@ def test_values_and_dates_that_cannot_be_change_nothing(tmp_path: Path, dsn: str
     assert after.encounter_ids.tolist() == before.encounter_ids.tolist()
     np.testing.assert_array_equal(after.x, before.x)
     np.testing.assert_array_equal(after.y, before.y)
+    data = DataConfig.model_validate({"omop": {"dsn_file": tmp_path / "dsn", "cdm_schema": "cdm"}})
+    with opened_source(data, full) as source, duckdb.connect() as database:
+        notes = source.load(database, ["patient_nbr", "encounter_id"]).notes
+    people = len(made_up_clinic(people=3).people)
+    assert notes == (
+        f"{people} visits end before they begin",
+        f"{people} visits begin after the last day that counts (data.until, or today)",
+    )
 
 
 def test_a_statement_that_takes_too_long_is_ended(tmp_path: Path, dsn: str, postgres: PostgresDatabase) -> None:
