@@ -23,7 +23,8 @@ def lowered_guarantee(plan: PlanManifest, hospitals: int) -> str:
     found, most = noise.guarantee.colluders, colluders(hospitals)
     if found == most:
         return ""
-    against = f"If {found + 1} pool what they know with the centre, epsilon is {noise.epsilon_against(found + 1):.3f}."
+    colluding = f"{found + 1} hospital{'s' if found else ''}"
+    against = f"Against the centre and {colluding} it is epsilon {noise.epsilon_against(found + 1):.3f}."
     return (
         f"The guarantee is {noise.guarantee}: [yellow]against f = {found} colluding hospitals instead of "
         f"{most}[/yellow]. {against} The hospitals of this demonstration agree to that (privacy.least_colluders: "
