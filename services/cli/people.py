@@ -10,7 +10,14 @@ import typer
 from fedmesh.aggregator.v1 import aggregator_pb2
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
-from fedmesh.registry.v1 import enrolment_pb2, membership_pb2, promotion_pb2, registry_pb2
+from fedmesh.registry.v1 import (
+    budget_pb2,
+    enrolment_pb2,
+    membership_pb2,
+    performance_pb2,
+    promotion_pb2,
+    registry_pb2,
+)
 from google.protobuf.descriptor import ServiceDescriptor
 
 from services.cli import session
@@ -19,7 +26,17 @@ from services.common.grpc.access import Rule, load_policy
 from services.common.people.device import Client, Device
 from services.common.people.person import person_name
 
-_FILES = (registry_pb2, promotion_pb2, enrolment_pb2, membership_pb2, coordinator_pb2, aggregator_pb2, audit_pb2)
+_FILES = (
+    registry_pb2,
+    promotion_pb2,
+    performance_pb2,
+    budget_pb2,
+    enrolment_pb2,
+    membership_pb2,
+    coordinator_pb2,
+    aggregator_pb2,
+    audit_pb2,
+)
 # Those without a certificate have a door of their own, with nothing in it for people.
 _STRANGERS = "EnrolmentService"
 
