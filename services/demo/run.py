@@ -41,7 +41,7 @@ from services.hospital_node.sources.reader import read_dataset
 from services.plans.document import validate
 from services.plans.library import shipped_plan
 from services.plans.manifest import PlanManifest, canonical_bytes
-from services.privacy.approval import Approval, ApproverKey, add_signature
+from services.privacy.approval import Approval, ApproverKey, add_signature, read_approval
 from services.privacy.budget import DEFAULT_LIMIT
 from services.privacy.noise import Guarantee
 from services.secure_sum.roster import load_roster_file, read_roster_file
@@ -286,7 +286,7 @@ def _approved(folder: Path, approval: Approval) -> dict[str, Any]:
     file = folder / f"{approval.hospital_id}.approval"
     keys = [ApproverKey(name, Ed25519PrivateKey.generate()) for name in ("demo-admin", "demo-second")]
     for key in keys:
-        add_signature(file, approval, key)
+        add_signature(file, approval, key, read_approval)
     return {"approval": str(file.absolute()), "approvers": {key.name: key.public for key in keys}}
 
 

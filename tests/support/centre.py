@@ -237,7 +237,11 @@ class _Registry(registry_pb2_grpc.RegistryServiceServicer):
     async def ListLedgers(self, request: Any, _context: Any) -> Any:
         await self._centre.faults.enter("ListLedgers")
         ledger = registry_pb2.HospitalLedger(hospital_id=caller().name, head=self._ledger_head(caller().name))
-        return registry_pb2.ListLedgersResponse(ledgers=[ledger])
+        entries = [
+            registry_pb2.LedgerEntry(seq=item.seq, body=item.body, sha256=item.sha256)
+            for item in self._centre.ledgers.get(request.hospital_id, [])[request.after_seq :]
+        ]
+        return registry_pb2.ListLedgersResponse(ledgers=[ledger], entries=entries)
 
     async def ReportLedger(self, request: Any, _context: Any) -> Any:
         centre, name = self._centre, caller().name

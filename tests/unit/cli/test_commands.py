@@ -74,6 +74,7 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("bench", "privacy-audit", "--confidence", "95"), "between 0 and 1"),
         (("bench", "hospital", "--report", "nowhere/report.json"), "no such folder"),
         (("bench", "training", "--plan", "nowhere"), "cannot read nowhere"),
+        (("hospital", "recover-ledger", "--config", "x.yaml", "--all-spent"), "give both"),
         (("plan", "tradeoff", "readmission-logistic-private"), "say either --synthetic or --data DIR"),
         (("plan", "tradeoff", "readmission-logistic", "--synthetic"), "nothing to trade"),
         (("plan", "tradeoff", "nowhere.yaml", "--synthetic"), "cannot read nowhere.yaml"),
