@@ -1844,7 +1844,7 @@ global___LedgerHead = LedgerHead
 
 @typing.final
 class LedgerEntry(google.protobuf.message.Message):
-    """One entry of a hospital's privacy ledger: a reservation, a charge or a release."""
+    """One entry of a hospital's privacy ledger: a reservation, a charge, a release, or a recovery after it was lost."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
