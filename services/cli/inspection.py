@@ -60,7 +60,7 @@ def list_versions(folder: Path, limit: int) -> None:
 def rounds(
     context: typer.Context,
     folder: Folder = DEMO_DIR,
-    job: Annotated[str, typer.Option(help="Job id; the newest job by default")] = "",
+    job: Annotated[str, typer.Option(help="Job, or its first characters; the newest job by default")] = "",
     limit: Limit = 500,
 ) -> None:
     """List the committed rounds of a job with their metrics; `watch` follows a job while it runs."""
@@ -68,7 +68,9 @@ def rounds(
         return
 
     async def read(registry: Any) -> Any:
-        job_id = job or await newest_job(registry)
+        from services.cli.versions import find_job
+
+        job_id = await find_job(registry, job) if job else await newest_job(registry)
         found = await call(registry.ListRounds, registry_pb2.ListRoundsRequest(job_id=job_id, page_size=limit))
         asked = call(registry.ListMetrics, registry_pb2.ListMetricsRequest(job_id=job_id))
         return found.rounds, *await or_why(asked)

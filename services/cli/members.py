@@ -53,6 +53,8 @@ def hospitals(folder: Folder = DEMO_DIR) -> None:
         )
     console = Console()
     console.print(table)
+    if not seen.hospitals:
+        console.print("No hospital is registered here yet: fedmesh members register --help")
     console.print(f"[dim]{seen.legend()}[/dim]", highlight=False)
     for note in seen.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)

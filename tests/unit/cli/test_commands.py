@@ -47,6 +47,7 @@ class Terminal:
 @pytest.fixture
 def fedmesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Terminal]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDMESH_SESSION", str(tmp_path / "session.json"))
     before = signal.getsignal(signal.SIGTERM)
     yield Terminal(monkeypatch, capsys)
     signal.signal(signal.SIGTERM, before)
@@ -74,6 +75,8 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("bench", "privacy-audit", "--confidence", "95"), "between 0 and 1"),
         (("bench", "hospital", "--report", "nowhere/report.json"), "no such folder"),
         (("bench", "training", "--plan", "nowhere"), "cannot read nowhere"),
+        (("login",), "sign in where?"),
+        (("login", "--issuer", "http://127.0.0.1:1"), "go together"),
         (("hospital", "recover-ledger", "--config", "x.yaml", "--all-spent"), "give both"),
         (("plan", "tradeoff", "readmission-logistic-private"), "say either --synthetic or --data DIR"),
         (("plan", "tradeoff", "readmission-logistic", "--synthetic"), "nothing to trade"),
