@@ -20,7 +20,7 @@ from services.common.grpc.certificates import note_own
 from services.common.grpc.keepalive import client_keepalive
 from services.common.grpc.objective import FAILED, objective_label
 from services.common.grpc.second_try import Budget, first_answer
-from services.common.grpc.server import MAX_MESSAGE_BYTES
+from services.common.grpc.server import MAX_MESSAGE_BYTES, bounded_read_ahead
 from services.common.grpc.wire import from_rpc_error, to_status
 from services.common.telemetry import CALLS_MADE, LATENCY_MADE, exemplar, get_logger
 from services.common.tls import channel_credentials, file_stamps, load_tls
@@ -189,6 +189,7 @@ def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.enable_retries", 0),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        *bounded_read_ahead(),
         *client_keepalive(),
         ("grpc.initial_reconnect_backoff_ms", 100),
         # In spite of its name: how long one try may take to connect, TLS and all.

@@ -30,8 +30,8 @@ log = get_logger(__name__)
 
 # Large payloads travel in 1 MiB chunks; the rest of the room is for the message around the chunk.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024 + 64 * 1024
-# What a client may send of a stream before it is read: enough for 80 Mbit/s on a line of 200 ms.
-_UNREAD_BYTES: Final = 2 << 20
+# What may be sent of a stream before it is read, whoever sends: enough for 40 Mbit/s on a line of 100 ms.
+_UNREAD_BYTES: Final = 512 << 10
 # The registry keeps a record of up to 4 MiB for the coordinator in one message.
 MAX_RECORD_BYTES: Final = 4 * 1024 * 1024 + MAX_MESSAGE_BYTES
 _HEALTH_CHECK_S: Final = 2.0
@@ -69,9 +69,7 @@ class MeshServer:
         options = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
-            # Left to itself, gRPC takes in ever more of a fast stream before anybody reads it.
-            ("grpc.http2.bdp_probe", 0),
-            ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
+            *bounded_read_ahead(),
             ("grpc.max_connection_age_ms", int(config.max_connection_age_s * 1000)),
             ("grpc.max_connection_age_grace_ms", int(config.drain_s * 1000) or 1),
             *server_keepalive(),
@@ -239,3 +237,11 @@ def start_metrics(address: str) -> None:
         start_http_server(int(port), host)
     except OSError as error:
         raise FedmeshError(Code.CONFIG_INVALID, f"cannot listen on {address} for metrics: {error.strerror}") from error
+
+
+def bounded_read_ahead() -> list[tuple[str, int]]:
+    """Options of both ends: a sender keeps in memory what its peer lets it send, for every stream.
+
+    Left to itself, gRPC lets ever more of a fast stream come before anybody reads it.
+    """
+    return [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", _UNREAD_BYTES)]

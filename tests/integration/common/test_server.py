@@ -35,6 +35,8 @@ class Audit(audit_pb2_grpc.AuditServiceServicer):
         self.failures = 0
         self.entered = asyncio.Event()
         self.hold: asyncio.Event | None = None
+        self.leaf = b""
+        self.sent = 0
 
     async def GetCheckpoint(self, _request: Any, _context: Any) -> Any:
         self.entered.set()
@@ -49,7 +51,8 @@ class Audit(audit_pb2_grpc.AuditServiceServicer):
 
     async def ListEntries(self, request: Any, _context: Any) -> AsyncIterator[Any]:
         for index in range(request.limit):
-            yield audit_pb2.ListEntriesResponse(index=index)
+            yield audit_pb2.ListEntriesResponse(index=index, leaf=self.leaf)
+            self.sent += 1
         if self.hold is not None:
             await self.hold.wait()
         raise FedmeshError(Code.NOT_FOUND, "no more")
@@ -172,6 +175,19 @@ async def test_patience_outlasts_a_store_that_comes_back(setup: Setup) -> None:
     assert (await setup.ask(tls, patience_s=30)).checkpoint.endswith("h-1")
 
 
+async def test_a_stream_waits_for_its_reader(setup: Setup) -> None:
+    """What a slow reader has not read yet stays unmade, or a server would hold all of it for each of them."""
+    setup.audit.leaf = bytes(256 << 10)
+    async with MeshChannel(setup.config.listen, setup.ca.issue_operator("o-1")) as channel:
+        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
+        entries = stream(stub.ListEntries, audit_pb2.ListEntriesRequest(limit=100), timeout_s=60)
+        for read in range(1, 41):
+            assert (await anext(entries)).index == read - 1
+            await asyncio.sleep(0.01)  # A fast server would use it to send more.
+            assert setup.audit.sent - read < 8
+        await entries.aclose()
+
+
 async def test_a_stream_ends_with_its_error(setup: Setup) -> None:
     async with MeshChannel(setup.config.listen, setup.ca.issue_operator("o-1")) as channel:
         stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
@@ -202,6 +218,28 @@ async def test_a_server_that_is_not_ready_says_that_it_lives(setup: Setup) -> No
         }
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     assert answers == {"": not_serving, "fedmesh.audit.v1.AuditService": not_serving, LIVE: serving}
+
+
+async def test_calls_that_meet_a_server_which_stops_can_be_made_again(setup: Setup) -> None:
+    """gRPC cancels those that it has received and not begun yet."""
+    channels = [MeshChannel(setup.config.listen, setup.ca.issue_hospital("h-1")) for _ in range(4)]
+
+    async def ask(channel: MeshChannel) -> FedmeshError:
+        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
+        while True:
+            try:
+                await call(stub.GetCheckpoint, audit_pb2.GetCheckpointRequest())
+            except FedmeshError as error:
+                return error
+
+    asking = [asyncio.create_task(ask(channel)) for channel in channels for _ in range(25)]
+    await setup.audit.entered.wait()
+    await asyncio.sleep(0.5)
+    await setup.server.stop()
+    errors = await asyncio.gather(*asking)
+    for channel in channels:
+        await channel.close()
+    assert {error.code for error in errors} == {Code.SERVICE_UNAVAILABLE}
 
 
 async def test_draining_lets_the_call_in_flight_finish(setup: Setup) -> None:
