@@ -13,9 +13,21 @@ from services.hospital_node.training.packages import check_installed, installed_
 from services.plans.algorithms import InstalledFamily
 from services.plans.library import plan_names, plan_path
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest, plan_id
+from services.plans.variants import with_colluders
 from services.privacy.accounting import epsilon_of
 from services.privacy.noise import NoisePlan
-from services.secure_sum.cohort import threshold
+from services.secure_sum.cohort import MAX_COLLUDERS, threshold
+from services.secure_sum.cohort import colluders as most_colluders
+
+Colluders = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=MAX_COLLUDERS,
+        help="f: hospitals that may pool what they know with the centre; by default as many as the roster tolerates, 4 "
+        "of 15. Hospitals refuse less unless their privacy.least_colluders says otherwise",
+    ),
+]
 
 app = typer.Typer(help="Training plans.", no_args_is_help=True)
 
@@ -33,9 +45,13 @@ def check(
     hospitals: Annotated[
         int, typer.Option(min=4, max=15, help="Size of the roster, on which f and the noise rest")
     ] = 15,
+    colluders: Colluders = None,
 ) -> None:
-    """Check a plan and print its id. Exit code 1 with every problem named when it is not valid."""
-    manifest = load_manifest(file)
+    """Check a plan and print its id. Exit code 1 with every problem named when it is not valid.
+
+    With --colluders it is the plan that says so under privacy.colluders, with an id of its own.
+    """
+    manifest = with_colluders(load_manifest(file), colluders)
     console = Console()
     console.print(f"[green]OK[/green] {manifest.name} {plan_id(manifest)}", soft_wrap=True)
     console.print(
@@ -75,6 +91,12 @@ def _show_privacy(console: Console, noise: NoisePlan) -> None:
         f"epsilon {reached:.6f}",
         highlight=False,
     )
+    if guarantee.colluders < most_colluders(noise.hospitals):
+        console.print(
+            f"[yellow]refused by every hospital[/yellow] whose privacy.least_colluders is not set to "
+            f"{guarantee.colluders} or less",
+            highlight=False,
+        )
     more = [f"{number}: {noise.epsilon_against(number):.3f}" for number in range(guarantee.colluders + 1, least)]
     console.print(
         f"epsilon of a sum against more colluders than f: {', '.join(more)}. Of an update that was opened alone: "

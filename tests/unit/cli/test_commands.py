@@ -11,6 +11,7 @@ import pytest
 from services.cli.entry import main
 from services.cli.tokens import Token
 from services.embedded.ca import create_ca
+from services.plans.library import plan_path
 from services.plans.manifest import canonical_bytes
 from services.privacy.approval import require_approved
 from services.privacy.budget import Limit
@@ -100,6 +101,8 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("demo", "--privacy", "lots"), "such as 0.5, or none"),
         (("demo", "--privacy", "-1"), "--privacy -1: use an epsilon above 0"),
         (("demo", "--privacy", "nan"), "--privacy nan: use an epsilon above 0"),
+        (("demo", "--privacy", "none", "--colluders", "0"), "no guarantee against colluders to choose"),
+        (("demo", "--hospitals", "4", "--colluders", "2"), "with 4 hospitals it is against 1 at most"),
         (("demo", "--data", "nowhere"), "no folder"),
         (("demo", "--data", "[red]"), "no folder [red]"),
         (("demo", "--data", "."), "lacks the encounters: expected diabetic_data.parquet or diabetic_data.csv"),
@@ -163,6 +166,21 @@ def test_shipped_plans_check(fedmesh: Terminal) -> None:
         checked = fedmesh("plan", "check", path)
         assert checked.returncode == 0
         assert name in checked.stdout
+
+
+def test_a_guarantee_against_fewer_colluders_is_told_whole(fedmesh: Terminal) -> None:
+    path = str(plan_path("readmission-logistic-private"))
+    usual, stated, none = (
+        " ".join(fedmesh("plan", "check", path, *more).stdout.split())
+        for more in ((), ("--colluders", "4"), ("--colluders", "0"))
+    )
+    assert "(epsilon 0.5, delta 1e-06, f 4)" in usual
+    assert "(epsilon 0.5, delta 1e-06, f 4)" in stated
+    assert "refused" not in usual + stated
+    assert "(epsilon 0.5, delta 1e-06, f 0)" in none
+    assert "refused by every hospital whose privacy.least_colluders is not set to 0 or less" in none
+    assert "more colluders than f: 1: 0.52" in none
+    assert len({shown.split()[2] for shown in (usual, stated, none)}) == 3, "each is a plan of its own"
 
 
 def test_checking_a_plan_says_whether_its_family_is_installed(

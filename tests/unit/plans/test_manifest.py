@@ -86,6 +86,8 @@ def test_id_depends_on_every_field_and_on_nothing_else() -> None:
         ("privacy.epsilon", float("nan"), ["privacy.epsilon", "finite"]),
         ("privacy.delta", 0.5, ["privacy.delta = 0.5", "0.001"]),
         ("privacy.clip_norm", float("inf"), ["privacy.clip_norm", "finite"]),
+        ("privacy.colluders", 5, ["privacy.colluders = 5", "less than or equal to 4"]),
+        ("privacy.colluders", -1, ["privacy.colluders = -1", "greater than or equal to 0"]),
         ("privacy.unit", "encounter", ["privacy.unit", "patient"]),
         ("algorithm.learning_rate", True, ["algorithm.gradient_descent.learning_rate = true"]),
         ("algorithm.learning_rate", "0.5", ["learning_rate", "valid number"]),
