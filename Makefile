@@ -61,7 +61,7 @@ bench-peers: $(SYNCED)  ## Secure sums of fedmesh, Flower and NVFlare side by si
 	@for size in 2048 100000 1000000; do \
 	  $(RUN) fedmesh bench secure-sum --params $$size --rounds 3 --report $(PEERS)/fedmesh-$$size.json || exit 1; done
 	@$(RUN) fedmesh bench secure-sum --params 1000000 --lanes 1 --rounds 3 --report $(PEERS)/fedmesh-1000000-1.json
-	@$(RUN) python -m loadtests.peers --report $(PEERS)/peers.json $(ARGS)
+	@$(RUN) python -m loadtests.peers --params 100000,1000000 --report $(PEERS)/peers.json $(ARGS)
 	@$(RUN) python -m loadtests.peers.compare $(PEERS)/peers.json $(PEERS)/fedmesh-*.json
 
 .PHONY: chaos

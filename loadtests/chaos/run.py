@@ -19,7 +19,7 @@ from loadtests.chaos.calls import STUBS
 from loadtests.chaos.disks import own_namespace
 from loadtests.chaos.faults import Fault, Skipped, chosen, wait_whole
 from loadtests.chaos.faults_network import ALL
-from loadtests.chaos.figures import Figures, Window, judge, measure
+from loadtests.chaos.figures import SLOW_MS, Figures, Window, judge, measure
 from loadtests.chaos.ledger import Findings
 from loadtests.chaos.mesh import ChaosMesh
 from loadtests.chaos.probe import CREATE
@@ -30,6 +30,7 @@ from loadtests.chaos.records import Appender, read_calls, rows
 from loadtests.chaos.redis_cluster import MASTER_NAME
 from loadtests.chaos.report import write_report
 from loadtests.chaos.settings import Options, Targets
+from loadtests.peers.percentiles import percentile
 from services.bench.secure_sum import BenchOptions, bench_plan
 from services.common.config import TlsConfig, read_secret
 from services.common.errors import Code, FedmeshError
@@ -44,6 +45,7 @@ from services.secure_sum.roster import read_roster_file
 Say = Callable[[str], None]
 # A round of the secure sum that needs one ciphertext segment.
 PARAMS: Final = 2048
+_WARM_S: Final = 3.0
 OPERATORS: Final = ("operator", "second-operator")
 # Between a fault's end and the next one.
 SETTLE_S: Final = 4.0
@@ -63,6 +65,7 @@ class Run:
         self.options = options
         self.mesh = mesh
         self.truth = mesh.folder / "truth"
+        self._made_before = 0
         self.clients = tuple(f"client-{number:03d}" for number in range(1, options.clients + 1))
 
     def execute(self) -> Findings:
@@ -79,7 +82,7 @@ class Run:
             connection.execute(CREATE)
         self._start_probe()
         self._start_load(job_id, plan)
-        self._wait_for_rounds()
+        self._warm_up()
         self._quiet(self.options.quiet_s)
         with Appender(self.truth / "faults.jsonl") as log:
             for turn in range(self.options.repeats):
@@ -177,14 +180,28 @@ class Run:
         argv = [sys.executable, "-m", f"loadtests.chaos.{name}", "--config", str(path)]
         self.mesh.supervisor.start(ChildSpec(name=name, argv=argv, rank=3, grace_s=DRAIN_S))
 
-    def _wait_for_rounds(self) -> None:
-        """The first round also loads libraries and fills caches."""
+    def _warm_up(self) -> None:
+        """Until there are rounds and calls are answered in time; what came before is not measured.
+
+        The first round also loads libraries, and all clients connect at once.
+        """
         deadline = time.monotonic() + 180
-        while sum(1 for _ in rows(self.truth / "rounds.jsonl")) < 2:
+        while sum(1 for _ in rows(self.truth / "rounds.jsonl")) < 2 or not self._in_time():
             self._require_running()
             if time.monotonic() > deadline:
-                raise FedmeshError(Code.SERVICE_UNAVAILABLE, f"no round in three minutes; see {self.mesh.folder}/run")
+                raise FedmeshError(
+                    Code.SERVICE_UNAVAILABLE,
+                    f"no round, or no call in time, for three minutes: lower --rate, or see {self.mesh.folder}/run",
+                )
             time.sleep(0.5)
+        self._made_before = self._made()
+        with Appender(self.truth / "began.jsonl") as log:
+            log.add(time.time())
+
+    def _in_time(self) -> bool:
+        """Whether nine in ten of the newest calls, of some seconds, were not slow."""
+        newest = read_calls(self.truth / "calls.jsonl")[-int(_WARM_S * self.options.rate) :]
+        return bool(newest) and percentile([item.latency_ms for item in newest], 0.9) < SLOW_MS
 
     # ---- the faults
 
@@ -232,12 +249,13 @@ class Run:
             time.sleep(min(5.0, max(0.0, deadline - time.monotonic())))
 
     def _made(self) -> int:
+        """Calls since the start, those before measuring included."""
         path = self.truth / "calls.jsonl"
         return sum(1 for _ in path.open("rb")) if path.exists() else 0
 
     def _wait_for_calls(self) -> None:
         """Quiet until there were enough calls."""
-        while (made := self._made()) < self.options.calls:
+        while (made := self._made() - self._made_before) < self.options.calls:
             say(f"{made:,} of {self.options.calls:,} calls")
             self._quiet(min(60.0, 1.0 + (self.options.calls - made) / self.options.rate))
 
@@ -312,7 +330,8 @@ def run_chaos(options: Options) -> Figures:
 
 def conclude(options: Options, truth: Path, findings: Findings) -> Figures:
     """Figures, judgement and report from the files of a run."""
-    calls = sorted(read_calls(truth / "calls.jsonl"), key=lambda item: item.at)
+    began = max((row[0] for row in rows(truth / "began.jsonl")), default=0.0)
+    calls = sorted((item for item in read_calls(truth / "calls.jsonl") if item.at >= began), key=lambda item: item.at)
     struck = [row[0] for row in rows(truth / "faults.jsonl")]
     windows = [
         Window(row["name"], row["group"], row["target"], row["writer"], row["start"], row["whole"])

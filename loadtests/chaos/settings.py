@@ -20,7 +20,7 @@ class Options:
     calls: int = FULL_CALLS
     repeats: int = FULL_REPEATS
     faults: tuple[str, ...] = ()
-    rate: float = 100.0
+    rate: float = 40.0
     hospitals: int = 15
     clients: int = 135
     quiet_s: float = 180.0

@@ -31,8 +31,8 @@ from services.secure_sum.cohort import threshold
 class Peer(StrEnum):
     """What can be measured."""
 
-    FLOWER = "flower"
     NVFLARE = "nvflare"
+    FLOWER = "flower"
 
 
 MEASURES: Final[dict[Peer, Callable[[Request, Tell], Report]]] = {
@@ -63,9 +63,10 @@ def run(
             work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=CACHE))
             request = Request(sizes, hospitals, threshold(hospitals), runs, timeout, home, work)
             results[name] = _measure(name, request, tell)
+        if report is not None:  # after each: the other one may take an hour, and fail
+            report.write_text(json.dumps({"hospitals": hospitals, **results}, indent=2) + "\n")
     print_report(console, results)
     if report is not None:
-        report.write_text(json.dumps({"hospitals": hospitals, **results}, indent=2) + "\n")
         console.print(f"written to {report}")
 
 

@@ -7,6 +7,8 @@ import redis.asyncio as aioredis
 from prometheus_client import Gauge
 from redis import exceptions
 
+from services.common.errors import FedmeshError
+from services.common.redis import redis_errors
 from services.common.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -52,17 +54,19 @@ class RedisWatch:
         _IN_USE.set(len(pool._in_use_connections))
         started = asyncio.get_running_loop().time()
         try:
-            await self._client.ping()
-        except (exceptions.RedisError, OSError):
+            async with redis_errors():
+                await self._client.ping()
+        except (FedmeshError, exceptions.RedisError):
             UP.set(0)
             return
         UP.set(1)
         _SECONDS.set(asyncio.get_running_loop().time() - started)
         try:
-            self._show(await self._client.info())
+            async with redis_errors():
+                self._show(await self._client.info())
         except exceptions.NoPermissionError:
             log.debug("redis_tells_nothing", reason="the ACL user may not ask for INFO")
-        except (exceptions.RedisError, OSError) as error:
+        except (FedmeshError, exceptions.RedisError) as error:
             log.info("redis_not_measured", reason=str(error))
 
     def _show(self, info: dict[str, Any]) -> None:

@@ -86,6 +86,8 @@ class JobRunner:
 
     async def _compete(self) -> None:
         if self._tenure is None:
+            # What woke it before is over: left set, it would ask for the lease without a pause.
+            self._wake.clear()
             owner = await self._parts.store.acquire(self._job_id)
             if owner is None:
                 await self._pause(self._parts.settings.lease_s / 3)

@@ -19,6 +19,7 @@ WAIT_S: Final = 0.3
 """Far above what an answer takes, and below the objective's half second together with a quick second answer."""
 MOST: Final = 4
 _EARNED: Final = 0.1
+_TOKEN_S: Final = 30.0
 _FULL: Final = 4.0
 _TOGETHER_S: Final = 10.0
 # By then a keepalive ping has noticed it.
@@ -28,34 +29,43 @@ _AGAIN_S: Final = 30.0
 class Budget:
     """Tokens of one channel: a call earns a tenth, a second try costs one, so one call in ten is made twice at most.
 
-    A second try that answers sooner than `WAIT_S` gives its token back: it went around a silent replica, and the others
-    have time for it. Where all replicas are slow it does not, and the budget ends. Two of them within ten seconds say
-    that a connection is silent.
+    Half a minute earns one as well: a channel with a call now and then could otherwise not pay for hours after it met a
+    time in which all were slow. A second try that answers sooner than `WAIT_S` gives its token back: it went around a
+    silent replica, and the others have time for it. Where all replicas are slow it does not, and the budget ends. Two
+    of them within ten seconds say that a connection is silent.
     """
 
-    def __init__(self, silent: Callable[[], None] = lambda: None, connected: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        silent: Callable[[], None] = lambda: None,
+        connected: Callable[[], bool] = lambda: True,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         """silent: told when a connection seems to be silent, at most once in `_AGAIN_S` seconds. connected: whether
-        there is any: a call that waits for one meets no silent replica, and a second try would wait beside it.
+        there is any: a call that waits for one meets no silent replica, and a second try would wait beside it. now: a
+        clock in seconds.
         """
-        self._tokens = _FULL
+        self._now = now
+        self._tokens, self._earned = _FULL, now()
         self._silent = silent
         self._connected = connected
         self._went_around = self._told = -math.inf
 
     def earn(self) -> None:
-        """For a call."""
-        self._tokens = min(_FULL, self._tokens + _EARNED)
+        """For a call, and for the time since the one before."""
+        before, self._earned = self._earned, self._now()
+        self._tokens = min(_FULL, self._tokens + _EARNED + (self._earned - before) / _TOKEN_S)
 
     def went_around(self) -> None:
         """Note that a second try was answered at once while the first was not."""
         self._tokens = min(_FULL, self._tokens + 1.0)
-        before, self._went_around = self._went_around, time.monotonic()
+        before, self._went_around = self._went_around, self._now()
         if self._went_around - before < _TOGETHER_S:
             self.met_silence()
 
     def met_silence(self) -> None:
         """Note that there is a connection without answers."""
-        now = time.monotonic()
+        now = self._now()
         if now - self._told > _AGAIN_S and self._connected():
             self._told = now
             self._silent()

@@ -20,7 +20,8 @@ _BARE: Final[dict[grpc.StatusCode, Code]] = {
     grpc.StatusCode.NOT_FOUND: Code.NOT_FOUND,
     grpc.StatusCode.INVALID_ARGUMENT: Code.INVALID_ARGUMENT,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Code.TOO_LARGE,
-    grpc.StatusCode.CANCELLED: Code.CANCELLED,
+    # Not by the caller, who knows: a server that has no more time to drain ends the calls in it.
+    grpc.StatusCode.CANCELLED: Code.SERVICE_UNAVAILABLE,
 }
 
 

@@ -100,7 +100,7 @@ class RedisRounds:
         return bool(await self._run("renew", [lease_key(job_id)], [owner, self._lease_ms]))
 
     async def release(self, job_id: str, owner: str) -> None:
-        await self._run("release", [lease_key(job_id)], [owner])
+        await self._run("release", [lease_key(job_id)], [owner, CHANNEL, job_id])
 
     async def observe(self, job_id: str, owner: str = "") -> Observation | None:
         keys = [record_key(job_id), lease_key(job_id), declined_key(job_id), PRESENCE]

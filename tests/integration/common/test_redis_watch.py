@@ -1,5 +1,8 @@
 """What a service shows of its Redis, as far as its ACL user may ask."""
 
+from typing import Any
+
+import redis.asyncio as aioredis
 from prometheus_client import REGISTRY
 
 from services.common.config import RedisConfig
@@ -43,4 +46,16 @@ async def test_a_user_who_may_not_ask_sees_that_it_answers(redis_server: RedisSe
 
 async def test_a_redis_that_is_away_is_shown_as_such() -> None:
     await look(RedisConfig(url="redis://127.0.0.1:1/0", username="coordinator"))
+    assert shown("up") == 0
+
+
+class Closing(aioredis.Redis):
+    """One whose connections close while they are written to: uvloop's words, which redis-py lets through."""
+
+    async def ping(self, **_: Any) -> Any:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+
+async def test_a_connection_that_closes_ends_no_service() -> None:
+    await RedisWatch(Closing()).look()
     assert shown("up") == 0

@@ -220,6 +220,28 @@ async def test_a_server_that_is_not_ready_says_that_it_lives(setup: Setup) -> No
     assert answers == {"": not_serving, "fedmesh.audit.v1.AuditService": not_serving, LIVE: serving}
 
 
+async def test_calls_that_meet_a_server_which_stops_can_be_made_again(setup: Setup) -> None:
+    """gRPC cancels those that it has received and not begun yet."""
+    channels = [MeshChannel(setup.config.listen, setup.ca.issue_hospital("h-1")) for _ in range(4)]
+
+    async def ask(channel: MeshChannel) -> FedmeshError:
+        stub = channel.stub(audit_pb2_grpc.AuditServiceStub)
+        while True:
+            try:
+                await call(stub.GetCheckpoint, audit_pb2.GetCheckpointRequest())
+            except FedmeshError as error:
+                return error
+
+    asking = [asyncio.create_task(ask(channel)) for channel in channels for _ in range(25)]
+    await setup.audit.entered.wait()
+    await asyncio.sleep(0.5)
+    await setup.server.stop()
+    errors = await asyncio.gather(*asking)
+    for channel in channels:
+        await channel.close()
+    assert {error.code for error in errors} == {Code.SERVICE_UNAVAILABLE}
+
+
 async def test_draining_lets_the_call_in_flight_finish(setup: Setup) -> None:
     setup.audit.hold = asyncio.Event()
     call_in_flight = asyncio.create_task(setup.ask(setup.ca.issue_hospital("h-1")))

@@ -20,8 +20,10 @@ def test_an_error_survives_the_wire(code: Code) -> None:
     assert (rebuilt.code, rebuilt.message, rebuilt.detail) == (code, "what happened", {"job": "j-1", "left": "0.25"})
 
 
-def test_a_bare_status_gets_the_code_it_means() -> None:
-    received = AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata(), details="connection refused")
+# CANCELLED: a server that stops cancels what it has not begun.
+@pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_a_bare_status_gets_the_code_it_means(status: grpc.StatusCode) -> None:
+    received = AioRpcError(status, Metadata(), Metadata(), details="connection refused")
     assert from_rpc_error(received).code is Code.SERVICE_UNAVAILABLE
     assert from_rpc_error(received).retryable
 

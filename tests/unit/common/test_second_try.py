@@ -63,6 +63,22 @@ async def test_an_answer_that_a_repetition_may_mend_is_final_only_when_it_is_the
         await Replicas(None, REFUSED).answer(Budget())
 
 
+async def test_a_channel_with_few_calls_earns_by_time() -> None:
+    moment = 0.0
+    budget = Budget(now=lambda: moment)
+    while budget.spend():
+        pass
+    budget.earn()
+    assert not budget.spend()
+    moment = 30.0
+    budget.earn()
+    assert budget.spend()
+    assert not budget.spend()
+    moment = 3600.0
+    budget.earn()
+    assert sum(iter(budget.spend, False)) == 4
+
+
 async def test_an_empty_budget_leaves_the_one_try() -> None:
     budget = Budget()
     while budget.spend():
