@@ -166,9 +166,10 @@ def epochs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
         return newest, found
 
     newest, found = ask(stack_dir(folder), "registry", read, _NEEDS)
-    table = make_table("epoch", "maker", "parameter set", "keys (SHA-256)")
+    table = make_table("epoch", "maker", "parameter set", "public key", "keys (SHA-256)")
     for epoch in found:
-        table.add_row(str(epoch.epoch), epoch.maker, epoch.parameter_set, epoch.key_sha256[:16])
+        public = "no" if epoch.public_key is None else "yes"
+        table.add_row(str(epoch.epoch), epoch.maker, epoch.parameter_set, public, epoch.key_sha256[:16])
     console = Console()
     console.print(table)
     if not newest.roster_sha256:
