@@ -119,7 +119,7 @@ def variance_bound(uploads: int) -> float:
 
 def log2_failure(plain_modulus_bits: int, uploads: int) -> float:
     """log2 of a bound of the chance that any coefficient of the longest vector decrypts wrongly."""
-    room = Q / 2 ** (plain_modulus_bits + 1) - (uploads + 1) / 2
+    room: float = Q / 2 ** (plain_modulus_bits + 1) - (uploads + 1) / 2
     tail = math.log2(2) - room * room / (2 * variance_bound(uploads)) * math.log2(math.e)
     return tail + math.log2(PUBLIC.max_vector_length)
 
