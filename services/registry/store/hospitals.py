@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.entities import Hospital, HospitalStatus, Strike
 
 # Ordered, so that two transactions that lock several hospitals cannot block each other.
@@ -20,7 +20,7 @@ _STRIKING: Final = (
 
 
 class PostgresHospitals:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def add(self, hospital: Hospital) -> bool:

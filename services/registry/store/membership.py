@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.membership import ChangeKind, MembershipChange
 
 _SELECT: Final = (
@@ -16,7 +16,7 @@ _SELECT: Final = (
 
 
 class PostgresMembershipChanges:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def add(self, change: MembershipChange) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.entities import Page, Plan, PlanStatus
 
 _GET: Final = "select * from registry.plans where plan_id = %s"
@@ -12,7 +12,7 @@ _GET_LOCKED: Final = _GET + " for update"
 
 
 class PostgresPlans:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def add(self, plan: Plan) -> bool:

@@ -32,6 +32,14 @@ async def find_job(tx: Transaction, job_id: UUID, *, lock: bool = False) -> Job:
     return job
 
 
+async def require_job(store: Store, name: str, caller: Identity, job_id: UUID) -> Job:
+    """As `find_job`, in a transaction of its own: for a read that found nothing, because only then it matters why.
+
+    Raises: FedmeshError(NOT_FOUND).
+    """
+    return await store.ask(name, caller, lambda tx: find_job(tx, job_id))
+
+
 class JobUseCases:
     def __init__(self, store: Store, mutations: Mutations, clock: Clock) -> None:
         self._store = store
@@ -80,10 +88,10 @@ class JobUseCases:
 
     async def get(self, caller: Identity, job_id: UUID) -> Job:
         """Raises: FedmeshError(NOT_FOUND)."""
-        return await self._store.run("GetJob", caller, lambda tx: find_job(tx, job_id))
+        return await require_job(self._store, "GetJob", caller, job_id)
 
     async def list(self, caller: Identity, status: JobStatus | None, size: int, before: int | None) -> Page[Job]:
-        return await self._store.run("ListJobs", caller, lambda tx: tx.jobs.page(status, size, before))
+        return await self._store.ask("ListJobs", caller, lambda tx: tx.jobs.page(status, size, before))
 
     async def end(self, command: Command[Job], job_id: UUID, status: JobStatus, reason: str) -> bytes:
         """Stop a job before its last round: the coordinator when it failed, an operator when it is cancelled.

@@ -79,7 +79,7 @@ class RosterUseCases:
             raise
 
     async def list(self, caller: Identity, after: int) -> tuple[PublishedRoster, ...]:
-        return await self._store.run("ListRosters", caller, lambda tx: tx.rosters.after(after))
+        return await self._store.ask("ListRosters", caller, lambda tx: tx.rosters.after(after))
 
     async def publish_epoch(self, command: Command[KeyEpoch], signed: Signed) -> bytes:
         """Store the keys of the due epoch of the present roster. The first publication of a number stands.
