@@ -24,6 +24,19 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """What an append goes on from.
+
+    head: the newest checkpoint, None for an empty log. edge: the hashes of its tree's maximal complete subtrees. known:
+    what the log has already of the events that are to be appended.
+    """
+
+    head: Head | None
+    edge: dict[Coordinate, bytes]
+    known: dict[UUID, Entry]
+
+
+@dataclass(frozen=True)
 class CosignedHead:
     """A checkpoint, when it was signed, and its cosignatures."""
 
@@ -34,10 +47,10 @@ class CosignedHead:
 
 
 class Transaction(Protocol):
-    async def begin_append(self, event_ids: Sequence[UUID]) -> tuple[Head | None, dict[UUID, Entry]]:
+    async def begin_append(self, event_ids: Sequence[UUID]) -> Beginning:
         """Wait until this transaction is the only one that may extend the log. Must be the first call in it.
 
-        Returns the newest checkpoint, None for an empty log, and the entries that the log has for these events.
+        Raises: FedmeshError(WRONG_STATE) when the store lacks a hash of the tree's edge.
         """
         ...
 
@@ -57,7 +70,7 @@ class Transaction(Protocol):
         ...
 
     async def extend(self, extension: Extension, checkpoint: Checkpoint, note: str, at: datetime) -> None:
-        """Write new entries, hashes and the checkpoint over them."""
+        """Write new entries, hashes and the checkpoint over them, and commit. Must be the last call in it."""
         ...
 
     async def leaf(self, index: int) -> bytes:

@@ -164,15 +164,15 @@ class Sequencer:
             _answer(waiting, outcome, committed, shared)
 
     async def _extend(self, tx: Transaction, requests: Sequence[Sequence[Leaf]]) -> _Committed:
-        newest, known = await tx.begin_append([leaf.event_id for leaves in requests for leaf in leaves])
-        head = newest or empty_head(self._key)
-        edge = await tx.hashes(frontier_nodes(head.size))
-        frontier = Frontier(head.size, [edge[place] for place in frontier_nodes(head.size)])
+        found = await tx.begin_append([leaf.event_id for leaves in requests for leaf in leaves])
+        head = found.head or empty_head(self._key)
+        frontier = Frontier(head.size, [found.edge[place] for place in frontier_nodes(head.size)])
         require_root(frontier.root(), head)
-        extension = extend(frontier, known, requests)
+        extension = extend(frontier, found.known, requests)
+        hashes = await _proof_hashes(tx, found.edge, extension, frontier.size)
         if extension.entries:
             head = await self._sign(tx, extension, frontier)
-        return _Committed(head, extension.outcomes, await _proof_hashes(tx, edge, extension, head.size))
+        return _Committed(head, extension.outcomes, hashes)
 
     async def _sign(self, tx: Transaction, extension: Extension, frontier: Frontier) -> Head:
         checkpoint = Checkpoint(self._key.name, frontier.size, frontier.root())

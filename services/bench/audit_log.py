@@ -25,6 +25,7 @@ from services.audit.sequencer import Sequencer
 from services.audit.servicer import read_event
 from services.audit.store.postgres import PostgresStore
 from services.bench.bounds import fdatasync_rate, plain_insert_rate, quantiles_ms, repeat
+from services.bench.usage import store_cpu_seconds
 from services.common.clock import SystemClock
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call
@@ -66,7 +67,8 @@ class AuditLogOptions:
 class AuditLogReport:
     """What the run measured. Rates are per second. log_*: at the sequencer; append*: through the service, one event a
     call; batched_per_s: events through the service, `events` a call. proofs_per_s: inclusion proofs that one core
-    verifies, by its CPU time, in a tree of `tree_size` entries. load: the machine's load average at the end.
+    verifies, by its CPU time, in a tree of `tree_size` entries. append_cpu_ms: CPU time of audit service and PostgreSQL
+    for each append by a call of one event. load: the machine's load average at the end.
     """
 
     appenders: int
@@ -76,6 +78,7 @@ class AuditLogReport:
     log_ms: dict[str, float]
     appends_per_s: float
     append_ms: dict[str, float]
+    append_cpu_ms: float
     batched_per_s: float
     load: float
     fdatasyncs_per_s: float
@@ -130,11 +133,9 @@ async def _measure(stack: Stack, options: AuditLogOptions) -> AuditLogReport:
     half = options.seconds / 2
     synced = fdatasync_rate(stack.folder, half)
     inserted = await plain_insert_rate(stack.postgres.dsn(), options.appenders, half, _BODY)
-    at_log, one, many = (
-        await _append_to_log(stack, options),
-        await _append(stack, options, 1),
-        await _append(stack, options, options.events),
-    )
+    at_log = await _append_to_log(stack, options)
+    one, cpu_s = await _append(stack, options, 1)
+    many, _ = await _append(stack, options, options.events)
     if not (at_log and one and many):
         raise FedmeshError(Code.INTERNAL, f"no append ended within {options.seconds:g} s: name more --seconds")
     return AuditLogReport(
@@ -145,6 +146,7 @@ async def _measure(stack: Stack, options: AuditLogOptions) -> AuditLogReport:
         log_ms=quantiles_ms(at_log),
         appends_per_s=len(one) / options.seconds,
         append_ms=quantiles_ms(one),
+        append_cpu_ms=1000 * cpu_s / len(one),
         batched_per_s=options.events * len(many) / options.seconds,
         load=os.getloadavg()[0],
         fdatasyncs_per_s=synced,
@@ -173,8 +175,8 @@ async def _append_to_log(stack: Stack, options: AuditLogOptions) -> list[float]:
         await database.close()
 
 
-async def _append(stack: Stack, options: AuditLogOptions, events: int) -> list[float]:
-    """Seconds of calls with so many events each."""
+async def _append(stack: Stack, options: AuditLogOptions, events: int) -> tuple[list[float], float]:
+    """Seconds of calls with so many events each, and CPU seconds of audit service and PostgreSQL meanwhile."""
     tls = stack.service_tls("coordinator")
     async with AsyncExitStack() as channels:
         stubs: list[Any] = []
@@ -187,7 +189,9 @@ async def _append(stack: Stack, options: AuditLogOptions, events: int) -> list[f
             await call(stubs[worker].AppendEvents, request, timeout_s=20)
 
         await repeat(append, options.appenders, _WARM_S)
-        return await repeat(append, options.appenders, options.seconds)
+        before = store_cpu_seconds(stack, "audit")
+        latencies = await repeat(append, options.appenders, options.seconds)
+        return latencies, store_cpu_seconds(stack, "audit") - before
 
 
 def _event(worker: int) -> audit_pb2.Event:
@@ -230,6 +234,7 @@ def _print(console: Console, report: AuditLogReport) -> None:
     table.add_row("an append at the log, p99, ms", f"{report.log_ms['p99']:.1f}", "")
     table.add_row("appends a second, by calls of one event", f"{report.appends_per_s:.0f}", "")
     table.add_row("an append by a call, p50, ms", f"{report.append_ms['p50']:.1f}", "")
+    table.add_row("CPU of audit service and PostgreSQL, ms an append by a call", f"{report.append_cpu_ms:.1f}", "")
     table.add_row(f"events a second, by calls of {report.events}", f"{report.batched_per_s:.0f}", "")
     table.add_row("load average", f"{report.load:.1f}", "")
     table.add_row("fdatasyncs a second, this disk", f"{report.fdatasyncs_per_s:.0f}", "")

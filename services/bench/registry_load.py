@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-import psutil
 import psycopg
 from fedmesh.registry.v1 import performance_pb2, registry_pb2
 from rich.console import Console
 from rich.table import Table
 
 from services.bench.bounds import quantiles_ms
+from services.bench.row_security import cost_of_row_security
+from services.bench.usage import store_cpu_seconds
 from services.cli.mesh import stub
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
@@ -29,6 +30,7 @@ HOSPITAL: Final = "hospital-01"
 POINT_MS: Final = 20.0
 PAGE_MS: Final = 50.0
 PAGE: Final = 50
+ROW_SECURITY: Final = 1.3
 
 _ROWS: Final = Path(__file__).with_name("registry_rows.sql")
 _SEED: Final = 7
@@ -36,6 +38,7 @@ _JOBS: Final = 1000
 _WARM: Final = 50
 _PATIENCE_S: Final = 30.0
 _SERIES_VERSIONS: Final = 20
+_POINT: Final = "a model version"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class RegistryOptions:
 class RegistryReport:
     """What the run measured. Latencies in milliseconds, from the moment a request was due; those of pages by what is
     listed. failed: reads that got no answer, after the client's retries. database_bytes: with indexes. cpu_ms: CPU time
-    of registry and PostgreSQL for each read. load: the machine's load average at the end of the reads.
+    of registry and PostgreSQL for each read. row_security: CPU time of PostgreSQL with row-level security as a multiple
+    of that without it, by what is read. load: the machine's load average at the end of the reads.
     """
 
     versions: int
@@ -69,14 +73,19 @@ class RegistryReport:
     failed: int
     point_ms: dict[str, float]
     page_ms: dict[str, dict[str, float]]
+    row_security: dict[str, float]
 
     def targets(self) -> dict[str, tuple[float, str, bool]]:
         """By what is asked: the figure, the limit and whether it is kept."""
         point = self.point_ms["p99"]
         pages = {f"{name}, p99, ms": (told["p99"], PAGE_MS) for name, told in self.page_ms.items()}
+        secured = {
+            f"{name}, CPU with row-level security for each without": (multiple, ROW_SECURITY)
+            for name, multiple in self.row_security.items()
+        }
         return {
             name: (figure, f"< {limit:g}", figure < limit)
-            for name, (figure, limit) in {"a model version, p99, ms": (point, POINT_MS), **pages}.items()
+            for name, (figure, limit) in {f"{_POINT}, p99, ms": (point, POINT_MS), **pages, **secured}.items()
         } | {"reads without an answer": (self.failed, "0", not self.failed)}
 
 
@@ -136,9 +145,9 @@ async def _measure(stack: Stack, options: RegistryOptions, fill_s: float) -> Reg
         for _ in range(_WARM):
             for read in reads.values():
                 await read()
-        before = _cpu_s(stack)
+        before = store_cpu_seconds(stack, "registry")
         latencies, failed = await open_loop(list(reads.values()), options.rate, options.seconds)
-        cpu_ms = 1000 * (_cpu_s(stack) - before) / sum(map(len, latencies))
+        cpu_ms = 1000 * (store_cpu_seconds(stack, "registry") - before) / sum(map(len, latencies))
     told = {name: quantiles_ms(found) for name, found in zip(reads, latencies, strict=True)}
     return RegistryReport(
         versions=options.versions,
@@ -153,14 +162,8 @@ async def _measure(stack: Stack, options: RegistryOptions, fill_s: float) -> Reg
         failed=failed,
         point_ms=told.pop(_POINT),
         page_ms=told,
+        row_security=await cost_of_row_security(stack.postgres, HOSPITAL, jobs, PAGE),
     )
-
-
-def _cpu_s(stack: Stack) -> float:
-    """CPU seconds so far of the registry and of PostgreSQL with the backends that it has now."""
-    parts = {part.name: psutil.Process(part.pid) for part in stack.status() if part.pid is not None}
-    server = parts["PostgreSQL"]
-    return float(sum(sum(one.cpu_times()[:2]) for one in (parts["registry"], server, *server.children())))
 
 
 async def _jobs(stack: Stack) -> tuple[list[UUID], int]:
@@ -174,9 +177,6 @@ async def _jobs(stack: Stack) -> tuple[list[UUID], int]:
         size = await (await connection.execute("select pg_database_size(current_database())")).fetchone()
         assert size is not None
         return jobs, size[0]
-
-
-_POINT: Final = "a model version"
 
 
 def _reads(hospital: Any, performance: Any, operator: Any, jobs: list[UUID]) -> dict[str, Read]:
@@ -255,6 +255,6 @@ def _print(console: Console, report: RegistryReport) -> None:
     for name, told in {_POINT: report.point_ms, **report.page_ms}.items():
         table.add_row(f"{name}, p50, ms", f"{told['p50']:.1f}", "")
     for name, (value, limit, kept) in report.targets().items():
-        table.add_row(name, f"{value:.1f}", limit if kept else f"{limit} MISSED")
+        table.add_row(name, f"{value:.2g}" if value < 10 else f"{value:.1f}", limit if kept else f"{limit} MISSED")
     console.print(table)
     console.print(f"Rows were generated in {report.fill_s:.0f} s. Times are from the moment a read was due.")

@@ -26,3 +26,10 @@ def cpu_seconds(stack: Stack) -> dict[str, float]:
         if name == "aggregator":
             used[WORKERS] = children
     return used
+
+
+def store_cpu_seconds(stack: Stack, service: str) -> float:
+    """CPU seconds so far of one service and of PostgreSQL with the backends that it has now."""
+    parts = {part.name: psutil.Process(part.pid) for part in stack.status() if part.pid is not None}
+    server = parts["PostgreSQL"]
+    return float(sum(sum(one.cpu_times()[:2]) for one in (parts[service], server, *server.children())))

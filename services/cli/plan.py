@@ -1,5 +1,6 @@
 """`fedmesh plan`: look at plans before anybody trains by them."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.markup import escape
 from services.common.errors import FedmeshError
 from services.hospital_node.noise import training_noise
 from services.hospital_node.training.packages import check_installed, installed_families
-from services.plans.algorithms import InstalledFamily
+from services.plans.algorithms import InstalledFamily, PatientSum
 from services.plans.library import plan_names, plan_path
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest, plan_id
 from services.plans.variants import with_colluders
@@ -18,6 +19,8 @@ from services.privacy.accounting import epsilon_of
 from services.privacy.noise import NoisePlan
 from services.secure_sum.cohort import MAX_COLLUDERS, threshold
 from services.secure_sum.cohort import colluders as most_colluders
+from services.secure_sum.encoding import choose_lanes
+from services.secure_sum.wire import Layout
 
 Colluders = Annotated[
     int | None,
@@ -59,6 +62,7 @@ def check(
         f"{manifest.rounds.count} rounds, {len(canonical_bytes(manifest)):,} bytes on the wire"
     )
     _show_family(console, manifest)
+    _show_encoding(console, manifest)
     if manifest.rounds.asynchronous:
         console.print(
             f"asynchronous: groups of {manifest.rounds.k}; contributions of at most age {manifest.rounds.max_age}"
@@ -66,7 +70,9 @@ def check(
     if manifest.privacy is None:
         console.print("privacy: none")
     else:
-        _show_privacy(console, training_noise(manifest, hospitals))
+        noise = training_noise(manifest, hospitals)
+        _show_privacy(console, noise)
+        _show_room(console, manifest, noise)
 
 
 def _show_family(console: Console, manifest: PlanManifest) -> None:
@@ -80,6 +86,32 @@ def _show_family(console: Console, manifest: PlanManifest) -> None:
         else:
             found = installed_families()[algorithm.family]
             console.print(f"family {algorithm.family} is installed here: {escape(found)}", highlight=False)
+
+
+def _show_encoding(console: Console, manifest: PlanManifest) -> None:
+    encoding = manifest.encoding
+    how = "a public key" if encoding.parameters.public_key else "the group key"
+    layout = Layout(encoding.parameters, manifest.vector_length, encoding.lanes)
+    console.print(
+        f"encrypted with {how} under {encoding.parameter_set}: {encoding.lanes} lane(s) of {encoding.bits} bits, "
+        f"{layout.upload_bytes:,} bytes an upload",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _show_room(console: Console, manifest: PlanManifest, noise: NoisePlan) -> None:
+    """How many lanes clip, noise and cohort leave room for, where the plan says how many patients are expected."""
+    if not isinstance(manifest.algorithm, PatientSum):
+        return
+    encoding = manifest.encoding
+    bound = math.ceil(manifest.summed_sensitivity * manifest.algorithm.expected_patients / noise.hospitals)
+    length = manifest.train_length
+    most = choose_lanes(encoding.parameters, bound, noise.hospitals, noise.share_sigma, length)
+    if most < encoding.lanes:
+        console.print(f"[yellow]noised sums need {most} lane(s): with {encoding.lanes} they may overflow[/yellow]")
+    else:
+        console.print(f"clip, noise and {noise.hospitals} hospitals leave room for {most} lane(s)", highlight=False)
 
 
 def _show_privacy(console: Console, noise: NoisePlan) -> None:

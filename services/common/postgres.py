@@ -1,18 +1,20 @@
 """PostgreSQL: a pool, transactions that are run again when PostgreSQL asks for it, and migrations."""
 
 import asyncio
+import math
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import quote
 
 import psycopg
 from prometheus_client import Counter, Histogram
 from psycopg import errors as pg
+from psycopg.abc import Params, QueryNoTemplate
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -25,11 +27,24 @@ log = get_logger(__name__)
 
 ResultT = TypeVar("ResultT")
 Connection = psycopg.AsyncConnection[DictRow]
+Statement = tuple[QueryNoTemplate, Params]
+"""SQL and its parameters."""
+
+
+class Statements(Protocol):
+    """Takes statements of one transaction: a connection, or a `Question`."""
+
+    async def execute(
+        self, query: QueryNoTemplate, params: Params | None = None, *, binary: bool = False
+    ) -> psycopg.AsyncCursor[DictRow]: ...
+
 
 # How long a server may take to answer one statement, and one that only asks whether it is there. A server that is
 # frozen, or behind a network that lost it, says nothing at all: TCP goes on believing in it for a quarter of an hour.
 ANSWER_S: Final = 5.0
 CHECK_S: Final = 1.5
+# A connection that ended a transaction so recently is not asked whether it is there.
+TRUSTED_S: Final = 0.5
 # Calls that may wait for each connection of a pool. After an outage everybody comes at once: those beyond are refused
 # at no cost and come again, while those within are served in time; an unbounded queue serves nobody in time.
 WAITING_PER_CONNECTION: Final = 4
@@ -37,6 +52,11 @@ _MAX_TRIES: Final = 8
 # A call is made up to four times: so the caller learns of a lost database within its default deadline of 10 s.
 _CONNECT_WAIT_S: Final = 2.0
 _WAIT_PAUSE_S: Final = 0.5
+_BEGIN: Final = {
+    isolation: f"BEGIN ISOLATION LEVEL {isolation.name.replace('_', ' ')}".encode()
+    for isolation in psycopg.IsolationLevel
+}
+_BEGIN_READING: Final = _BEGIN[psycopg.IsolationLevel.REPEATABLE_READ] + b" READ ONLY"
 _TX_SECONDS: Final = Histogram(
     "fedmesh_postgres_transaction_seconds", "Time of transactions, retries included", ["name"]
 )
@@ -51,16 +71,21 @@ def conninfo(config: PostgresConfig) -> str:
 
 
 class AnsweringConnection(psycopg.AsyncConnection[DictRow]):
-    """A connection that hangs up on a server which does not answer a statement within `answer_s` seconds.
+    """A connection that hangs up on a server which does not answer a statement within `answer_s` seconds, or CHECK_S
+    where there is nothing to do for it.
 
     What waits then ends with psycopg.OperationalError, and so does everything after it. A cancellation would not do:
     psycopg asks the same server to cancel, and waits for that too.
     """
 
     answer_s: float = ANSWER_S
+    _nothing_to_do = False
+    # By the monotonic clock: when it last ended a transaction, or was asked whether it is there.
+    answered_at: float = -math.inf
 
     async def wait(self, *arguments: Any, **options: Any) -> Any:
-        watchdog = asyncio.get_running_loop().call_later(self.answer_s, self._hang_up)
+        seconds = CHECK_S if self._nothing_to_do else self.answer_s
+        watchdog = asyncio.get_running_loop().call_later(seconds, self._hang_up, seconds)
         try:
             return await super().wait(*arguments, **options)
         finally:
@@ -68,17 +93,64 @@ class AnsweringConnection(psycopg.AsyncConnection[DictRow]):
 
     async def check(self) -> None:
         """Ask whether the server is there. Raises: psycopg.Error."""
-        self.answer_s = CHECK_S
-        try:
+        with self._quick():
             await AsyncConnectionPool.check_connection(self)
-        finally:
-            self.answer_s = ANSWER_S
+        self.answered_at = time.monotonic()
 
-    def _hang_up(self) -> None:
-        log.warning("database_does_not_answer", host=self.info.host, port=self.info.port, seconds=self.answer_s)
+    async def begin(self, isolation: psycopg.IsolationLevel, opening: Statement | None) -> None:
+        """Begin a transaction with the statement that opens it, in one round trip. Raises: psycopg.Error."""
+        with self._quick():
+            async with self.pipeline():
+                await self.execute(_BEGIN[isolation])
+                if opening is not None:
+                    await self.execute(*opening)
+
+    async def end(self) -> None:
+        """Commit. Raises: psycopg.Error."""
+        await self.commit()
+        self.answered_at = time.monotonic()
+
+    @contextmanager
+    def _quick(self) -> Iterator[None]:
+        self._nothing_to_do = True
+        try:
+            yield
+        finally:
+            self._nothing_to_do = False
+
+    def _hang_up(self, seconds: float) -> None:
+        log.warning("database_does_not_answer", host=self.info.host, port=self.info.port, seconds=seconds)
         with suppress(OSError), socket.socket(fileno=os.dup(self.fileno())) as line:
             # libpq then reads the end of the stream, as if the server had ended.
             line.shutdown(socket.SHUT_RDWR)
+
+
+class Question:
+    """A transaction of one statement that reads: the first makes it begin and end, all in one round trip."""
+
+    def __init__(self, connection: AnsweringConnection, opening: Statement | None) -> None:
+        self._connection = connection
+        self._opening = opening
+        self._asked = False
+
+    async def execute(
+        self, query: QueryNoTemplate, params: Params | None = None, *, binary: bool = False
+    ) -> psycopg.AsyncCursor[DictRow]:
+        """As psycopg's. What the opening statement refuses, PostgreSQL does not go on with.
+
+        Raises: psycopg.Error; RuntimeError for a second statement.
+        """
+        if self._asked:
+            raise RuntimeError("a question is one statement: run a transaction")
+        self._asked = True
+        async with self._connection.pipeline():
+            await self._connection.execute(_BEGIN_READING)
+            if self._opening is not None:
+                await self._connection.execute(*self._opening)
+            cursor = await self._connection.execute(query, params, binary=binary)
+            await self._connection.execute(b"COMMIT")
+        self._connection.answered_at = time.monotonic()
+        return cursor
 
 
 class Database:
@@ -91,15 +163,18 @@ class Database:
             max_size=config.pool_max,
             timeout=_CONNECT_WAIT_S,
             open=False,
-            check=AnsweringConnection.check,
+            check=self._check,
             reconnect_timeout=5,
             connection_class=AnsweringConnection,
             kwargs={
+                "autocommit": True,
                 "row_factory": dict_row,
                 "options": "-c statement_timeout=20000 -c idle_in_transaction_session_timeout=30000",
                 "connect_timeout": 3,
             },
         )
+        # One connection that was lost puts all those in doubt that answered before.
+        self._doubted_at = -math.inf
         # Counted here: the pool's own limit also counts those who gave up, and refuses for ever when all of them have.
         self._waiting = 0
         self._most_waiting = WAITING_PER_CONNECTION * config.pool_max
@@ -119,7 +194,7 @@ class Database:
         """True when a connection answers."""
         try:
             async with self._connection(timeout_s=1.5) as connection:
-                await connection.execute("select 1")
+                await connection.check()
         except (psycopg.Error, PoolTimeout, OSError):
             return False
         return True
@@ -138,8 +213,13 @@ class Database:
             log.warning("postgres_awaited")
             await asyncio.sleep(_WAIT_PAUSE_S)
 
+    async def _check(self, connection: AnsweringConnection) -> None:
+        """Ask a connection whether it is there, unless it just answered. Raises: psycopg.Error."""
+        if connection.answered_at <= max(self._doubted_at, time.monotonic() - TRUSTED_S):
+            await connection.check()
+
     @asynccontextmanager
-    async def _connection(self, timeout_s: float | None = None) -> AsyncIterator[Connection]:
+    async def _connection(self, timeout_s: float | None = None) -> AsyncIterator[AnsweringConnection]:
         """A pooled connection. The pool drops a cancellation that comes while it hands one over; here it is heeded."""
         task = asyncio.current_task()
         cancelled_before = 0 if task is None else task.cancelling()
@@ -151,42 +231,86 @@ class Database:
                 self._waiting -= 1
             if task is not None and task.cancelling() > cancelled_before:
                 raise asyncio.CancelledError
-            yield connection
+            try:
+                yield connection
+            finally:
+                if connection.closed:
+                    self._doubted_at = time.monotonic()
 
     @asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[Connection]:
+    async def _admitted(self, timeout_s: float) -> AsyncIterator[AnsweringConnection]:
         """A pooled connection. Raises: PoolTimeout, at once when too many wait for one already."""
         if self._waiting >= self._most_waiting:
             raise PoolTimeout("too many wait for a connection")
-        async with self._connection() as connection:
+        async with self._connection(timeout_s) as connection:
             yield connection
+
+    @asynccontextmanager
+    async def _begun(
+        self, isolation: psycopg.IsolationLevel, opening: Statement | None
+    ) -> AsyncIterator[AnsweringConnection]:
+        """A connection in a transaction; the pool rolls back what fails in it. A connection that turns out to be lost
+        as it begins is passed over: nothing was done on it.
+        """
+        ending = time.monotonic() + _CONNECT_WAIT_S
+        while True:
+            async with self._admitted(ending - time.monotonic()) as connection:
+                try:
+                    await connection.begin(isolation, opening)
+                except psycopg.OperationalError:
+                    if not connection.closed:
+                        raise
+                else:
+                    yield connection
+                    return
 
     async def run_tx(
         self,
         name: str,
         body: Callable[[Connection], Awaitable[ResultT]],
         isolation: psycopg.IsolationLevel = psycopg.IsolationLevel.REPEATABLE_READ,
+        *,
+        opening: Statement | None = None,
     ) -> ResultT:
         """Run `body` in one transaction; it may be run several times. With another isolation than REPEATABLE READ it
         must itself lock what it reads against what others write.
 
-        `body` must have no effect besides its SQL and must make no RPC.
+        `body` must have no effect besides its SQL and must make no RPC. opening: run before it, with BEGIN.
 
         Raises: FedmeshError(STORE_UNAVAILABLE) when PostgreSQL is away, (STORE_FULL) when its disk is full,
-            (LOST_RACE) when conflicts persist; whatever `body` raises.
+            (LOST_RACE) when conflicts persist; whatever `body` or the opening raises.
         """
         with _TX_SECONDS.labels(name).time():
             for attempt in range(1, _MAX_TRIES + 1):
                 try:
-                    async with store_errors(), self._admitted() as connection:
-                        await connection.set_isolation_level(isolation)
-                        async with connection.transaction():
-                            return await body(connection)
+                    async with store_errors(), self._begun(isolation, opening) as connection:
+                        result = await body(connection)
+                        await connection.end()
+                        return result
                 except (pg.SerializationFailure, pg.DeadlockDetected, pg.UniqueViolation) as error:
                     _TX_RETRIES.labels(name, type(error).__name__).inc()
                     log.info("transaction_retried", name=name, attempt=attempt, reason=type(error).__name__)
                     await asyncio.sleep(0.005 * 2**attempt)
         raise FedmeshError(Code.LOST_RACE, "too many concurrent changes: try again")
+
+    async def ask(
+        self, name: str, body: Callable[[Statements], Awaitable[ResultT]], *, opening: Statement | None = None
+    ) -> ResultT:
+        """Run `body`, which makes exactly one statement, and one that reads, in a transaction and one round trip. It
+        may be run several times.
+
+        Raises: as `run_tx`.
+        """
+        with _TX_SECONDS.labels(name).time():
+            ending = time.monotonic() + _CONNECT_WAIT_S
+            while True:
+                async with store_errors(), self._admitted(ending - time.monotonic()) as connection:
+                    try:
+                        return await body(Question(connection, opening))
+                    except psycopg.OperationalError:
+                        # One that was lost has done nothing, and another may be there.
+                        if not connection.closed:
+                            raise
 
 
 @asynccontextmanager

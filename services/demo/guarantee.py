@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.hospital_node.noise import training_noise
 from services.plans.manifest import PlanManifest
-from services.privacy.approval import Approval, ApproverKey, add_signature
+from services.privacy.approval import Approval, ApproverKey, add_signature, read_approval
 from services.privacy.budget import DEFAULT_LIMIT
 from services.secure_sum.cohort import colluders
 
@@ -54,5 +54,5 @@ def _approved(folder: Path, approval: Approval) -> dict[str, Any]:
     file = folder / f"{approval.hospital_id}.approval"
     keys = [ApproverKey(name, Ed25519PrivateKey.generate()) for name in ("demo-admin", "demo-second")]
     for key in keys:
-        add_signature(file, approval, key)
+        add_signature(file, approval, key, read_approval)
     return {"approval": str(file.absolute()), "approvers": {key.name: key.public for key in keys}}

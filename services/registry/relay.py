@@ -137,7 +137,7 @@ class Relay:
         return indices
 
     async def _measure(self) -> None:
-        waiting, lag, refused = await self._store.run("outbox.backlog", None, lambda tx: tx.outbox.backlog())
+        waiting, lag, refused = await self._store.ask("outbox.backlog", None, lambda tx: tx.outbox.backlog())
         _WAITING.set(waiting)
         _LAG.set(lag)
         _REFUSED.set(refused)

@@ -74,7 +74,7 @@ class HospitalWatch:
         """Measure once. Raises: FedmeshError."""
         now = self._clock.now()
         since = now - self._window
-        hospitals = await self._store.run("watch.hospitals", None, lambda tx: tx.hospitals.list(since))
+        hospitals = await self._store.ask("watch.hospitals", None, lambda tx: tx.hospitals.list(since))
         while await self._read_ledgers():
             pass
         left = {hospital.hospital_id: self._show(hospital, now) for hospital in hospitals}

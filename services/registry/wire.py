@@ -44,6 +44,7 @@ _PLAN_STATUS_OUT: Final = {
 # Room for names and digests of the largest cohort; responses stay below gRPC's message limit of 1 MiB.
 _PAGE_BYTES: Final = 900_000
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_BIGINT: Final = 2**63 - 1
 
 # --- requests
@@ -231,11 +232,12 @@ def read_chunk(part: pb.UploadBlobRequest) -> bytes:
 
 
 def timestamp(value: datetime | None) -> Timestamp | None:
+    """A time with its zone, as protobuf has it."""
     if value is None:
         return None
-    stamp = Timestamp()
-    stamp.FromDatetime(value)
-    return stamp
+    # As `Timestamp.FromDatetime`, in a fifth of its time: a page has a hundred of them.
+    since = value - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
 
 
 def hospital(value: entities.Hospital) -> pb.Hospital:
@@ -310,14 +312,15 @@ def committed_round(value: entities.CommittedRound) -> pb.CommittedRound:
 
 def model_version(value: entities.ModelVersion) -> pb.ModelVersion:
     told = value.committed.round
+    made = committed_round(value.committed)
     return pb.ModelVersion(
-        job_id=str(told.job_id),
+        job_id=made.attempt.job_id,
         version=told.version,
         plan_id=value.plan_id,
         plan_name=value.plan_name,
         state_sha256=told.state_sha256,
         size_bytes=value.size_bytes,
-        round=committed_round(value.committed),
+        round=made,
         private=value.private,
         final=value.final,
     )

@@ -5,11 +5,12 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from psycopg import IsolationLevel
+from psycopg import AsyncCursor, IsolationLevel
+from psycopg.rows import DictRow
 
 from services.audit.domain.batch import Entry, Extension
 from services.audit.domain.witnesses import Alarm, AlarmKind, Cosigned
-from services.audit.ports import CosignedHead, Head, Transaction
+from services.audit.ports import Beginning, CosignedHead, Head, Transaction
 from services.common.errors import Code, FedmeshError
 from services.common.postgres import Connection, Database
 from services.transparency.checkpoint import Checkpoint
@@ -27,6 +28,16 @@ _HASHES: Final = """
       from unnest(%s::smallint[], %s::bigint[]) as wanted (level, position)
       left join audit.nodes on nodes.level = wanted.level and nodes.position = wanted.position
       left join audit.entries on wanted.level = 0 and entries.index = wanted.position
+"""
+
+# Of the newest checkpoint's tree, as `merkle.frontier_nodes` has it: for every one-bit of its size a subtree.
+_EDGE: Final = """
+    select level.level, (head.size >> level.level) - 1 as position, coalesce(nodes.hash, entries.leaf_hash) as hash
+      from (select size from audit.checkpoints order by size desc limit 1) as head
+     cross join generate_series(0, 62) as level (level)
+      left join audit.nodes on nodes.level = level.level and nodes.position = (head.size >> level.level) - 1
+      left join audit.entries on level.level = 0 and entries.index = head.size - 1
+     where (head.size >> level.level) & 1 = 1
 """
 
 # One statement, so that others wait for the lock no longer than one round trip. PostgreSQL runs what a WITH inserts,
@@ -57,16 +68,21 @@ class PostgresTransaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def begin_append(self, event_ids: Sequence[UUID]) -> tuple[Head | None, dict[UUID, Entry]]:
+    async def begin_append(self, event_ids: Sequence[UUID]) -> Beginning:
         # One round trip.
         async with self._connection.pipeline():
             await self._connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
             newest = await self._connection.execute(_HEAD)
+            edge = await self._connection.execute(_EDGE)
             known = await self._connection.execute(
                 "select index, event_id, leaf, leaf_hash from audit.entries where event_id = any(%s)",
                 (list(event_ids),),
             )
-        return _head(await newest.fetchone()), {row["event_id"]: Entry(**row) async for row in known}
+        return Beginning(
+            _head(await newest.fetchone()),
+            await _by_place(edge),
+            {row["event_id"]: Entry(**row) async for row in known},
+        )
 
     async def head(self) -> Head | None:
         cursor = await self._connection.execute(_HEAD)
@@ -102,13 +118,11 @@ class PostgresTransaction:
         wanted = list(places)
         if not wanted:
             return {}
-        rows = await self._connection.execute(
-            _HASHES, ([place.level for place in wanted], [place.position for place in wanted])
+        return await _by_place(
+            await self._connection.execute(
+                _HASHES, ([place.level for place in wanted], [place.position for place in wanted])
+            )
         )
-        found = {Coordinate(row["level"], row["position"]): row["hash"] async for row in rows}
-        if any(value is None for value in found.values()):
-            raise FedmeshError(Code.WRONG_STATE, "a hash of the tree is missing: the database was changed by hand")
-        return found
 
     async def page(self, start: int, stop: int) -> list[tuple[int, bytes]]:
         rows = await self._connection.execute(
@@ -120,22 +134,23 @@ class PostgresTransaction:
         entries = extension.entries
         # Level 0 stands in the entries.
         nodes = [node for node in extension.nodes if node.level]
-        await self._connection.execute(
-            _EXTEND,
-            {
-                "indices": [entry.index for entry in entries],
-                "events": [entry.event_id for entry in entries],
-                "leaves": [entry.leaf for entry in entries],
-                "leaf_hashes": [entry.leaf_hash for entry in entries],
-                "levels": [node.level for node in nodes],
-                "positions": [node.position for node in nodes],
-                "hashes": [node.hash for node in nodes],
-                "size": checkpoint.size,
-                "root": checkpoint.root,
-                "note": note,
-                "at": at,
-            },
-        )
+        rows = {
+            "indices": [entry.index for entry in entries],
+            "events": [entry.event_id for entry in entries],
+            "leaves": [entry.leaf for entry in entries],
+            "leaf_hashes": [entry.leaf_hash for entry in entries],
+            "levels": [node.level for node in nodes],
+            "positions": [node.position for node in nodes],
+            "hashes": [node.hash for node in nodes],
+            "size": checkpoint.size,
+            "root": checkpoint.root,
+            "note": note,
+            "at": at,
+        }
+        # One round trip, after which others have the lock.
+        async with self._connection.pipeline():
+            await self._connection.execute(_EXTEND, rows)
+            await self._connection.commit()
 
     async def add_cosignature(self, cosigned: Cosigned, at: datetime) -> bool:
         cursor = await self._connection.execute(
@@ -216,6 +231,13 @@ class PostgresTransaction:
             )
             async for row in rows
         ]
+
+
+async def _by_place(rows: AsyncCursor[DictRow]) -> dict[Coordinate, bytes]:
+    found = {Coordinate(row["level"], row["position"]): row["hash"] async for row in rows}
+    if any(value is None for value in found.values()):
+        raise FedmeshError(Code.WRONG_STATE, "a hash of the tree is missing: the database was changed by hand")
+    return found
 
 
 def _head(row: dict[str, Any] | None) -> Head | None:

@@ -4,7 +4,6 @@ No hospital's own loss or AUROC exists at the centre (ADR 5). Of a hospital ther
 the figures of the checks that the hospital signed, which every hospital computes alike from the opened sum.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Final
@@ -85,8 +84,3 @@ def of_checks(found: Findings, job_id: UUID, at: datetime) -> list[Measurement]:
         for name, value in figures
         if len(name) <= MAX_NAME
     ]
-
-
-def hospitals_of(subject: Subject, cohort: Sequence[str]) -> list[str]:
-    """The `hospital_id` that are asked for, of a cohort and of the joint model."""
-    return [JOINT, *cohort] if subject.hospital_id is None else [subject.hospital_id]

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from datetime import datetime
 from uuid import UUID
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.entities import BlobHeader
 
 
 class PostgresBlobs:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def size_in_job(self, job_id: UUID, sha256: str) -> int | None:

@@ -4,7 +4,7 @@ from dataclasses import astuple
 from datetime import datetime
 from typing import Any, Final
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.enrolment import Certificate, Invitation
 
 _CERTIFICATE: Final = (
@@ -14,7 +14,7 @@ _CERTIFICATE: Final = (
 
 
 class PostgresCredentials:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def invite(self, invitation: Invitation) -> None:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.entities import Job, JobStatus, OpenedAttempt, Page
 
 _SELECT = (
@@ -19,7 +19,7 @@ _SELECT = (
 
 
 class PostgresJobs:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def add(self, job: Job) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.privacy.chain import Entry, Head
 from services.registry.domain.entities import LedgerReport, ReportedLedger
 
@@ -33,7 +33,7 @@ _HEADS: Final = """
 
 
 class PostgresLedgers:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def newest(self, hospital_id: str) -> tuple[Head, bytes]:
@@ -62,7 +62,7 @@ class PostgresLedgers:
                     report.hospital_id,
                     entry.seq,
                     said["kind"],
-                    said["job_id"],
+                    said.get("job_id", ""),
                     said.get("round"),
                     said.get("attempt"),
                     entry.body,

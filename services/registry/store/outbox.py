@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.entities import Event
 
 
 class PostgresOutbox:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def add(self, events: Sequence[Event]) -> None:

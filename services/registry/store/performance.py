@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from services.common.postgres import Connection
-from services.registry.domain.performance import DailyMeasurement, Measurement, Subject
+from services.common.postgres import Statements
+from services.registry.domain.performance import JOINT, DailyMeasurement, Measurement, Subject
 
 _MAX_DAYS: Final = 5000
 # Of a model as of a job the newest are asked for: a model of many years need not read the days of all its jobs.
@@ -14,9 +14,14 @@ _OF_MODEL: Final = (
     " where p.name = %(model)s order by j.seq desc limit %(jobs)s))"
 )
 
+# Of the joint model and of the hospitals of a job.
+_OF_COHORT: Final = (
+    "array(select %(joint)s union all select unnest(hospital_ids) from registry.jobs where job_id = %(job)s)"
+)
+
 
 class PostgresPerformance:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def add(self, measured: Sequence[Measurement]) -> None:
@@ -36,17 +41,21 @@ class PostgresPerformance:
             ),
         )
 
-    async def of_versions(
-        self, subject: Subject, hospital_ids: Sequence[str], after: int, last: int
-    ) -> tuple[Measurement, ...]:
+    async def of_versions(self, subject: Subject, after: int, last: int) -> tuple[tuple[Measurement, ...], int | None]:
         conditions, parameters = _conditions(subject)
-        rows = await self._connection.execute(
-            "select hospital_id, job_id, version, name, value, recorded_at from registry.performance"  # noqa: S608
-            f" where {conditions} and hospital_id = any(%(hospitals)s) and version > %(after)s and version <= %(last)s"
+        if subject.hospital_id is None:
+            # The index begins with the hospital.
+            conditions += f" and hospital_id = any({_OF_COHORT})"
+        cursor = await self._connection.execute(
+            "select hospital_id, job_id, version, name, value, recorded_at,"  # noqa: S608 - constant text
+            " (select version from registry.jobs where job_id = %(job)s) as newest from registry.performance"
+            f" where {conditions} and version > %(after)s and version <= %(last)s"
             " order by version, hospital_id, name",
-            {**parameters, "hospitals": list(hospital_ids), "after": after, "last": last},
+            {**parameters, "after": after, "last": last},
         )
-        return tuple([Measurement(**row) async for row in rows])
+        rows = await cursor.fetchall()
+        newest = [row.pop("newest") for row in rows]
+        return tuple(Measurement(**row) for row in rows), newest[0] if newest else None
 
     async def by_day(self, subject: Subject, days: int) -> tuple[DailyMeasurement, ...]:
         conditions, parameters = _conditions(subject)
@@ -81,5 +90,6 @@ def _conditions(subject: Subject) -> tuple[str, dict[str, Any]]:
         "jobs": _MAX_JOBS,
         "name": subject.name,
         "hospital": subject.hospital_id,
+        "joint": JOINT,
     }
     return " and ".join(conditions), parameters

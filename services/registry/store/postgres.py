@@ -1,12 +1,14 @@
 """Transactions on PostgreSQL, on behalf of a caller."""
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+import psycopg
 
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity, Kind
-from services.common.postgres import Connection, Database
-from services.registry.domain.entities import HospitalStatus
+from services.common.postgres import Connection, Database, Statement, Statements
 from services.registry.store.blobs import PostgresBlobs
 from services.registry.store.credentials import PostgresCredentials
 from services.registry.store.hospitals import PostgresHospitals
@@ -25,11 +27,14 @@ from services.registry.usecases.ports import Transaction
 
 T = TypeVar("T")
 
+# The SQLSTATE of `registry.enter`.
+_NO_MEMBER: Final = "UM001"
+
 
 class PostgresTransaction:
     """The nouns of one transaction."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self.requests = PostgresRequests(connection)
         self.hospitals = PostgresHospitals(connection)
         self.credentials = PostgresCredentials(connection)
@@ -62,33 +67,40 @@ class PostgresStore:
         """
 
         async def scoped(connection: Connection) -> T:
-            tx = PostgresTransaction(connection)
-            await _enter(connection, caller)
-            if caller is not None and caller.kind is Kind.HOSPITAL:
-                await _require_active(tx, caller)
-                if whole:
-                    await _enter(connection, None)
-            return await body(tx)
+            if whole:
+                await connection.execute(*_enter(None))
+            return await body(PostgresTransaction(connection))
 
-        return await self._database.run_tx(name, scoped)
+        with _members_only(caller):
+            return await self._database.run_tx(name, scoped, opening=_enter(caller))
+
+    async def ask(self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]]) -> T:
+        """As `run`, for a body that makes exactly one statement, and one that reads: it takes one round trip."""
+        with _members_only(caller):
+            return await self._database.ask(
+                name, lambda statements: body(PostgresTransaction(statements)), opening=_enter(caller)
+            )
 
 
-async def _enter(connection: Connection, caller: Identity | None) -> None:
-    """Tell row-level security for whom this transaction runs; PostgreSQL forgets it at the transaction's end."""
+def _enter(caller: Identity | None) -> Statement:
+    """Tells row-level security for whom a transaction runs, and ends that of a hospital that is no active member."""
     hospital = caller is not None and caller.kind is Kind.HOSPITAL
-    await connection.execute(
-        "select set_config('app.hospital_id', %s, true), set_config('app.scope', %s, true)",
-        (caller.name, "hospital") if hospital and caller is not None else ("", "consortium"),
-    )
+    return "select registry.enter(%s)", (caller.name if hospital and caller is not None else "",)
 
 
-async def _require_active(tx: PostgresTransaction, caller: Identity) -> None:
-    hospital = (await tx.hospitals.get([caller.name])).get(caller.name)
-    if hospital is None:
-        raise FedmeshError(Code.PERMISSION_DENIED, f"hospital {caller.name} is not registered in this consortium")
-    if hospital.status is not HospitalStatus.ACTIVE:
+@contextmanager
+def _members_only(caller: Identity | None) -> Iterator[None]:
+    """Words what `registry.enter` refuses."""
+    try:
+        yield
+    except psycopg.DatabaseError as error:
+        if error.sqlstate != _NO_MEMBER or caller is None:
+            raise
+        status = error.diag.message_detail
+        if not status:
+            raise FedmeshError(
+                Code.PERMISSION_DENIED, f"hospital {caller.name} is not registered in this consortium"
+            ) from None
         raise FedmeshError(
-            Code.PERMISSION_DENIED,
-            f"hospital {caller.name} is {hospital.status.value}: ask the consortium",
-            status=hospital.status.value,
-        )
+            Code.PERMISSION_DENIED, f"hospital {caller.name} is {status}: ask the consortium", status=status
+        ) from None

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.promotion import (
     Alias,
     Attestation,
@@ -47,7 +47,7 @@ _DIFFERING: Final = """
 
 
 class PostgresPromotions:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     # --- what is known of a version

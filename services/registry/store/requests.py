@@ -4,14 +4,14 @@ from datetime import datetime
 from typing import TypeVar
 
 from services.common.errors import Code, FedmeshError
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.usecases.ports import Command
 
 T = TypeVar("T")
 
 
 class PostgresRequests:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def answer(self, command: Command[T]) -> bytes | None:

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.entities import KeyEpoch, PublishedRoster
 from services.secure_sum.roster import as_roster
 from services.secure_sum.statements import Signed
@@ -12,7 +12,7 @@ _EPOCH: Final = "select roster_sha256, epoch, maker, statement, signature, publi
 
 
 class PostgresRosters:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def add(self, published: PublishedRoster) -> None:

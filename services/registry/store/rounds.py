@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.entities import CommittedRound, Contribution, Metric, ModelVersion, Page, Round
 
 _MAX_METRICS: Final = 5000
@@ -25,7 +25,7 @@ _MODEL: Final = (
 
 
 class PostgresRounds:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def add(self, committed: CommittedRound, metrics: Mapping[str, float]) -> None:
@@ -96,8 +96,12 @@ class PostgresRounds:
         )
         return tuple([_committed(row) async for row in rows])
 
-    async def model_version(self, job_id: UUID, version: int) -> ModelVersion | None:
-        rows = await self._connection.execute(f"{_MODEL} where r.job_id = %s and r.version = %s", (job_id, version))
+    async def model_version(self, job_id: UUID, version: int | None) -> ModelVersion | None:
+        # Only a newest version that there is: a job without one is at version 0.
+        which = "j.version" if version is None else "%(version)s"
+        rows = await self._connection.execute(
+            f"{_MODEL} where r.job_id = %(job)s and r.version = {which}", {"job": job_id, "version": version}
+        )
         row = await rows.fetchone()
         return None if row is None else _model_version(row)
 

@@ -4,12 +4,12 @@ import hashlib
 from typing import Any
 from uuid import UUID
 
-from services.common.postgres import Connection
+from services.common.postgres import Statements
 from services.registry.domain.entities import SurvivorList
 
 
 class PostgresSurvivors:
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def add(self, told: SurvivorList) -> None:

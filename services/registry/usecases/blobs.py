@@ -117,14 +117,14 @@ class BlobUseCases:
 
         Raises: FedmeshError(NOT_FOUND) when there is no such blob or the hospital is in none of its jobs.
         """
-        size = await self._store.run("DownloadBlob", caller, lambda tx: tx.blobs.size(sha256))
+        size = await self._store.ask("DownloadBlob", caller, lambda tx: tx.blobs.size(sha256))
         if size is None:
             raise FedmeshError(Code.NOT_FOUND, f"there is no blob {sha256}")
         for position in range(-(-size // CHUNK_BYTES)):
             yield await self._chunk(caller, sha256, position)
 
     async def _chunk(self, caller: Identity, sha256: str, position: int) -> bytes:
-        chunk = await self._store.run("DownloadBlob.chunk", caller, lambda tx: tx.blobs.chunk(sha256, position))
+        chunk = await self._store.ask("DownloadBlob.chunk", caller, lambda tx: tx.blobs.chunk(sha256, position))
         if chunk is None:
             raise FedmeshError(Code.INTERNAL, f"blob {sha256} lacks chunk {position}")
         return chunk

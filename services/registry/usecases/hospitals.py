@@ -98,7 +98,7 @@ class HospitalUseCases:
 
     async def members(self) -> Sequence[Member]:
         """All hospitals, for this process's own gate."""
-        found = await self._store.run("members", None, lambda tx: tx.hospitals.list(self._clock.now()))
+        found = await self._store.ask("members", None, lambda tx: tx.hospitals.list(self._clock.now()))
         return [
             Member(
                 item.hospital_id,
@@ -110,7 +110,7 @@ class HospitalUseCases:
 
     async def list(self, caller: Identity) -> tuple[Hospital, ...]:
         since = self._clock.now() - timedelta(seconds=self._rule.window_s)
-        return await self._store.run("ListHospitals", caller, lambda tx: tx.hospitals.list(since))
+        return await self._store.ask("ListHospitals", caller, lambda tx: tx.hospitals.list(since))
 
 
 async def find_hospital(tx: Transaction, hospital_id: str) -> Hospital:

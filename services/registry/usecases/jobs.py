@@ -10,7 +10,13 @@ from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity, Kind
 from services.registry.domain.entities import Event, Job, JobStatus, KeyEpoch, OpenedAttempt, Page
 from services.registry.domain.events import event
-from services.registry.domain.rules import require_cohort, require_next_version, require_roster, require_running
+from services.registry.domain.rules import (
+    require_cohort,
+    require_epoch_for,
+    require_next_version,
+    require_roster,
+    require_running,
+)
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
 
@@ -24,6 +30,14 @@ async def find_job(tx: Transaction, job_id: UUID, *, lock: bool = False) -> Job:
     if job is None:
         raise FedmeshError(Code.NOT_FOUND, f"there is no job {job_id}")
     return job
+
+
+async def require_job(store: Store, name: str, caller: Identity, job_id: UUID) -> Job:
+    """As `find_job`, in a transaction of its own: for a read that found nothing, because only then it matters why.
+
+    Raises: FedmeshError(NOT_FOUND).
+    """
+    return await store.ask(name, caller, lambda tx: find_job(tx, job_id))
 
 
 class JobUseCases:
@@ -74,10 +88,10 @@ class JobUseCases:
 
     async def get(self, caller: Identity, job_id: UUID) -> Job:
         """Raises: FedmeshError(NOT_FOUND)."""
-        return await self._store.run("GetJob", caller, lambda tx: find_job(tx, job_id))
+        return await require_job(self._store, "GetJob", caller, job_id)
 
     async def list(self, caller: Identity, status: JobStatus | None, size: int, before: int | None) -> Page[Job]:
-        return await self._store.run("ListJobs", caller, lambda tx: tx.jobs.page(status, size, before))
+        return await self._store.ask("ListJobs", caller, lambda tx: tx.jobs.page(status, size, before))
 
     async def end(self, command: Command[Job], job_id: UUID, status: JobStatus, reason: str) -> bytes:
         """Stop a job before its last round: the coordinator when it failed, an operator when it is cancelled.
@@ -115,6 +129,9 @@ class JobUseCases:
             require_next_version(job, round_number, "round")
             await _require_unconfirmed(tx, job_id, round_number)
             epoch = _require_epoch(await tx.rosters.epoch(roster_sha256, None))
+            plan = await tx.plans.get(job.plan_id)
+            assert plan is not None
+            require_epoch_for(plan, epoch)
             newest, _ = await tx.jobs.newest_attempt(job_id, round_number)
             opened = OpenedAttempt(job_id, round_number, newest + 1, roster_sha256, epoch.epoch)
             now = self._clock.now()

@@ -102,7 +102,7 @@ class MembershipUseCases:
         return await self._mutations.run(command, body)
 
     async def list(self, caller: Identity) -> tuple[MembershipChange, ...]:
-        return await self._store.run("ListMembershipChanges", caller, lambda tx: tx.membership.list())
+        return await self._store.ask("ListMembershipChanges", caller, lambda tx: tx.membership.list())
 
 
 async def _require_new(tx: Transaction, token_sha256: str) -> None:

@@ -1,8 +1,8 @@
 """How models do over time."""
 
 from services.common.identity import Identity
-from services.registry.domain.performance import DailyMeasurement, Measurement, Subject, hospitals_of
-from services.registry.usecases.jobs import find_job
+from services.registry.domain.performance import DailyMeasurement, Measurement, Subject
+from services.registry.usecases.jobs import find_job, require_job
 from services.registry.usecases.ports import Store, Transaction
 
 
@@ -18,15 +18,14 @@ class PerformanceUseCases:
         Raises: FedmeshError(NOT_FOUND) when the caller may see no such job.
         """
 
-        async def body(tx: Transaction) -> tuple[tuple[Measurement, ...], int]:
-            assert subject.job_id is not None
-            job = await find_job(tx, subject.job_id)
-            last = after + versions
-            hospitals = hospitals_of(subject, job.hospital_ids)
-            found = await tx.performance.of_versions(subject, hospitals, after, last)
-            return found, last if last < job.version else 0
-
-        return await self._store.run("ListPerformance", caller, body)
+        assert subject.job_id is not None
+        last = after + versions
+        found, newest = await self._store.ask(
+            "ListPerformance", caller, lambda tx: tx.performance.of_versions(subject, after, last)
+        )
+        if newest is None:
+            newest = (await require_job(self._store, "ListPerformance.job", caller, subject.job_id)).version
+        return found, last if last < newest else 0
 
     async def by_day(self, caller: Identity, subject: Subject, days: int) -> tuple[DailyMeasurement, ...]:
         """Raises: FedmeshError(NOT_FOUND) when the caller may see no such job; a model without jobs has no days."""

@@ -13,10 +13,10 @@ class Performance(Protocol):
         """Store numbers of hospitals. A hospital's transaction stores its own only."""
         ...
 
-    async def of_versions(
-        self, subject: Subject, hospital_ids: Sequence[str], after: int, last: int
-    ) -> tuple[Measurement, ...]:
-        """Numbers of the subject's job, of its versions above `after` up to `last`, by version, hospital and name."""
+    async def of_versions(self, subject: Subject, after: int, last: int) -> tuple[tuple[Measurement, ...], int | None]:
+        """Numbers of the subject's job, of its versions above `after` up to `last`, by version, hospital and name; and
+        the newest version of the job, None when there are no such numbers.
+        """
         ...
 
     async def by_day(self, subject: Subject, days: int) -> tuple[DailyMeasurement, ...]:

@@ -35,6 +35,7 @@ class PlanUseCases:
             proposed_by=str(command.caller),
             approved_by=None,
             created_at=self._clock.now(),
+            parameter_set=manifest.encoding.parameter_set,
         )
 
         async def body(tx: Transaction) -> Plan:
@@ -76,10 +77,10 @@ class PlanUseCases:
 
     async def get(self, caller: Identity, wanted: str) -> Plan:
         """Raises: FedmeshError(NOT_FOUND)."""
-        return _found(await self._store.run("GetPlan", caller, lambda tx: tx.plans.get(wanted)), wanted)
+        return _found(await self._store.ask("GetPlan", caller, lambda tx: tx.plans.get(wanted)), wanted)
 
     async def list(self, caller: Identity, size: int, before: int | None) -> Page[Plan]:
-        return await self._store.run("ListPlans", caller, lambda tx: tx.plans.page(size, before))
+        return await self._store.ask("ListPlans", caller, lambda tx: tx.plans.page(size, before))
 
 
 def _found(plan: Plan | None, wanted: str) -> Plan:

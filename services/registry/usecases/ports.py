@@ -160,6 +160,10 @@ class Plans(Protocol):
 
     async def approve(self, plan_id: str, approved_by: str) -> None: ...
 
+    async def first_of(self, parameter_sets: Sequence[str]) -> datetime | None:
+        """When the first approved plan of one of these sets was proposed; None when there is none."""
+        ...
+
     async def page(self, size: int, before: int | None) -> Page[Plan]:
         """Newest first, without manifests."""
         ...
@@ -246,7 +250,9 @@ class Rounds(Protocol):
         """Rounds above a version, oldest first."""
         ...
 
-    async def model_version(self, job_id: UUID, version: int) -> ModelVersion | None: ...
+    async def model_version(self, job_id: UUID, version: int | None) -> ModelVersion | None:
+        """One version, the newest when it is None."""
+        ...
 
     async def page(self, job_id: UUID | None, size: int, before: int | None) -> Page[tuple[int, ModelVersion]]:
         """Model versions with their page keys, newest first."""
@@ -349,6 +355,10 @@ class Store(Protocol):
         Raises: FedmeshError(PERMISSION_DENIED) for a hospital that is not an active member, (STORE_UNAVAILABLE |
             STORE_FULL | LOST_RACE); whatever `body` raises.
         """
+        ...
+
+    async def ask(self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]]) -> T:
+        """As `run`, for a body that makes exactly one statement, and one that reads: it takes one round trip."""
         ...
 
 

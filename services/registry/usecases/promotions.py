@@ -31,7 +31,7 @@ from services.registry.domain.promotion import (
     require_promotable,
 )
 from services.registry.usecases.attestations import Attestor
-from services.registry.usecases.jobs import find_job
+from services.registry.usecases.jobs import find_job, require_job
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
 from services.transparency.findings import Findings, open_findings
@@ -78,7 +78,7 @@ class PromotionUseCases:
         return await self._noting(command, f"job/{job_id}", body)
 
     async def aliases(self, caller: Identity, model: str) -> tuple[Alias, ...]:
-        return await self._store.run("ListAliases", caller, lambda tx: tx.promotions.aliases(model))
+        return await self._store.ask("ListAliases", caller, lambda tx: tx.promotions.aliases(model))
 
     async def set_tag(
         self, command: Command[tuple[Tag, ...]], job_id: UUID, version: int, key: str, value: str
@@ -201,7 +201,7 @@ class PromotionUseCases:
 
         Raises: FedmeshError(NOT_FOUND), also for a hospital that does not take part in the job.
         """
-        job = await self._store.run("GetProvenance.check", caller, lambda tx: find_job(tx, job_id))
+        job = await require_job(self._store, "GetProvenance.check", caller, job_id)
 
         async def body(tx: Transaction) -> Provenance:
             seen = await self._evidence(tx, job_id, version or job.version)

@@ -26,7 +26,7 @@ from services.registry.domain.rules import (
     require_survivors,
 )
 from services.registry.usecases.attestations import Attestor
-from services.registry.usecases.jobs import end_job, find_job
+from services.registry.usecases.jobs import end_job, find_job, require_job
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
 from services.secure_sum.statements import Survivors, parse
@@ -127,11 +127,10 @@ class RoundUseCases:
     async def list(self, caller: Identity, job_id: UUID, after: int, size: int) -> tuple[CommittedRound, ...]:
         """Raises: FedmeshError(NOT_FOUND)."""
 
-        async def body(tx: Transaction) -> tuple[CommittedRound, ...]:
-            await find_job(tx, job_id)
-            return await tx.rounds.after(job_id, after, size)
-
-        return await self._store.run("ListRounds", caller, body)
+        found = await self._store.ask("ListRounds", caller, lambda tx: tx.rounds.after(job_id, after, size))
+        if not found:
+            await require_job(self._store, "ListRounds.job", caller, job_id)
+        return found
 
     async def entry(self, caller: Identity, job_id: UUID, version: int) -> tuple[UUID, int]:
         """The event that tells of a round, and its index in the audit log.
@@ -140,18 +139,15 @@ class RoundUseCases:
             (WRONG_STATE) when the log does not hold it yet.
         """
 
-        async def find(tx: Transaction) -> UUID:
-            await find_job(tx, job_id)
-            found = [item for item in await tx.rounds.after(job_id, version - 1, 1) if item.round.version == version]
-            if not found:
-                raise FedmeshError(Code.NOT_FOUND, f"job {job_id} has no round {version} yet")
-            if found[0].event_id is None:
-                raise FedmeshError(Code.NOT_FOUND, f"round {version} is of a release that made no receipts")
-            return found[0].event_id
-
-        event_id = await self._store.run("GetRoundEntry", caller, find)
+        found = await self._store.ask("GetRoundEntry", caller, lambda tx: tx.rounds.after(job_id, version - 1, 1))
+        if not found or found[0].round.version != version:
+            await require_job(self._store, "GetRoundEntry.job", caller, job_id)
+            raise FedmeshError(Code.NOT_FOUND, f"job {job_id} has no round {version} yet")
+        event_id = found[0].event_id
+        if event_id is None:
+            raise FedmeshError(Code.NOT_FOUND, f"round {version} is of a release that made no receipts")
         # The outbox is the consortium's; of it, this one number about a round that the caller was found to see.
-        index = await self._store.run("GetRoundEntry.index", None, lambda tx: tx.outbox.index(event_id))
+        index = await self._store.ask("GetRoundEntry.index", None, lambda tx: tx.outbox.index(event_id))
         if index is None:
             raise FedmeshError(Code.WRONG_STATE, f"the audit log does not hold round {version} yet: try again soon")
         return event_id, index
@@ -162,28 +158,26 @@ class RoundUseCases:
         Raises: FedmeshError(NOT_FOUND).
         """
 
-        async def body(tx: Transaction) -> ModelVersion:
-            job = await find_job(tx, job_id)
-            found = await tx.rounds.model_version(job_id, version or job.version)
-            if found is None:
-                raise FedmeshError(Code.NOT_FOUND, f"job {job_id} has no version {version or 'yet'}")
-            return found
-
-        return await self._store.run("GetModelVersion", caller, body)
+        found = await self._store.ask(
+            "GetModelVersion", caller, lambda tx: tx.rounds.model_version(job_id, version or None)
+        )
+        if found is None:
+            await require_job(self._store, "GetModelVersion.job", caller, job_id)
+            raise FedmeshError(Code.NOT_FOUND, f"job {job_id} has no version {version or 'yet'}")
+        return found
 
     async def model_versions(
         self, caller: Identity, job_id: UUID | None, size: int, before: int | None
     ) -> Page[tuple[int, ModelVersion]]:
-        return await self._store.run("ListModelVersions", caller, lambda tx: tx.rounds.page(job_id, size, before))
+        return await self._store.ask("ListModelVersions", caller, lambda tx: tx.rounds.page(job_id, size, before))
 
     async def metrics(self, caller: Identity, job_id: UUID, name: str | None) -> tuple[Metric, ...]:
         """Raises: FedmeshError(NOT_FOUND)."""
 
-        async def body(tx: Transaction) -> tuple[Metric, ...]:
-            await find_job(tx, job_id)
-            return await tx.rounds.metrics(job_id, name)
-
-        return await self._store.run("ListMetrics", caller, body)
+        found = await self._store.ask("ListMetrics", caller, lambda tx: tx.rounds.metrics(job_id, name))
+        if not found:
+            await require_job(self._store, "ListMetrics.job", caller, job_id)
+        return found
 
     async def record_events(self, command: Command[None], events: Sequence[Event]) -> bytes:
         """Take over the events of another service; they are durable when this returns."""

@@ -13,7 +13,7 @@ from services.audit.store import MIGRATIONS
 from services.common import postgres as module
 from services.common.config import PostgresConfig
 from services.common.errors import Code, FedmeshError
-from services.common.postgres import AnsweringConnection, Connection, Database, migrate
+from services.common.postgres import AnsweringConnection, Connection, Database, Statements, migrate
 from services.embedded.processes import ProcessRecord, kill_all
 from tests.support.stores import PostgresDatabase
 
@@ -43,10 +43,31 @@ async def opened(config: PostgresConfig) -> AsyncIterator[Database]:
         await database.close()
 
 
-async def ask(connection: Connection) -> int:
+async def ask(connection: Statements) -> int:
     row = await (await connection.execute("select 1 as one")).fetchone()
     assert row is not None
     return int(row["one"])
+
+
+async def fill(database: Database, connections: int) -> None:
+    """Make the pool open so many connections; each has just answered then."""
+    everybody = asyncio.Barrier(connections)
+
+    async def hold(connection: Connection) -> int:
+        await everybody.wait()
+        return await ask(connection)
+
+    await asyncio.gather(*(database.run_tx("fill", hold) for _ in range(connections)))
+
+
+def active(postgres: PostgresDatabase, query: str) -> bool:
+    """Whether the server is working on a statement."""
+    with psycopg.connect(postgres.dsn()) as connection:
+        found = connection.execute(
+            "select 1 from pg_stat_activity where state = 'active' and query = %s and datname = %s",
+            (query, postgres.name),
+        )
+        return found.fetchone() is not None
 
 
 async def test_a_service_that_starts_before_its_database_waits_for_it(postgres: PostgresDatabase) -> None:
@@ -68,9 +89,9 @@ async def test_a_service_that_starts_before_its_database_waits_for_it(postgres: 
 async def test_a_server_that_freezes_is_away_and_comes_back(
     postgres: PostgresDatabase, freezing: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(postgres.config("audit_service")) as database:
-        monkeypatch.setattr(module, "CHECK_S", HUNG_UP_S)
-        monkeypatch.setattr(AnsweringConnection, "answer_s", HUNG_UP_S)
+    monkeypatch.setattr(module, "_CONNECT_WAIT_S", 60.0)
+    async with opened(postgres.config("audit_service").model_copy(update={"pool_max": 2})) as database:
+        await fill(database, 2)
         frozen, begun = asyncio.Event(), asyncio.Event()
 
         async def in_two_steps(connection: Connection) -> int:
@@ -86,14 +107,99 @@ async def test_a_server_that_freezes_is_away_and_comes_back(
         assert record is not None
         freezing += record.family()
         kill_all(freezing, signal.SIGSTOP)
-        frozen.set()
-        for refused in (under_way, database.run_tx("later", ask)):
-            with pytest.raises(FedmeshError) as caught:
-                await refused
-            assert caught.value.code is Code.STORE_UNAVAILABLE
+        with monkeypatch.context() as impatient:
+            impatient.setattr(module, "CHECK_S", HUNG_UP_S)
+            impatient.setattr(AnsweringConnection, "answer_s", HUNG_UP_S)
+            # Also by whoever trusts that the server is there.
+            impatient.setattr(module, "TRUSTED_S", 3600.0)
+            # Soon enough that nobody gives up signing in: the server would wait for the rest of it.
+            impatient.setattr(module, "_CONNECT_WAIT_S", HUNG_UP_S)
+            frozen.set()
+            for refused in (under_way, database.run_tx("later", ask), database.ask("asked", ask)):
+                with pytest.raises(FedmeshError) as caught:
+                    await refused
+                assert caught.value.code is Code.STORE_UNAVAILABLE
         kill_all(freezing, signal.SIGCONT)
         await database.wait()
+        await fill(database, 2)
         assert await database.run_tx("afterwards", ask) == 1
+
+
+async def test_connections_of_a_server_that_restarted_cost_callers_nothing(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TRUSTED_S", 3600.0)
+    monkeypatch.setattr(module, "_CONNECT_WAIT_S", 60.0)
+    async with opened(postgres.config("audit_service")) as database:
+        runs: list[str] = []
+
+        async def tell(connection: Statements) -> int:
+            runs.append("begun")
+            return await ask(connection)
+
+        for use in (lambda: database.run_tx("changes", tell), lambda: database.ask("reads", ask)):
+            await fill(database, 3)
+            assert database.pool_stats()["pool_available"] == 3
+            await asyncio.to_thread(postgres.stop)
+            await asyncio.to_thread(postgres.start)
+            assert await use() == 1
+        # What begins a transaction is lost before anything is done in it.
+        assert runs == ["begun"]
+
+
+async def test_a_connection_is_asked_whether_it_is_there_when_it_was_idle_for_long(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[AnsweringConnection] = []
+    check = AnsweringConnection.check
+
+    async def note(connection: AnsweringConnection) -> None:
+        asked.append(connection)
+        await check(connection)
+
+    monkeypatch.setattr(AnsweringConnection, "check", note)
+    async with opened(postgres.config("audit_service").model_copy(update={"pool_max": 1})) as database:
+        for trusted_s, expected in ((3600.0, 0), (0.0, 4)):
+            monkeypatch.setattr(module, "TRUSTED_S", trusted_s)
+            asked.clear()
+            for _ in range(2):
+                assert await database.run_tx("changes", ask) == await database.ask("reads", ask) == 1
+            assert len(asked) == expected
+
+
+async def test_a_question_is_one_statement_that_reads(postgres: PostgresDatabase) -> None:
+    async def twice(connection: Statements) -> int:
+        return await ask(connection) + await ask(connection)
+
+    async def write(connection: Statements) -> int:
+        return (await connection.execute("create temporary table t (i int)")).rowcount
+
+    async with opened(postgres.config("audit_service").model_copy(update={"pool_max": 1})) as database:
+        with pytest.raises(RuntimeError, match="one statement"):
+            await database.ask("twice", twice)
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            await database.ask("write", write)
+        # What opens it refuses it.
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await database.ask("refused", ask, opening=("select 1 / %s::int", (0,)))
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await database.run_tx("refused", ask, opening=("select 1 / %s::int", (0,)))
+        assert await database.ask("afterwards", ask, opening=("select %s::int", (1,))) == 1
+
+
+async def test_a_question_that_is_given_up_leaves_the_connection_to_others(postgres: PostgresDatabase) -> None:
+    async def sleep(connection: Statements) -> int:
+        return (await connection.execute("select pg_sleep(60)")).rowcount
+
+    async with opened(postgres.config("audit_service").model_copy(update={"pool_max": 1})) as database:
+        asking = asyncio.create_task(database.ask("sleeps", sleep))
+        async with asyncio.timeout(30):
+            while not active(postgres, "select pg_sleep(60)"):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.01)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert await database.ask("afterwards", ask) == 1
 
 
 async def test_a_full_queue_for_connections_refuses_at_once_and_serves_who_waits(

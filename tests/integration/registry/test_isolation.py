@@ -11,7 +11,10 @@ from psycopg import sql
 
 from services.common.errors import Code
 from services.common.grpc.client import call
-from tests.integration.registry.harness import CONSORTIUM, HOSPITALS, Registry, code, digest, striking
+from services.common.identity import parse_identity
+from services.common.postgres import Statements
+from services.registry.usecases.ports import Transaction
+from tests.integration.registry.harness import CONSORTIUM, HOSPITALS, Registry, code, digest, refused, striking
 from tests.integration.registry.test_ledgers import chain, reporting
 
 GUARDED = (
@@ -229,3 +232,30 @@ async def test_a_context_ends_with_its_transaction(registry: Registry, two_jobs:
 
     for _ in range(8):
         assert await registry.pool.run_tx("count", count) == 0
+
+
+async def test_who_is_no_active_member_gets_no_further_than_entering(registry: Registry, two_jobs: Any) -> None:
+    await registry.suspend(OF_A[0])
+
+    async def page(tx: Transaction) -> Any:
+        return await tx.jobs.page(None, 10, None)
+
+    async def lock(statements: Statements) -> None:
+        await statements.execute("select pg_advisory_lock(42)")
+
+    for name, why in ((OF_A[0], "is suspended: ask the consortium"), ("stranger", "is not registered")):
+        who = parse_identity(f"spiffe://{CONSORTIUM}/hospital/{name}")
+        for entering in (
+            registry.store.run("change", who, page),
+            registry.store.run("whole", who, page, whole=True),
+            registry.store.ask("read", who, page),
+        ):
+            error = await refused(entering)
+            assert (error.code, why in error.message) == (Code.PERMISSION_DENIED, True)
+        # What travels with it is not even begun.
+        with pytest.raises(psycopg.DatabaseError) as caught:
+            await registry.pool.ask("lock", lock, opening=("select registry.enter(%s)", (name,)))
+        assert caught.value.sqlstate == "UM001"
+        assert registry.sql("select 1 from pg_locks where locktype = 'advisory' and objid = 42") == []
+    seen = await registry.store.ask("read", parse_identity(f"spiffe://{CONSORTIUM}/hospital/{OF_A[1]}"), page)
+    assert len(seen.items) == 2

@@ -20,6 +20,7 @@ GOOD = AuditLogReport(
     log_ms={"p50": 5, "p99": 50},
     appends_per_s=100,
     append_ms={"p50": 9, "p99": 149},
+    append_cpu_ms=3,
     batched_per_s=1000,
     load=1,
     fdatasyncs_per_s=100,
@@ -94,8 +95,9 @@ def test_each_target_of_the_registry_is_judged() -> None:
         failed=0,
         point_ms={"p50": 1, "p99": 20},
         page_ms={"a": {"p50": 1, "p99": 49}, "b": {"p50": 1, "p99": 50}},
+        row_security={"a": 1.29, "b": 1.3},
     )
-    assert [kept for _, _, kept in report.targets().values()] == [False, True, False, True]
+    assert [kept for _, _, kept in report.targets().values()] == [False, True, False, True, False, True]
     assert not replace(report, failed=1).targets()["reads without an answer"][2]
 
 

@@ -1,8 +1,11 @@
 """Page tokens and response sizes."""
 
+from datetime import UTC, datetime, timedelta, timezone
+
 import pytest
 from fedmesh.common.v1 import round_pb2
 from fedmesh.registry.v1 import registry_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import Code, FedmeshError
 from services.registry import wire
@@ -49,3 +52,22 @@ def test_a_response_takes_what_fits_and_at_least_one() -> None:
     assert len(wire.fitting([pb.Plan(manifest=b"x" * 2_000_000)])) == 1
     assert len(wire.fitting([pb.Plan()] * 500)) == 500
     assert wire.fitting([]) == []
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 1, tzinfo=UTC),
+        datetime(2026, 11, 28, 23, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=-5, minutes=-30))),
+        datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+    ],
+)
+def test_a_time_goes_out_as_protobuf_has_it(at: datetime) -> None:
+    expected = Timestamp()
+    expected.FromDatetime(at)
+    assert wire.timestamp(at) == expected
+
+
+def test_no_time_goes_out_as_none() -> None:
+    assert wire.timestamp(None) is None
