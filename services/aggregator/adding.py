@@ -24,5 +24,4 @@ def add(layout: Layout, index: int, uploads: Sequence[bytes], plan: MaskPlan) ->
 
     Raises: FedmeshError(CIPHERTEXT_INVALID).
     """
-    start, count = layout.coefficients(index)
-    return public.sum_segment(layout, index, uploads, masks.coefficients(plan, start, count))
+    return public.sum_segment(layout, index, uploads, masks.of_segment(plan, layout, index))

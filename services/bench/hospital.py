@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.bench.cohort import CohortTrainer
-from services.bench.vectors import WEIGHT_BITS, vector
+from services.bench.vectors import WEIGHT_BITS, spare_bits, vector
 from services.common.errors import Code, FedmeshError
 from services.common.process import run_process
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
@@ -61,7 +61,9 @@ class VectorTrainer:
         self._hospital = hospital
         self._sums = sums
         self._train_s = train_s
-        self._spare = WEIGHT_BITS if manifest.rounds.asynchronous else 0
+        self._spare = spare_bits(manifest.encoding.parameters, self._lanes)
+        if manifest.rounds.asynchronous:
+            self._spare += WEIGHT_BITS
 
     def initial_state(self) -> bytes:
         return _HEADER.pack(_MAGIC, 0) + bytes(4 * self._length)

@@ -8,10 +8,11 @@ from typing import Final
 
 import numpy as np
 
-from services.bench.vectors import vector
+from services.bench.vectors import spare_bits, vector
 from services.secure_sum import masks, public, secret
 from services.secure_sum.derive import MaskPlan
 from services.secure_sum.encoding import Coefficients, Int64Vector
+from services.secure_sum.encryption import Encryptor, PublicEncryptor
 from services.secure_sum.wire import Layout
 
 # Segments that are measured: enough for a stable median, few enough for large vectors.
@@ -47,17 +48,16 @@ def measure(layout: Layout, hospitals: int) -> Kernels:
     key = secret.generate_group_key(layout.params)
     segments = min(layout.segments, _MOST_SEGMENTS)
     part = Layout(layout.params, sum(layout.values(segments - 1)), layout.lanes)
-    values = [vector(0, number, 1, part.vector_length, part.lanes) for number in range(hospitals)]
+    encryptor = _encryptor(layout, key)
+    spare = spare_bits(part.params, part.lanes)
+    values = [vector(0, number, 1, part.vector_length, part.lanes, spare) for number in range(hospitals)]
     plans = [_plan(1) for _ in range(hospitals)]
-    uploads = [
-        _masked(part, list(secret.encrypt_zeros(key, part)), each, plan)
-        for each, plan in zip(values, plans, strict=True)
-    ]
-    zeros, own_plan = list(secret.encrypt_zeros(key, part)), _plan(hospitals)
+    uploads = [_masked(part, list(encryptor.zeros(part)), each, plan) for each, plan in zip(values, plans, strict=True)]
+    zeros, own_plan = list(encryptor.zeros(part)), _plan(hospitals)
     whole: MaskPlan = sum(plans, start=())
 
     def correct() -> list[Coefficients]:
-        return [masks.coefficients(whole, *part.coefficients(index)) for index in range(part.segments)]
+        return [masks.of_segment(whole, part, index) for index in range(part.segments)]
 
     correction = correct()
 
@@ -77,7 +77,7 @@ def measure(layout: Layout, hospitals: int) -> Kernels:
 
     per_segment = 1 / part.segments
     return Kernels(
-        encrypt_s=_median(lambda: list(secret.encrypt_zeros(key, part))) * per_segment,
+        encrypt_s=_median(lambda: list(encryptor.zeros(part))) * per_segment,
         mask_s=_median(lambda: _masked(part, zeros, values[0], own_plan)) * per_segment,
         check_s=_median(check) * per_segment,
         add_s=_median(add) * per_segment,
@@ -85,6 +85,13 @@ def measure(layout: Layout, hospitals: int) -> Kernels:
         bound_s=_bound(part, hospitals) * per_segment,
         decrypt_s=_median(lambda: secret.decrypt_segments(totals, key, part)) * per_segment,
     )
+
+
+def _encryptor(layout: Layout, group_key: bytes) -> Encryptor:
+    """What hospitals encrypt with under the layout's parameter set."""
+    if layout.params.public_key:
+        return PublicEncryptor(secret.make_public_key(group_key))
+    return secret.SecretEncryptor(group_key)
 
 
 def _plan(streams: int) -> MaskPlan:
@@ -96,7 +103,7 @@ def _masked(layout: Layout, zeros: list[bytes], values: Int64Vector, plan: MaskP
     made = []
     for index, segment in enumerate(zeros):
         start, count = layout.values(index)
-        mask = masks.coefficients(plan, *layout.coefficients(index))
+        mask = masks.of_segment(plan, layout, index)
         made.append(public.add_masked(layout, index, segment, values[start : start + count], mask))
     return made
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from services.bench.hospital import noted_sums, sum_digest
 from services.bench.kernels import Kernels, measure
 from services.bench.usage import WORKERS, cpu_seconds, families
-from services.bench.vectors import vector
+from services.bench.vectors import spare_bits, vector
 from services.cli.mesh import stub
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
@@ -33,6 +33,7 @@ from services.plans.document import validate
 from services.plans.library import shipped_plan
 from services.plans.manifest import PlanManifest, canonical_bytes
 from services.secure_sum.cohort import threshold
+from services.secure_sum.parameters import DEFAULT, parameter_set
 from services.secure_sum.wire import Layout, layout_of
 
 SEED: Final = 20
@@ -44,7 +45,7 @@ _PHASE_LINE: Final = re.compile(r'fedmesh_coordinator_phase_seconds_(sum|count)\
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """params: integers a hospital sends. rounds: measured ones. lanes: values a coefficient."""
+    """params: integers a hospital sends. rounds: measured ones. lanes: values a coefficient. parameters: the set."""
 
     folder: Path
     params: int
@@ -52,6 +53,7 @@ class BenchOptions:
     lanes: int = 2
     rounds: int = 5
     report: Path | None = None
+    parameters: str = DEFAULT.name
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class SecureSumReport:
     params: int
     hospitals: int
     lanes: int
+    parameter_set: str
     upload_bytes_per_parameter: float
     download_bytes_per_parameter: float
     round_s: dict[str, float]
@@ -102,7 +105,8 @@ def bench_plan(options: BenchOptions) -> PlanManifest:
             "phase_deadline_s": 600,
         },
     }
-    document["encoding"] = {**document["encoding"], "lanes": options.lanes, "scale": 1.0}
+    encoding = {"parameter_set": options.parameters, "lanes": options.lanes, "scale": 1.0}
+    document["encoding"] = {**document["encoding"], **encoding}
     return validate(PlanManifest, document, "the benchmark's plan", Code.PLAN_INVALID)
 
 
@@ -178,6 +182,7 @@ def _measure(
         params=options.params,
         hospitals=len(names),
         lanes=options.lanes,
+        parameter_set=options.parameters,
         upload_bytes_per_parameter=layout.upload_bytes / options.params,
         download_bytes_per_parameter=layout.sum_bytes / options.params,
         round_s={"p50": float(np.quantile(seconds, 0.5)), "p99": float(np.quantile(seconds, 0.99))},
@@ -270,12 +275,13 @@ def _phases(port: int) -> dict[str, float]:
 
 def _exact(stack: Stack, progress: Progress, names: list[str], options: BenchOptions) -> bool:
     numbers = {name: number for number, name in enumerate(names)}
+    spare = spare_bits(parameter_set(options.parameters), options.lanes)
     noted = {name: noted_sums(_data_file(stack, name), PLAN) for name in names}
     for done in progress.rounds:
         contributors = [item.hospital_id for item in done.contributions]
         expected = np.zeros(options.params, dtype=np.int64)
         for name in contributors:
-            expected += vector(SEED, numbers[name], done.version, options.params, options.lanes)
+            expected += vector(SEED, numbers[name], done.version, options.params, options.lanes, spare)
         # A round is over once t hospitals agree: slower ones may not have decrypted it.
         seen = [noted[name][done.version] for name in contributors if done.version in noted[name]]
         if set(seen) != {sum_digest(expected)} or len(seen) < threshold(len(names)):
@@ -293,6 +299,7 @@ def _print(console: Console, report: SecureSumReport, kernels: Kernels) -> None:
         "round, sealed to committed, p50": f"{report.round_s['p50']:.2f} s",
         "round, p99": f"{report.round_s['p99']:.2f} s",
         **{f"  phase {name}": f"{seconds:.2f} s" for name, seconds in report.phase_s.items() if name != "training"},
+        "parameter set": report.parameter_set,
         "upload": f"{report.upload_bytes_per_parameter:.2f} bytes a value ({report.lanes} lane(s))",
         "download of the sum": f"{report.download_bytes_per_parameter:.2f} bytes a value",
         "CPU of the centre a round": f"{report.centre_cpu_s:.2f} s",

@@ -5,12 +5,20 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-# Bits of a value, sign included, that leave room for the sum of sixteen hospitals in a lane.
+from services.secure_sum.encoding import lane_bits
+from services.secure_sum.parameters import DEFAULT, ParameterSet
+
+# Bits of a value, sign included, that leave room for the sum of sixteen hospitals in a lane of the default set.
 VALUE_BITS: Final = {1: 40, 2: 20}
 
 
 # Bits that a staleness weight takes of a value.
 WEIGHT_BITS: Final = 8
+
+
+def spare_bits(params: ParameterSet, lanes: int) -> int:
+    """By how many bits the lanes of a set are narrower than those of the default one: `spare` of its vectors."""
+    return lane_bits(DEFAULT, lanes) - lane_bits(params, lanes)
 
 
 def vector(

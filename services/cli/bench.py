@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from services.common.files import require_writable
+from services.secure_sum.parameters import DEFAULT
 
 BENCH_DIR: Final = Path(".fedmesh/bench")
 
@@ -22,8 +23,9 @@ def _group() -> None:
 def secure_sum(
     params: Annotated[int, typer.Option(min=1, max=1 << 25, help="Integers that each hospital sends")] = 100_000,
     hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospital processes")] = 15,
-    lanes: Annotated[int, typer.Option(min=1, max=2, help="2: 20-bit values; 1: 40-bit values")] = 2,
+    lanes: Annotated[int, typer.Option(min=1, max=2, help="2: values of half a plaintext's bits; 1: of all")] = 2,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Measured rounds, after one that warms up")] = 5,
+    parameters: Annotated[str, typer.Option(help="Parameter set, as a plan's encoding names it")] = DEFAULT.name,
     report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file")] = None,
     folder: Annotated[Path, typer.Option("--dir", help="Where the run lives; replaced by the next")] = BENCH_DIR,
 ) -> None:
@@ -31,7 +33,7 @@ def secure_sum(
     from services.bench.secure_sum import BenchOptions, run_secure_sum
 
     require_writable(report)
-    result = run_secure_sum(BenchOptions(folder, params, hospitals, lanes, rounds, report), Console())
+    result = run_secure_sum(BenchOptions(folder, params, hospitals, lanes, rounds, report, parameters), Console())
     if not result.exact:
         raise typer.Exit(1)
 

@@ -70,7 +70,10 @@ def _kind_of(path: Path) -> str:
     ):
         if needed <= keys:
             return kind
-    raise FedmeshError(Code.CONFIG_INVALID, f"{path} configures neither a service nor a hospital node")
+    raise FedmeshError(
+        Code.CONFIG_INVALID,
+        f"{path} configures neither a service nor a hospital node: name the file that one of them is started with",
+    )
 
 
 def _program(kind: str) -> tuple[type[Section], Callable[[Any], None]]:
@@ -188,6 +191,11 @@ async def check_network(process: Process) -> list[Finding]:
     callees = {name: getattr(config, name, None) for name in ("registry", "coordinator", "aggregator", "audit")}
     witness = getattr(config, "witness", None)
     callees["audit"] = callees["audit"] or getattr(witness, "audit", None)
+    try:
+        load_tls(process.tls)
+    except FedmeshError:
+        todo = "first its certificate, above: without one no service can be asked"
+        return [*found, Finding(Level.FAIL, process.part, "reaches services", "not tried", todo)]
     for name, client in callees.items():
         if client is not None:
             found += await check_reach(process.part, name, client.target, process.tls)

@@ -12,6 +12,7 @@ from services.cli.reconciliation import compare_ledgers, reported_ledgers
 from services.cli.witnesses import known_rosters, log_key, look_at
 from services.common.errors import FedmeshError
 from services.common.grpc.client import call
+from services.common.refusals import REFUSALS
 from services.embedded.stack import COMPILER, SERVICES, Part, Stack
 from services.hospital_node.store.ledger import LEDGER_FILE
 
@@ -57,7 +58,7 @@ async def _witnesses(stack: Stack) -> list[Finding]:
             seen = await look_at(audit, log_key(stack), rosters)
             alarms = await call(audit.ListAlarms, audit_pb2.ListAlarmsRequest(limit=1))
     except FedmeshError as error:
-        return [Finding(Level.FAIL, "audit", "witnesses", error.message, "fedmesh audit status; call the hospitals")]
+        return [_unseen("audit", "witnesses", error, "fedmesh audit status; call the hospitals")]
     if alarms.total:
         text = f"{alarms.total} alarms are on record"
         return [Finding(Level.WARN, "audit", "witnesses", text, "docs/runbooks/FedmeshWitnessAlarm.md")]
@@ -68,12 +69,20 @@ async def _witnesses(stack: Stack) -> list[Finding]:
     return [Finding(Level.OK, "audit", "witnesses", text)]
 
 
+def _unseen(part: str, check: str, error: FedmeshError, todo: str) -> Finding:
+    """What could not be looked at: a failure, unless this person may not look."""
+    if error.code in REFUSALS:
+        who = "fedmesh login as somebody who may, or ask one to run this"
+        return Finding(Level.WARN, part, check, f"not looked at: {error.message}", who)
+    return Finding(Level.FAIL, part, check, error.message, todo)
+
+
 async def _ledgers(stack: Stack) -> list[Finding]:
     try:
         async with stub(stack, "registry") as registry:
             reported = await reported_ledgers(registry)
     except FedmeshError as error:
-        return [Finding(Level.FAIL, "registry", "ledgers", error.message, "fedmesh privacy reconcile says more")]
+        return [_unseen("registry", "ledgers", error, "fedmesh privacy reconcile says more")]
     folders = (stack.folder / "hospitals").glob("*")
     homes = {path.name: path for path in folders if (path / LEDGER_FILE).is_file()}
     todo = "fedmesh privacy reconcile; docs/runbooks/FedmeshLedgersDiffer.md"

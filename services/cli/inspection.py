@@ -7,9 +7,10 @@ import typer
 from fedmesh.registry.v1 import registry_pb2
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from services.cli.mesh import ask
+from services.cli.mesh import ask, or_why
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
@@ -59,7 +60,7 @@ def list_versions(folder: Path, limit: int) -> None:
 def rounds(
     context: typer.Context,
     folder: Folder = DEMO_DIR,
-    job: Annotated[str, typer.Option(help="Job id; the newest job by default")] = "",
+    job: Annotated[str, typer.Option(help="Job, or its first characters; the newest job by default")] = "",
     limit: Limit = 500,
 ) -> None:
     """List the committed rounds of a job with their metrics; `watch` follows a job while it runs."""
@@ -67,14 +68,16 @@ def rounds(
         return
 
     async def read(registry: Any) -> Any:
-        job_id = job or await newest_job(registry)
-        found = await call(registry.ListRounds, registry_pb2.ListRoundsRequest(job_id=job_id, page_size=limit))
-        metrics = await call(registry.ListMetrics, registry_pb2.ListMetricsRequest(job_id=job_id))
-        return found.rounds, metrics.metrics
+        from services.cli.versions import find_job
 
-    found, metrics = ask(stack_dir(folder), "registry", read, _NEEDS)
+        job_id = await find_job(registry, job) if job else await newest_job(registry)
+        found = await call(registry.ListRounds, registry_pb2.ListRoundsRequest(job_id=job_id, page_size=limit))
+        asked = call(registry.ListMetrics, registry_pb2.ListMetricsRequest(job_id=job_id))
+        return found.rounds, *await or_why(asked)
+
+    found, metrics, unmeasured = ask(stack_dir(folder), "registry", read, _NEEDS)
     by_version: dict[int, dict[str, float]] = {}
-    for metric in metrics:
+    for metric in metrics.metrics if metrics else ():
         by_version.setdefault(metric.version, {})[metric.name] = metric.value
     aged = any(item.age for done in found for item in done.contributions)
     shown = ("finalizer", "ages") if aged else ("finalizer",)
@@ -99,6 +102,8 @@ def rounds(
         "the state that the round started from. A burnt round was opened for nobody: its version keeps the state of "
         "the one before, and its privacy budget stays spent.[/dim]"
     )
+    if unmeasured:
+        console.print(f"[yellow]loss and AUROC: {escape(unmeasured)}[/yellow]", highlight=False)
     if aged:
         console.print(
             "[dim]ages: how many versions older than the newest the hospitals' contributions were trained on, with the "

@@ -25,6 +25,7 @@ from services.cli import (
     tradeoff,
     watching,
 )
+from services.cli.plan import Colluders
 from services.common.errors import Code, FedmeshError
 from services.plans.manifest import MAX_EPSILON
 
@@ -70,6 +71,7 @@ def demo(
         str | None,
         typer.Option(help="Epsilon for each patient, or `none`; by default 0.5, and `none` for heart data"),
     ] = None,
+    colluders: Colluders = None,
     hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospitals of the synthetic cohort")] = 15,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; the plan's own number by default")] = None,
     seeds: Annotated[
@@ -95,7 +97,7 @@ def demo(
     if dataset not in ("synthetic", "diabetes130"):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"--dataset {dataset}: use synthetic or diabetes130")
     epsilon = default_privacy(data) if privacy is None else _epsilon(privacy)
-    options = DemoOptions(folder, data, dataset, hospitals, epsilon, rounds, report, predictions, seeds)
+    options = DemoOptions(folder, data, dataset, hospitals, epsilon, rounds, report, predictions, seeds, colluders)
     run_demo(options, Console())
 
 

@@ -2,24 +2,23 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import typer
 from fedmesh.coordinator.v1 import coordinator_pb2
-from fedmesh.registry.v1 import registry_pb2
+from fedmesh.registry.v1 import budget_pb2, registry_pb2
 from rich.console import Console
+from rich.markup import escape
 
 from services.cli import roster
 from services.cli.inspection import Limit, make_table, stack_dir
-from services.cli.mesh import ask, awake, stub
-from services.cli.reconciliation import Reported, reported_ledgers
+from services.cli.mesh import PATIENCE_S, ask, awake, or_why, stub
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
 from services.embedded.stack import Stack
-from services.privacy.budget import DEFAULT_LIMIT
-from services.privacy.reported import ReportedSpending
 from services.secure_sum.roster import as_roster
 from services.secure_sum.statements import EpochStatement, parse
 
@@ -36,58 +35,84 @@ def register(app: typer.Typer) -> None:
 def hospitals(folder: Folder = DEMO_DIR) -> None:
     """List hospitals: standing, strikes that count now, whether they are connected, what is left of their budget."""
     with awake(stack_dir(folder), _NEEDS) as stack:
-        listed, reported, connected = asyncio.run(_look(stack))
-    left = {ledger.hospital_id: _left(ledger) for ledger in reported.ledgers}
+        seen = asyncio.run(_look(stack))
     table = make_table(
         "hospital", "standing", "strikes", "connected (UTC)", "epsilon left", _CERTIFICATE, "display name"
     )
     # Of all that may be folded to fit a terminal, this is what people search and copy.
     table.columns[0].no_wrap = True
-    for found in listed:
+    for found in seen.hospitals:
         table.add_row(
             found.hospital_id,
             registry_pb2.HospitalStatus.Name(found.status).removeprefix("HOSPITAL_STATUS_").lower(),
             str(found.strikes or ""),
-            "?" if connected is None else connected.get(found.hospital_id, "no"),
-            left.get(found.hospital_id, f"{DEFAULT_LIMIT.epsilon:g}"),
+            "?" if seen.connected is None else seen.connected.get(found.hospital_id, "no"),
+            seen.left(found.hospital_id),
             _until(found),
             "" if found.display_name == found.hospital_id else found.display_name,
         )
     console = Console()
     console.print(table)
-    console.print(
-        "[dim]connected: since when the hospital's task stream is open; ? while the coordinator does not run. epsilon "
-        f"left: of {DEFAULT_LIMIT.epsilon:g} in 365 days, by what the hospital reported; its own ledger decides.[/dim]"
-    )
+    if not seen.hospitals:
+        console.print("No hospital is registered here yet: fedmesh members register --help")
+    console.print(f"[dim]{seen.legend()}[/dim]", highlight=False)
+    for note in seen.notes:
+        console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
 
 
-async def _look(stack: Stack) -> tuple[Sequence[registry_pb2.Hospital], Any, dict[str, str] | None]:
-    """The hospitals, their reported ledgers, and who is connected."""
+@dataclass
+class _Seen:
+    """Hospitals and what else could be asked of them. notes: what could not, and why.
+
+    connected: since when, by hospital; budgets: what is left. None for what could not be asked.
+    """
+
+    hospitals: Sequence[registry_pb2.Hospital]
+    connected: dict[str, str] | None
+    budgets: budget_pb2.ListBudgetsResponse | None
+    notes: tuple[str, ...]
+
+    def left(self, hospital_id: str) -> str:
+        if self.budgets is None:
+            return "?"
+        left = {item.hospital_id: item.epsilon_left for item in self.budgets.budgets}
+        return f"{left.get(hospital_id, self.budgets.epsilon_limit):g}"
+
+    def legend(self) -> str:
+        of = "" if self.budgets is None else f"of {self.budgets.epsilon_limit:g} in 365 days, "
+        return (
+            "connected: since when the hospital's task stream is open. epsilon left: "
+            f"{of}by what the hospital reported; its own ledger decides. ?: could not be asked."
+        )
+
+
+async def _look(stack: Stack) -> _Seen:
+    """The hospitals, what they have left, and who is connected."""
     async with stub(stack, "registry") as registry:
         listed = await call(registry.ListHospitals, registry_pb2.ListHospitalsRequest())
-        reported = await reported_ledgers(registry)
-    return listed.hospitals, reported, await _connected(stack)
+    if any(part.name == "coordinator" and part.running for part in stack.status()):
+        connected, unseen = await or_why(_connected(stack))
+    else:
+        connected, unseen = None, "the coordinator does not run"
+    budgets, unread = await or_why(_budgets(stack))
+    told = (("who is connected", unseen), ("epsilon left", unread))
+    return _Seen(listed.hospitals, connected, budgets, tuple(f"{what}: {why}" for what, why in told if why))
 
 
-async def _connected(stack: Stack) -> dict[str, str] | None:
-    """Since when hospitals are connected; None when the coordinator cannot be asked."""
-    if not any(part.name == "coordinator" and part.running for part in stack.status()):
-        return None
-    try:
-        async with stub(stack, "coordinator") as coordinator:
-            answer = await call(coordinator.ListParticipants, coordinator_pb2.ListParticipantsRequest())
-    except FedmeshError as error:
-        if not error.retryable:
-            raise
-        return None
+async def _connected(stack: Stack) -> dict[str, str]:
+    """Since when hospitals are connected."""
+    async with stub(stack, "coordinator") as coordinator:
+        answer = await call(coordinator.ListParticipants, coordinator_pb2.ListParticipantsRequest())
     return {item.hospital_id: f"{item.connected_at.ToDatetime():%Y-%m-%d %H:%M}" for item in answer.participants}
 
 
-def _left(ledger: Reported) -> str:
-    spending = ReportedSpending()
-    for entry in ledger.entries:
-        spending.add(entry)
-    return f"{spending.left(datetime.now(UTC), DEFAULT_LIMIT).epsilon:g}"
+async def _budgets(stack: Stack) -> budget_pb2.ListBudgetsResponse:
+    """What hospitals have left. A registry that has just started reads their ledgers first."""
+    async with stub(stack, "budgets") as budgets:
+        answer: budget_pb2.ListBudgetsResponse = await call(
+            budgets.ListBudgets, budget_pb2.ListBudgetsRequest(), patience_s=PATIENCE_S
+        )
+    return answer
 
 
 def _until(found: registry_pb2.Hospital) -> str:
@@ -141,9 +166,10 @@ def epochs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
         return newest, found
 
     newest, found = ask(stack_dir(folder), "registry", read, _NEEDS)
-    table = make_table("epoch", "maker", "parameter set", "keys (SHA-256)")
+    table = make_table("epoch", "maker", "parameter set", "public key", "keys (SHA-256)")
     for epoch in found:
-        table.add_row(str(epoch.epoch), epoch.maker, epoch.parameter_set, epoch.key_sha256[:16])
+        public = "no" if epoch.public_key is None else "yes"
+        table.add_row(str(epoch.epoch), epoch.maker, epoch.parameter_set, public, epoch.key_sha256[:16])
     console = Console()
     console.print(table)
     if not newest.roster_sha256:

@@ -89,7 +89,10 @@ def invite(
 
 @app.command()
 def suspend(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
-    """Refuse a hospital everywhere within seconds, until it is reinstated. The others get new keys."""
+    """Refuse a hospital everywhere within seconds, until it is reinstated. The others get new keys.
+
+    What was proposed about it ends, also when it is suspended already: who suspends it anew may know something new.
+    """
     request = registry_pb2.SetHospitalStatusRequest(
         request_id=new_id(), hospital_id=hospital, status=registry_pb2.HOSPITAL_STATUS_SUSPENDED, reason=reason
     )
@@ -109,10 +112,13 @@ def reinstate(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, opera
 
 @app.command()
 def remove(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
-    """Propose that a hospital is refused for good. To refuse it at once, suspend it."""
+    """Propose that a hospital is refused for good. To refuse it at once, suspend it first."""
     change = _propose(folder, operator, "REMOVE", hospital, reason)
     typer.echo(
-        f"Proposed that {hospital} is removed for good. To refuse it at once: fedmesh members suspend {hospital}"
+        f"Proposed that {hospital} is removed for good. It is refused once this is approved; to refuse it at once,"
+    )
+    typer.echo(
+        f"fedmesh members suspend {hospital}, and then propose this again: a new standing ends what was proposed."
     )
     _next(change)
 
@@ -177,6 +183,8 @@ def _what(change: membership_pb2.MembershipChange) -> str:
 def _state(change: membership_pb2.MembershipChange) -> str:
     if change.approved_by:
         return f"approved by {change.approved_by.rpartition('/')[2]}"
+    if change.overtaken:
+        return "ended: the hospital's standing was decided anew"
     ending = change.expires_at.ToDatetime(tzinfo=UTC)
     return "expired" if ending <= datetime.now(UTC) else f"open until {ending:%Y-%m-%d %H:%M} UTC"
 

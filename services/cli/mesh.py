@@ -8,7 +8,13 @@ from typing import Any, Final, TypeVar
 
 from fedmesh.audit.v1 import audit_pb2_grpc
 from fedmesh.coordinator.v1 import coordinator_pb2_grpc
-from fedmesh.registry.v1 import enrolment_pb2_grpc, membership_pb2_grpc, performance_pb2_grpc, registry_pb2_grpc
+from fedmesh.registry.v1 import (
+    budget_pb2_grpc,
+    enrolment_pb2_grpc,
+    membership_pb2_grpc,
+    performance_pb2_grpc,
+    registry_pb2_grpc,
+)
 
 from services.cli import session
 from services.common.config import PostgresConfig, TlsConfig
@@ -23,8 +29,9 @@ OPERATOR: Final = "operator"
 # For a service that has just started and does not know yet which hospitals to let in, or that fails over.
 PATIENCE_S: Final = 20.0
 # A stub by the name of its service, and the process that serves it.
-_SERVED_BY: Final = {"credentials": "registry", "membership": "registry", "performance": "registry"}
+_SERVED_BY: Final = dict.fromkeys(("budgets", "credentials", "membership", "performance"), "registry")
 _STUBS: Final = {
+    "budgets": budget_pb2_grpc.BudgetServiceStub,
     "credentials": enrolment_pb2_grpc.CredentialServiceStub,
     "membership": membership_pb2_grpc.MembershipServiceStub,
     "performance": performance_pb2_grpc.PerformanceServiceStub,
@@ -112,3 +119,16 @@ def ask(
 
     with awake(folder, needs or (service,)) as stack:
         return asyncio.run(go(stack))
+
+
+async def or_why(question: Coroutine[Any, Any, ResultT]) -> tuple[ResultT | None, str]:
+    """An answer; or None and why, when its service is away or it is for people with another role.
+
+    Raises: FedmeshError for anything else.
+    """
+    try:
+        return await question, ""
+    except FedmeshError as error:
+        if not error.retryable and error.code is not Code.PERMISSION_DENIED:
+            raise
+        return None, error.message

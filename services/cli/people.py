@@ -10,7 +10,14 @@ import typer
 from fedmesh.aggregator.v1 import aggregator_pb2
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
-from fedmesh.registry.v1 import enrolment_pb2, membership_pb2, promotion_pb2, registry_pb2
+from fedmesh.registry.v1 import (
+    budget_pb2,
+    enrolment_pb2,
+    membership_pb2,
+    performance_pb2,
+    promotion_pb2,
+    registry_pb2,
+)
 from google.protobuf.descriptor import ServiceDescriptor
 
 from services.cli import session
@@ -19,7 +26,17 @@ from services.common.grpc.access import Rule, load_policy
 from services.common.people.device import Client, Device
 from services.common.people.person import person_name
 
-_FILES = (registry_pb2, promotion_pb2, enrolment_pb2, membership_pb2, coordinator_pb2, aggregator_pb2, audit_pb2)
+_FILES = (
+    registry_pb2,
+    promotion_pb2,
+    performance_pb2,
+    budget_pb2,
+    enrolment_pb2,
+    membership_pb2,
+    coordinator_pb2,
+    aggregator_pb2,
+    audit_pb2,
+)
 # Those without a certificate have a door of their own, with nothing in it for people.
 _STRANGERS = "EnrolmentService"
 
@@ -33,8 +50,11 @@ def register(app: typer.Typer) -> None:
 
 
 def login(
-    issuer: Annotated[str, typer.Option(help="OpenID Connect issuer, exactly as it names itself")],
-    client_id: Annotated[str, typer.Option(help="What the issuer knows this command as: a public client")],
+    issuer: Annotated[
+        str,
+        typer.Option(help="OpenID Connect issuer, exactly as it names itself; that of the session before by default"),
+    ] = "",
+    client_id: Annotated[str, typer.Option(help="What the issuer knows this command as: a public client")] = "",
     scope: Annotated[str, typer.Option(help="Scopes to ask for")] = "openid offline_access",
     token: Annotated[str, typer.Option(help="Which token the mesh reads: `access` or `id`")] = "access",  # noqa: S107 - a kind of token
     ca: Annotated[Path | None, typer.Option(help="PEM file with the authorities of the issuer's HTTPS")] = None,
@@ -42,13 +62,27 @@ def login(
     """Sign in with a browser on any device; other commands then act in your name."""
     if token not in ("access", "id"):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"--token {token}: use access or id")
-    client = Client(issuer, client_id, scope, token, ca.absolute() if ca else None)
+    if bool(issuer) != bool(client_id):
+        raise FedmeshError(Code.INVALID_ARGUMENT, "--issuer and --client-id go together")
+    client = Client(issuer, client_id, scope, token, ca.absolute() if ca else None) if issuer else _client_before()
     device = Device(client)
     invitation = device.invite()
     typer.echo(f"Open {invitation.url} and enter the code {invitation.code}")
     typer.echo(f"The code is good for {max(0.0, invitation.ends_at - time.time()) / 60:.0f} minutes. Waiting ...")
     path = session.save(client, device.wait(invitation))
     typer.echo(f"Signed in. The session is in {path}")
+
+
+def _client_before() -> Client:
+    """What the session of before signed in with."""
+    before = session.load()
+    if before is None:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT,
+            "sign in where? Give --issuer and --client-id: `fedmesh up` prints those of a stack of its own, others tell"
+            " the consortium's people",
+        )
+    return before[0]
 
 
 def logout() -> None:

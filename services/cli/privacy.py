@@ -31,7 +31,13 @@ def ledger(
     table = make_table("population", "job", "epsilon", "delta", "f", "charged", "spent", "state")
     for row in found:
         table.add_row(*_ledger_cells(row))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if any(row.recovered_at for row in found):
+        console.print(
+            "[dim]recovered: the ledger was lost and built again. These jobs count in full from then on, and beside"
+            " them what may have been spent unreported: docs/runbooks/LedgerLost.md[/dim]"
+        )
 
 
 @app.command()
@@ -101,8 +107,16 @@ def _ledger_cells(row: LedgerRow) -> tuple[str, ...]:
         str(row.colluders) if row.private else "",
         f"{row.charged}/{row.compositions}",
         spent,
-        "released" if row.released else "reserved" if row.charged == 0 else "spent",
+        _state(row),
     )
+
+
+def _state(row: LedgerRow) -> str:
+    if row.released:
+        return "released"
+    if row.recovered_at is not None:
+        return "spent (recovered)"
+    return "reserved" if row.charged == 0 else "spent"
 
 
 @app.command()
@@ -130,10 +144,34 @@ def approve(
     delta_limit: Annotated[float, typer.Option(min=0, max=1, help="Most delta in any 365 days")] = DEFAULT_LIMIT.delta,
 ) -> None:
     """Approve a budget above the default of (epsilon 0.5, delta 1e-05) for a population. Two people must sign."""
-    from services.privacy.approval import NEEDED, Approval, ApproverKey, add_signature, describe
+    from services.privacy.approval import NEEDED, Approval, ApproverKey, add_signature, read_approval
 
     approval = Approval(
         require_name(hospital, "--hospital"), require_name(population, "--population"), epsilon_limit, delta_limit
     )
-    signed = add_signature(file, approval, ApproverKey.load(key))
-    typer.echo(f"{file}: {describe(approval)}; signed by {', '.join(signed)}; {NEEDED} people are needed")
+    signed = add_signature(file, approval, ApproverKey.load(key), read_approval)
+    typer.echo(f"{file}: {approval}; signed by {', '.join(signed)}; {NEEDED} people are needed")
+
+
+@app.command("approve-recovery")
+def approve_recovery(
+    file: Annotated[Path, typer.Argument(help="The approval: made by who signs first, --approval of recover-ledger")],
+    key: Annotated[Path, typer.Option(help="The signing person's key, from `fedmesh privacy keygen`")],
+    hospital: Annotated[str, typer.Option(help="`hospital_id` of the node")],
+    seq: Annotated[int, typer.Option(min=0, help="Newest entry of the registry's copy, as recover-ledger shows it")],
+    sha256: Annotated[str, typer.Option(help="Its SHA-256")],
+    epsilon: Annotated[float, typer.Option(min=0, max=100, help="Most epsilon that was spent and not reported")],
+    delta: Annotated[float, typer.Option(min=0, max=1, help="Most delta that was spent and not reported")],
+) -> None:
+    """Say how much a hospital spent at most after what it had reported, when its ledger is lost. Two people must sign.
+
+    Without it everything counts as spent for 365 days.
+    """
+    from services.common.ids import require_sha256
+    from services.privacy.approval import NEEDED, ApproverKey, add_signature
+    from services.privacy.recovery import RecoveryApproval, read_recovery_approval
+
+    head = require_sha256(sha256, "--sha256") if seq else ""
+    approval = RecoveryApproval(require_name(hospital, "--hospital"), seq, head, epsilon, delta)
+    signed = add_signature(file, approval, ApproverKey.load(key), read_recovery_approval)
+    typer.echo(f"{file}: {approval}; signed by {', '.join(signed)}; {NEEDED} people are needed")

@@ -61,6 +61,7 @@ def pull(
     keras: Annotated[
         bool, typer.Option("--keras/--no-keras", help="Write Keras and SavedModel too; takes TensorFlow's time to load")
     ] = True,
+    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write ONNX too; needs the package onnx")] = False,
     folder: Folder = DEMO_DIR,
 ) -> None:
     """Get a promoted model into a hospital: check signature, lineage, checks and log inclusion; open it; export it.
@@ -71,6 +72,11 @@ def pull(
         raise FedmeshError(Code.INVALID_ARGUMENT, "name the hospital: by --config FILE, or by --hospital in a stack")
     if out.exists():
         raise FedmeshError(Code.INVALID_ARGUMENT, f"{out} is there already: name a new folder")
+    if onnx:
+        # Before anything is asked of anybody.
+        from services.hospital_node.training.export_onnx import require_onnx
+
+        require_onnx()
     with ExitStack() as opened:
         targets = None
         if config is None:
@@ -80,7 +86,7 @@ def pull(
                 raise FedmeshError(Code.NOT_FOUND, f"no hospital {hospital} ever ran in {folder}")
             targets = {name: stack.target(name) for name in ("registry", "audit")}
         pulled = asyncio.run(fetch(read_asker(config, targets), version))
-    write(pulled, out, keras=keras)
+    write(pulled, out, keras=keras, onnx=onnx)
     _tell(pulled, out)
 
 
@@ -99,7 +105,7 @@ def _tell(pulled: Pulled, out: Path) -> None:
         Console().print(f"[yellow]set aside by both[/yellow]: {check}: {escape(reason)}", soft_wrap=True)
 
 
-def write(pulled: Pulled, out: Path, *, keras: bool) -> None:
+def write(pulled: Pulled, out: Path, *, keras: bool, onnx: bool = False) -> None:
     """Write the model, its statement and its lineage into a new folder."""
     from services.hospital_node.training.export import export_keras, export_names, export_numpy
 
@@ -113,6 +119,10 @@ def write(pulled: Pulled, out: Path, *, keras: bool) -> None:
         raise FedmeshError(Code.INVALID_ARGUMENT, f"cannot write {out}: {error.strerror}") from error
     export_names(pulled.manifest, out)
     export_numpy(pulled.manifest, pulled.state, out)
+    if onnx:
+        from services.hospital_node.training.export_onnx import export_onnx
+
+        export_onnx(pulled.manifest, pulled.state, out)
     if keras:
         export_keras(pulled.manifest, pulled.state, out)
 

@@ -10,7 +10,7 @@ from fedmesh.registry.v1 import registry_pb2
 
 from services.common.grpc.client import call
 from services.hospital_node.store.ledger import LEDGER_FILE, LedgerRow, read_entries
-from services.privacy.chain import CHARGED, RESERVED, Entry, Head
+from services.privacy.chain import CHARGED, RECOVERED, RESERVED, Entry, Head
 from services.secure_sum.roster import as_roster
 
 
@@ -115,7 +115,11 @@ def rows_of(entries: Sequence[Entry]) -> list[LedgerRow]:
     rows: dict[str, LedgerRow] = {}
     for entry in entries:
         said = entry.read()
-        job_id, at = said["job_id"], datetime.fromisoformat(said["at"])
+        at = datetime.fromisoformat(said["at"])
+        if said["kind"] == RECOVERED:
+            rows = {job_id: replace(row, recovered_at=at) for job_id, row in rows.items()}
+            continue
+        job_id = said["job_id"]
         if said["kind"] == RESERVED:
             rows[job_id] = LedgerRow(
                 job_id=job_id,

@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from services.cli.plan import Colluders
 from services.common.errors import Code, FedmeshError
 from services.plans.library import plan_named
+from services.plans.variants import with_colluders
 from services.tradeoff.grid import DEFAULT_GRID, KEEP, parse_grid
 
 
@@ -37,6 +39,7 @@ def tradeoff(
     keep: Annotated[
         float, typer.Option(help="Recommend the smallest epsilon that keeps this share of the gain over chance")
     ] = KEEP,
+    colluders: Colluders = None,
     hospitals: Annotated[int, typer.Option(min=4, max=15, help="Hospitals of the synthetic cohort")] = 15,
     ledger: Annotated[
         list[Path] | None, typer.Option(help="A hospital node's `data_dir`, whose remaining budget counts; repeatable")
@@ -60,7 +63,7 @@ def tradeoff(
     if out is not None and out.suffix.lower() != ".png":
         raise FedmeshError(Code.INVALID_ARGUMENT, f"--out {out}: the picture is a PNG, name it so")
     options = TradeoffOptions(
-        plan=plan_named(plan),
+        plan=with_colluders(plan_named(plan), colluders),
         epsilons=parse_grid(epsilon),
         data=data,
         public=public,

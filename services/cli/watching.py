@@ -12,7 +12,6 @@ from services.cli.mesh import stub
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
-from services.common.ids import require_uuid
 from services.embedded.stack import Stack
 
 
@@ -22,14 +21,13 @@ def register(rounds: typer.Typer) -> None:
 
 
 def watch(
-    job: Annotated[str, typer.Argument(help="Job id; the newest job by default")] = "", folder: Folder = DEMO_DIR
+    job: Annotated[str, typer.Argument(help="Job, or its first characters; the newest job by default")] = "",
+    folder: Folder = DEMO_DIR,
 ) -> None:
     """Follow a job until it ends: who is connected, which phase runs, what was committed. Exit code 1 if it fails.
 
     A service that is away for a while is waited for. Ctrl-C ends the view and nothing else.
     """
-    if job:
-        require_uuid(job, "JOB")
     stack = Stack(stack_dir(folder))
     if not stack.exists():
         raise FedmeshError(Code.NOT_FOUND, f"there is no stack in {folder}: name another --dir")
@@ -44,11 +42,12 @@ def watch(
 
 
 async def _follow(stack: Stack, asked: str) -> registry_pb2.Job:
+    from services.cli.versions import find_job
     from services.demo.progress import Progress, watch_job
     from services.demo.view import View
 
     async with stub(stack, "registry") as registry, stub(stack, "coordinator") as coordinator:
-        job_id = asked or await newest_job(registry)
+        job_id = await find_job(registry, asked) if asked else await newest_job(registry)
         job = (await call(registry.GetJob, registry_pb2.GetJobRequest(job_id=job_id))).job
         progress = Progress(tuple(job.hospital_ids), total_rounds=job.rounds)
         with View(Console(), f"{job.plan_name}, job {job_id}", None) as view:

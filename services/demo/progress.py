@@ -18,7 +18,8 @@ POLL_S: Final = 0.5
 class Progress:
     """A snapshot that grows: the view draws it, the report reads it.
 
-    rounds: committed so far, oldest first. metrics: by version, then by name.
+    rounds: committed so far, oldest first. metrics: by version, then by name; unmeasured: why this person may not see
+    them.
     """
 
     hospitals: tuple[str, ...]
@@ -32,6 +33,7 @@ class Progress:
     uploaded_bytes: int = 0
     rounds: list[registry_pb2.CommittedRound] = field(default_factory=list)
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    unmeasured: str = ""
     job: registry_pb2.Job | None = None
     note: str = ""
 
@@ -68,12 +70,22 @@ async def _refresh(registry: Any, coordinator: Any, job_id: str, progress: Progr
     if progress.job.version > seen:
         answer = await call(registry.ListRounds, registry_pb2.ListRoundsRequest(job_id=job_id, after_version=seen))
         progress.rounds.extend(answer.rounds)
-        measured = await call(registry.ListMetrics, registry_pb2.ListMetricsRequest(job_id=job_id))
-        for metric in measured.metrics:
-            progress.metrics.setdefault(metric.version, {})[metric.name] = metric.value
+        await _refresh_metrics(registry, job_id, progress)
     progress.uploaded_bytes = sum(r.upload_bytes * len(r.contributions) for r in progress.rounds)
     if not progress.ended:
         await _refresh_round(coordinator, job_id, progress)
+
+
+async def _refresh_metrics(registry: Any, job_id: str, progress: Progress) -> None:
+    try:
+        measured = await call(registry.ListMetrics, registry_pb2.ListMetricsRequest(job_id=job_id))
+    except FedmeshError as error:
+        if error.code is not Code.PERMISSION_DENIED:
+            raise
+        progress.unmeasured = error.message
+        return
+    for metric in measured.metrics:
+        progress.metrics.setdefault(metric.version, {})[metric.name] = metric.value
 
 
 async def _refresh_round(coordinator: Any, job_id: str, progress: Progress) -> None:

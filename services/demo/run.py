@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
@@ -25,6 +24,7 @@ from services.common.ids import new_id
 from services.demo import datasets, heart
 from services.demo.comparison import Comparison, compare
 from services.demo.datasets import DemoData
+from services.demo.guarantee import hospital_privacy, lowered_guarantee
 from services.demo.personal import personal_models
 from services.demo.progress import Progress, watch_job
 from services.demo.promotion import Promotion, promote, pull
@@ -41,8 +41,7 @@ from services.hospital_node.sources.reader import read_dataset
 from services.plans.document import validate
 from services.plans.library import shipped_plan
 from services.plans.manifest import PlanManifest, canonical_bytes
-from services.privacy.approval import Approval, ApproverKey, add_signature
-from services.privacy.budget import DEFAULT_LIMIT
+from services.plans.variants import with_colluders
 from services.privacy.noise import Guarantee
 from services.secure_sum.roster import load_roster_file, read_roster_file
 from services.transparency.checkpoint import VerifierKey, open_checkpoint, parse_verifier_key
@@ -59,7 +58,8 @@ MEMORY_LOOK_S: Final = 2.0
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the command line chose. privacy: the epsilon, or None for a run without. seeds: how many runs."""
+    """What the command line chose. privacy: the epsilon, or None for a run without. seeds: how many runs.
+    colluders: f of the guarantee; None: as many as the hospitals tolerate."""
 
     folder: Path
     data: Path | None = None
@@ -70,6 +70,7 @@ class DemoOptions:
     report: Path | None = None
     predictions: Path | None = None
     seeds: int = 1
+    colluders: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ class _Run:
 
 
 def choose_plan(options: DemoOptions) -> PlanManifest:
-    """The shipped plan for the data, with or without privacy, at the asked epsilon and number of rounds.
+    """The shipped plan for the data, with or without privacy, at the asked epsilon, f and number of rounds.
 
-    Raises: FedmeshError: PLAN_INVALID for an epsilon or a number of rounds that no plan may have; PRIVACY_REFUSED for
-        heart data with privacy.
+    Raises: FedmeshError: PLAN_INVALID for an epsilon or a number of rounds that no plan may have, or an f without
+        privacy; PRIVACY_REFUSED for heart data with privacy.
     """
     plan = shipped_plan(_plan_name(options))
     changed = json.loads(canonical_bytes(plan))
@@ -98,7 +99,7 @@ def choose_plan(options: DemoOptions) -> PlanManifest:
         if options.rounds == 1:
             # The only round has to train: none is left to measure.
             changed["checks"] = None
-    return validate(PlanManifest, changed, f"plan {plan.name}", Code.PLAN_INVALID)
+    return with_colluders(validate(PlanManifest, changed, f"plan {plan.name}", Code.PLAN_INVALID), options.colluders)
 
 
 def default_privacy(data: Path | None) -> float | None:
@@ -159,6 +160,7 @@ def _run_once(options: DemoOptions, console: Console, plan: PlanManifest, seed: 
     # What is wrong with the data, or with the way to it, is said before the last demonstration is thrown away.
     with console.status("Preparing the data ..."):
         data = prepare_data(options, plan, lambda text: console.print(text), seed)
+        lowered = lowered_guarantee(plan, len(data.hospitals))
     folder = options.folder.absolute()
     Stack(folder / "stack").destroy()
     guard = Guard()
@@ -171,6 +173,8 @@ def _run_once(options: DemoOptions, console: Console, plan: PlanManifest, seed: 
                 stack.precompile(canonical_bytes(plan))
                 stack.start()
             console.print(f"Data: {data.description}; {len(data.hospitals)} hospitals. Plan: {plan.name}.")
+            if lowered:
+                console.print(lowered, highlight=False)
             return _train_and_compare(options, console, stack, data, plan, started, memory)
     finally:
         with console.status("Stopping everything ..."):
@@ -265,29 +269,8 @@ def _hospital_settings(
             "partition": {"file": str(data.partition), "hospital": value},
         },
     }
-    if plan.privacy is None:
-        settings["privacy"] = {"allow_without_privacy": True}
-    else:
-        # Each demonstration has its own ledgers, made anew: the limit is what this run asks for.
-        epsilon = max(DEFAULT_LIMIT.epsilon, plan.privacy.epsilon)
-        settings["privacy"] = {"epsilon_limit": epsilon, "max_plan_epsilon": epsilon}
-        if epsilon > DEFAULT_LIMIT.epsilon:
-            settings["privacy"] |= _approved(
-                folder, Approval(hospital_id, settings["population"], epsilon, DEFAULT_LIMIT.delta)
-            )
+    settings["privacy"] = hospital_privacy(folder, plan, hospital_id, settings["population"])
     return settings
-
-
-def _approved(folder: Path, approval: Approval) -> dict[str, Any]:
-    """The settings that let a hospital of the demonstration spend more than the default.
-
-    Two people are played by two keys that are forgotten at once.
-    """
-    file = folder / f"{approval.hospital_id}.approval"
-    keys = [ApproverKey(name, Ed25519PrivateKey.generate()) for name in ("demo-admin", "demo-second")]
-    for key in keys:
-        add_signature(file, approval, key)
-    return {"approval": str(file.absolute()), "approvers": {key.name: key.public for key in keys}}
 
 
 @dataclass(frozen=True)

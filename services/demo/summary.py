@@ -12,6 +12,7 @@ from rich.table import Table
 from services.demo.datasets import DemoData
 from services.demo.promotion import Checked
 from services.demo.report import Results
+from services.secure_sum.cohort import colluders
 
 # Header of the column, name of the figure, decimals.
 _COLUMNS: Final = (
@@ -120,6 +121,13 @@ def _print_privacy(console: Console, results: Results) -> None:
         f"Privacy of each patient: {facts.guarantee}, against the centre and {facts.guarantee.colluders} colluding "
         f"hospitals; {facts.attempts} charged attempts have spent {facts.spent}{_of_last(results)}."
     )
+    least, most = facts.guarantee.colluders, colluders(results.last.hospitals)
+    if least < most:
+        console.print(
+            f"The hospitals of this demonstration agreed to f = {least} (privacy.least_colluders); by default they "
+            f"demand {most}, and refuse such a plan.",
+            highlight=False,
+        )
 
 
 def _print_promotion(console: Console, results: Results) -> None:

@@ -31,6 +31,7 @@ class View:
         self._printed_rounds = 0
         self._printed_connected = 0
         self._printed_note = ""
+        self._printed_unmeasured = False
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -65,6 +66,9 @@ class View:
                 f"{len(done.contributions) * done.upload_bytes / 1024:,.0f} KiB encrypted {' '.join(facts)}".rstrip()
             )
         self._printed_rounds = len(progress.rounds)
+        if progress.unmeasured and not self._printed_unmeasured:
+            self._printed_unmeasured = True
+            self._say(f"loss and AUROC: {progress.unmeasured}")
         if progress.note and progress.note != self._printed_note:
             self._say(progress.note)
         self._printed_note = progress.note
@@ -106,6 +110,8 @@ class View:
         parts: list[RenderableType] = [header, self._hospitals(progress), self._rounds(progress)]
         if self._spent_after is not None:
             parts.append(Text(f"privacy of each patient: {self._spent(progress, progress.total_rounds)}"))
+        if progress.unmeasured:
+            parts.append(Text(f"loss and AUROC: {progress.unmeasured}", style="dim"))
         if progress.note:
             parts.append(Text(progress.note, style="yellow"))
         return Panel(Group(*parts), title=self._title, border_style="blue")

@@ -57,6 +57,7 @@ users:
   bob: {roles: [consortium-admin], second_factor: true}
   rita: {roles: [researcher], second_factor: true}
   arthur: {roles: [auditor], second_factor: false}
+  sam: {roles: [sre], second_factor: true}
 """
 
 

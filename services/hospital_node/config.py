@@ -22,6 +22,7 @@ from services.common.tls import load_tls
 from services.plans.document import read_file
 from services.privacy.approval import require_approved
 from services.privacy.budget import Limit
+from services.secure_sum.cohort import MAX_COLLUDERS
 from services.secure_sum.roster import MemberKeys, Roster, load_roster_file
 from services.transparency.checkpoint import VerifierKey, parse_verifier_key
 
@@ -125,6 +126,13 @@ class PrivacyConfig(Section):
         default=0.5, gt=0, le=100, description="refuse every plan that asks for more epsilon, whatever is left"
     )
     max_plan_delta: float = Field(default=1e-6, gt=0, lt=1, description="refuse every plan that asks for more delta")
+    least_colluders: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_COLLUDERS,
+        description="refuse every plan whose guarantee is against fewer colluding hospitals; absent: against as many as"
+        " the roster tolerates",
+    )
     approvers: dict[Name, PublicKey] = Field(
         default={}, description="who may approve a budget above the default: public keys by name, 64 hex digits"
     )

@@ -232,4 +232,5 @@ def _policy(config: HospitalConfig) -> Policy:
         max_rounds=config.limits.max_rounds,
         max_vector_length=config.limits.max_vector_length,
         plan_families=frozenset(config.plan_families),
+        least_colluders=config.privacy.least_colluders,
     )

@@ -99,7 +99,8 @@ class GrpcMesh:
         request = registry_pb.GetEpochRequest(roster_sha256=roster_sha256, epoch=epoch)
         found = await self._call(self._registry.GetEpoch, request, patience_s)
         signed = parse_signed(found.epoch) if found.HasField("epoch") else None
-        return EpochFacts(signed, found.due, found.due_for_s, found.roster_sha256, tuple(found.barred))
+        barred = tuple(found.barred)
+        return EpochFacts(signed, found.due, found.due_for_s, found.roster_sha256, barred, found.public_key)
 
     async def publish_epoch(self, epoch: Signed, patience_s: float) -> Signed:
         request = registry_pb.PublishEpochRequest(

@@ -19,6 +19,7 @@ class Mechanism:
     sensitivity: int
     dimension: int
     hospitals: int
+    colluders: int | None = None
 
     def noise(self) -> NoisePlan:
         """Raises: FedmeshError(PRIVACY_REFUSED) when no noise gives the guarantee."""
@@ -29,6 +30,7 @@ class Mechanism:
             sensitivity=self.sensitivity,
             dimension=self.dimension,
             hospitals=self.hospitals,
+            colluders=self.colluders,
         )
 
 
@@ -38,10 +40,10 @@ def mechanisms(request: NoiseRequest) -> list[tuple[slice, Mechanism]]:
     if privacy is None:
         return []
     attempts, measured = compositions(manifest)
-    length, hospitals = manifest.train_length, request.hospitals
+    length, hospitals, f = manifest.train_length, request.hospitals, privacy.colluders
     if request.round == manifest.measuring_round:
         return _measuring(request, attempts, measured)
-    train = Mechanism(privacy.epsilon, privacy.delta, attempts, manifest.summed_sensitivity, length, hospitals)
+    train = Mechanism(privacy.epsilon, privacy.delta, attempts, manifest.summed_sensitivity, length, hospitals, f)
     released = [(slice(0, length), train)]
     metrics = manifest.metrics
     if metrics is not None and request.round in manifest.metrics_rounds:
@@ -55,6 +57,7 @@ def mechanisms(request: NoiseRequest) -> list[tuple[slice, Mechanism]]:
             manifest.metrics_sensitivity,
             manifest.metrics_length,
             hospitals,
+            f,
         )
         released.append((part, measure))
     return released
@@ -72,7 +75,13 @@ def _measuring(request: NoiseRequest, attempts: int, measured: int) -> list[tupl
     members = manifest.vector_length - manifest.members_length
     seen = members - manifest.train_length
     validation = Mechanism(
-        metrics.epsilon, metrics.delta, measured, manifest.measured_sensitivity, seen, request.hospitals
+        metrics.epsilon,
+        metrics.delta,
+        measured,
+        manifest.measured_sensitivity,
+        seen,
+        request.hospitals,
+        privacy.colluders,
     )
     training = Mechanism(
         privacy.epsilon,
@@ -81,6 +90,7 @@ def _measuring(request: NoiseRequest, attempts: int, measured: int) -> list[tupl
         manifest.members_sensitivity,
         manifest.members_length,
         request.hospitals,
+        privacy.colluders,
     )
     return [
         (slice(manifest.train_length, members), validation),

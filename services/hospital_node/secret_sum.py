@@ -13,6 +13,7 @@ from services.hospital_node.domain.sums import MaskedUpload, SumCheck, SumTerms
 from services.hospital_node.domain.tasks import AttemptId, Task
 from services.hospital_node.store.attempts import AttemptStore
 from services.secure_sum import encoding, masks, opening, public, secret
+from services.secure_sum.encryption import Encryptor, PublicEncryptor
 from services.secure_sum.member import Member, MemberState
 from services.secure_sum.roster import MemberKeys
 from services.secure_sum.statements import Advert, Signed, Survivors, Upload, parse
@@ -22,7 +23,7 @@ _MOST_REMEMBERED = 8
 
 
 class MaskedSums:
-    """See `domain.ports.SecureSum` for the contract. N = 4096, one 60-bit prime, t = 2^48."""
+    """See `domain.ports.SecureSum` for the contract, `secure_sum.parameters` for the arithmetic."""
 
     def __init__(self, keys: MemberKeys, store: AttemptStore) -> None:
         self._keys = keys
@@ -56,7 +57,7 @@ class MaskedSums:
             raise FedmeshError(Code.PLAN_INVALID, error.message) from error
         if values.size != layout.vector_length:
             raise FedmeshError(Code.PLAN_INVALID, f"expected {layout.vector_length} values, got {values.size}")
-        zeros = secret.encrypt_zeros(terms.require_group_key(), layout)
+        zeros = _encryptor(terms).zeros(layout)
         sha256 = self._store.save_unmasked(terms.attempt, _prepared(layout, zeros, values))
         # One advert an attempt, even when its ciphertext was lost before anybody had it.
         state = before or self._member(terms).begin(terms.attempt.ref, terms.keys.epoch, terms.cohort, age)
@@ -106,6 +107,7 @@ class MaskedSums:
     def check(self, terms: SumTerms, task: Task) -> SumCheck:
         state = self._confirmed(terms, task.survivors)
         uploads = opening.check_listed(state.survivors, terms.roster, task.uploads)
+        _require_form(uploads, terms.layout)
         statement = parse(Survivors, state.survivors)
         keys = opening.mask_keys(state.adverts, terms.roster, statement.sharers)
         correction = opening.correction(terms.attempt.ref, keys, statement.ids, task.opening)
@@ -118,8 +120,7 @@ class MaskedSums:
         for name, upload in check.uploads.items():
             if hashlib.sha256(received[name]).hexdigest() != _segment_sha256(upload, index):
                 raise _blame(f"segment {index} of {name}'s upload is not the one that {name} signed")
-        start, count = terms.layout.coefficients(index)
-        correction = masks.coefficients(check.correction, start, count)
+        correction = masks.of_segment(check.correction, terms.layout, index)
         try:
             expected = public.sum_segment(
                 terms.layout, index, [received[name] for name in sorted(check.uploads)], correction
@@ -210,10 +211,9 @@ class MaskedSums:
 
         def masked() -> Iterator[bytes]:
             for index, prepared in enumerate(self._store.unmasked(terms.attempt, _prepared_sizes(layout))):
-                start, count = layout.coefficients(index)
                 end = layout.upload_segment_bytes(index)
                 values = np.frombuffer(prepared, dtype="<i8", offset=end)
-                mask = masks.coefficients(plan, start, count)
+                mask = masks.of_segment(plan, layout, index)
                 made = public.add_masked(layout, index, prepared[:end], values, mask)
                 whole.update(made)
                 segments.append(hashlib.sha256(made).hexdigest())
@@ -254,6 +254,21 @@ class MaskedSums:
         if state.upload is None:
             raise FedmeshError(Code.WRONG_STATE, "this hospital uploaded nothing in this attempt")
         return parse(Upload, state.upload.statement)
+
+
+def _encryptor(terms: SumTerms) -> Encryptor:
+    """Under a set with a public key, one that holds nothing that decrypts."""
+    if terms.layout.params.public_key:
+        return PublicEncryptor(terms.keys.require_public_key())
+    return secret.SecretEncryptor(terms.require_group_key())
+
+
+def _require_form(uploads: Mapping[str, Upload], layout: Layout) -> None:
+    """Refuse a list with an upload of another form than the plan's: the aggregator should have."""
+    expected = (layout.params.name, layout.lanes, layout.vector_length)
+    for name, upload in uploads.items():
+        if (upload.parameter_set, upload.lanes, upload.vector_length) != expected:
+            raise _blame(f"{name}'s upload is of {upload.parameter_set}, or of another form than the plan's")
 
 
 def _sizes(layout: Layout) -> Iterable[int]:

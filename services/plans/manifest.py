@@ -27,12 +27,13 @@ from services.plans.document import (
     validate_json,
     without_null,
 )
+from services.plans.encoding import Encoding
 from services.plans.models import MAX_VECTOR_LENGTH, IntegerVector, LogisticModel, Model, Network
 from services.plans.schema import Column, FeatureSchema, Identifier
 from services.plans.staleness import MAX_AGE, WEIGHT_UNITS
+from services.secure_sum.cohort import MAX_COLLUDERS
 
 MAX_EPSILON: Final = 10.0
-LANE_BITS: Final = {1: 48, 2: 24}
 # Honest contributions that fit under the parameter set's plaintext modulus together with headroom.
 MAX_HOSPITALS: Final = 16
 # Algorithms whose update is a sum over hospitals that may carry weights.
@@ -57,6 +58,12 @@ class Privacy(Strict):
     # Training encounters of one patient that take part; with more, those with the smallest SHA-256 of their id.
     max_encounters_per_patient: Annotated[int, Field(ge=1, le=1000)]
     extra_attempts: Annotated[int, Field(ge=0, le=1000)] = 0
+    # f: hospitals that may pool what they know with the centre. Absent: as many as the roster tolerates.
+    colluders: Annotated[int, Field(ge=0, le=MAX_COLLUDERS)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _spelled(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_null(handler(self), "colluders")
 
 
 class Rounds(Strict):
@@ -93,24 +100,6 @@ class Rounds(Strict):
     def oldest(self) -> int:
         """The greatest age of a contribution that counts."""
         return self.max_age or 0
-
-
-class Encoding(Strict):
-    """How real numbers become the integers that are summed.
-
-    `scale` is integer units per 1.0 of contribution; `metrics_units` is integer units per counted encounter in the
-    metrics part. One lane has 48 bits per coordinate, two lanes 24 bits each.
-    """
-
-    parameter_set: Literal["bfv-n4096-q60-t48-v2"] = "bfv-n4096-q60-t48-v2"
-    lanes: Literal[1, 2] = 1
-    scale: Annotated[float, Field(ge=1, le=2.0**40)]
-    metrics_units: Annotated[int, Field(ge=1, le=1 << 20)] = 16
-
-    @property
-    def bits(self) -> int:
-        """Bits of one coordinate, sign included."""
-        return LANE_BITS[self.lanes]
 
 
 class Metrics(Strict):
@@ -214,9 +203,7 @@ class PlanManifest(Strict):
     def _check_checks(self) -> None:
         if self.checks is None:
             return
-        self.require(
-            isinstance(self.model, LogisticModel), "checks must be null for a plan that hospitals do not train"
-        )
+        self.require(isinstance(self.model, Network), "checks must be null for a plan that hospitals do not train")
         self.require(self.metrics is not None, "checks need metrics: set metrics, or checks to null")
         self.require(self.rounds.count >= 2, "checks need rounds.count of at least 2: the last round does not train")
         known = {column.name: column for column in self.feature_schema.columns}

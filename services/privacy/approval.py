@@ -6,10 +6,10 @@ people signed it, each with a key that the hospital's configuration lists. The f
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -23,6 +23,17 @@ NEEDED: Final = 2
 _CONTEXT: Final = b"fedmesh privacy budget v1\n"
 _TYPE: Final = "privacy budget"
 _KEY_TYPE: Final = "fedmesh approver key v1"
+
+
+class Approvable(Protocol):
+    """What two people sign. Its text says what is approved."""
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON with a type of its own: a signature under one kind of approval is none under another."""
+        ...
+
+
+ApprovableT = TypeVar("ApprovableT", bound=Approvable)
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,12 @@ class Approval:
     def covers(self, limit: Limit) -> bool:
         return limit.epsilon <= self.epsilon_limit and limit.delta <= self.delta_limit
 
+    def __str__(self) -> str:
+        return (
+            f"epsilon {self.epsilon_limit:g} and delta {self.delta_limit:g} in 365 days of population "
+            f"{self.population} at {self.hospital_id}"
+        )
+
 
 @dataclass(frozen=True)
 class ApproverKey:
@@ -53,7 +70,7 @@ class ApproverKey:
         """64 hex digits, for `privacy.approvers` in the node's configuration."""
         return self.key.public_key().public_bytes_raw().hex()
 
-    def sign(self, approval: Approval) -> str:
+    def sign(self, approval: Approvable) -> str:
         return self.key.sign(_CONTEXT + approval.to_bytes()).hex()
 
     def save(self, path: Path) -> None:
@@ -77,16 +94,20 @@ class ApproverKey:
             raise FedmeshError(Code.CONFIG_INVALID, f"{path} is no key of `fedmesh privacy keygen`") from error
 
 
-def add_signature(path: Path, approval: Approval, key: ApproverKey) -> tuple[str, ...]:
+def add_signature(
+    path: Path, approval: ApprovableT, key: ApproverKey, read: Callable[[Path], tuple[ApprovableT, dict[str, str]]]
+) -> tuple[str, ...]:
     """Sign an approval into its file, which is made if there is none; the names that have signed now.
+
+    read: reads such a file.
 
     Raises: FedmeshError(INVALID_ARGUMENT) when the file approves something else or cannot be written.
     """
     signatures: dict[str, str] = {}
     if path.exists():
-        found, signatures = read_approval(path)
+        found, signatures = read(path)
         if found != approval:
-            raise FedmeshError(Code.INVALID_ARGUMENT, f"{path} approves something else: {describe(found)}")
+            raise FedmeshError(Code.INVALID_ARGUMENT, f"{path} approves something else: {found}")
     signatures[key.name] = key.sign(approval)
     document = {"approval": json.loads(approval.to_bytes()), "signatures": dict(sorted(signatures.items()))}
     try:
@@ -98,28 +119,36 @@ def add_signature(path: Path, approval: Approval, key: ApproverKey) -> tuple[str
 
 def read_approval(path: Path) -> tuple[Approval, dict[str, str]]:
     """An approval and its signatures (hex) by name, not yet verified. Raises: FedmeshError(CONFIG_INVALID)."""
+    return read_signed(path, _TYPE, _approval, "fedmesh privacy approve")
+
+
+def _approval(said: dict[str, Any]) -> Approval:
+    epsilon, delta = float(said.pop("epsilon_limit")), float(said.pop("delta_limit"))
+    return Approval(str(said.pop("hospital_id")), str(said.pop("population")), epsilon, delta)
+
+
+def read_signed(
+    path: Path, of_type: str, make: Callable[[dict[str, Any]], ApprovableT], command: str
+) -> tuple[ApprovableT, dict[str, str]]:
+    """What a file approves and its signatures (hex) by name, not yet verified.
+
+    make: takes its fields out of the dictionary. command: what writes such files.
+
+    Raises: FedmeshError(CONFIG_INVALID).
+    """
     try:
         document = parse_json(path.read_bytes())
         said: dict[str, Any] = dict(document["approval"])
-        if said.pop("type") != _TYPE:
+        if said.pop("type") != of_type:
             raise ValueError("another type")
-        epsilon, delta = float(said.pop("epsilon_limit")), float(said.pop("delta_limit"))
-        approval = Approval(str(said.pop("hospital_id")), str(said.pop("population")), epsilon, delta)
+        approval = make(said)
         if said:
             raise ValueError("unknown fields")
         return approval, {str(name): str(value) for name, value in document["signatures"].items()}
     except OSError as error:
         raise FedmeshError(Code.CONFIG_INVALID, f"cannot read the approval {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FedmeshError(Code.CONFIG_INVALID, f"{path} is no approval of `fedmesh privacy approve`") from error
-
-
-def describe(approval: Approval) -> str:
-    """What is approved, in words."""
-    return (
-        f"epsilon {approval.epsilon_limit:g} and delta {approval.delta_limit:g} in 365 days of population "
-        f"{approval.population} at {approval.hospital_id}"
-    )
+        raise FedmeshError(Code.CONFIG_INVALID, f"{path} is no approval of `{command}`") from error
 
 
 def require_approved(
@@ -145,19 +174,25 @@ def require_approved(
         )
     approval, signatures = read_approval(path)
     if (approval.hospital_id, approval.population) != (hospital_id, population) or not approval.covers(limit):
-        raise FedmeshError(Code.CONFIG_INVALID, f"{above}, and {path} approves something else: {describe(approval)}")
+        raise FedmeshError(Code.CONFIG_INVALID, f"{above}, and {path} approves something else: {approval}")
+    require_signers(approval, signatures, approvers, above, path)
+
+
+def require_signers(
+    approval: Approvable, signatures: Mapping[str, str], approvers: Mapping[str, str], what: str, path: Path
+) -> None:
+    """Check that two different people signed. what, path: what needs them and where they sign, for people.
+
+    Raises: FedmeshError(CONFIG_INVALID) saying who is missing.
+    """
     # Two names with one key are one person.
     signers = {approvers[name]: name for name in signatures if _verifies(approval, signatures[name], approvers, name)}
     if len(signers) < NEEDED:
-        raise FedmeshError(
-            Code.CONFIG_INVALID,
-            f"{above}: {NEEDED} of privacy.approvers must sign {path}; valid are: {', '.join(sorted(signers.values()))}"
-            if signers
-            else f"{above}: {NEEDED} of privacy.approvers must sign {path}; no signature in it is valid",
-        )
+        valid = f"valid are: {', '.join(sorted(signers.values()))}" if signers else "no signature in it is valid"
+        raise FedmeshError(Code.CONFIG_INVALID, f"{what}: {NEEDED} of privacy.approvers must sign {path}; {valid}")
 
 
-def _verifies(approval: Approval, signature: str, approvers: Mapping[str, str], name: str) -> bool:
+def _verifies(approval: Approvable, signature: str, approvers: Mapping[str, str], name: str) -> bool:
     try:
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(approvers[name]))
         key.verify(bytes.fromhex(signature), _CONTEXT + approval.to_bytes())

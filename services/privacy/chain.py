@@ -17,6 +17,8 @@ from services.transparency.canonical import canonical_json, parse_canonical
 RESERVED: Final = "reserved"
 CHARGED: Final = "charged"
 RELEASED: Final = "released"
+# A ledger that was lost was built again from the entries before this one: see `services.privacy.recovery`.
+RECOVERED: Final = "recovered"
 MAX_BODY_BYTES: Final = 4096
 _ENTRY: Final = b"fedmesh privacy ledger v1\n"
 _HEAD: Final = b"fedmesh privacy ledger head v1\n"
@@ -36,6 +38,7 @@ _FACTS: Final[dict[str, dict[str, type]]] = {
     RESERVED: TERMS,
     CHARGED: {"job_id": str, "round": int, "attempt": int, "measured": int},
     RELEASED: {"job_id": str},
+    RECOVERED: {"basis": str, "epsilon": float, "delta": float},
 }
 
 

@@ -97,6 +97,7 @@ def plan_noise(
     sensitivity: float,
     dimension: int,
     hospitals: int,
+    colluders: int | None = None,
     noise_multiplier: float | None = None,
 ) -> NoisePlan:
     """Calibrate the noise of a plan, or check the multiplier that a plan states.
@@ -109,13 +110,15 @@ def plan_noise(
         sensitivity: integer L2 bound of one patient's contribution.
         dimension: values a release.
         hospitals: active hospitals n.
+        colluders: f; None: as many as a cohort of n tolerates.
         noise_multiplier: z if the plan states one. Otherwise it is calibrated; either way the closed form checks it.
 
     Raises:
-        FedmeshError: PRIVACY_REFUSED if n < 4, a share's sigma is below 4 units, or the stated multiplier does not give
-            the guarantee; INVALID_ARGUMENT for numbers out of range.
+        FedmeshError: PRIVACY_REFUSED if n < 4, f is more than n hospitals tolerate, a share's sigma is below 4 units,
+            or the stated multiplier does not give the guarantee; INVALID_ARGUMENT for numbers out of range.
     """
-    divisor = cohort.noise_share_divisor(hospitals)
+    colluders = cohort.tolerated(hospitals, colluders)
+    divisor = cohort.noise_share_divisor(hospitals, colluders)
     if not (sensitivity > 0 and math.isfinite(sensitivity)) or dimension < 1:
         raise FedmeshError(Code.INVALID_ARGUMENT, "the sensitivity must be positive and the dimension at least 1")
     if not (epsilon > 0 and math.isfinite(epsilon) and 0 < delta < 1 and compositions >= 1):
@@ -132,7 +135,7 @@ def plan_noise(
     share_sigma = sigma / math.sqrt(divisor)
     accounting.require_share_sigma(share_sigma)
     return NoisePlan(
-        guarantee=Guarantee(epsilon, delta, cohort.colluders(hospitals)),
+        guarantee=Guarantee(epsilon, delta, colluders),
         compositions=compositions,
         hospitals=hospitals,
         sensitivity=sensitivity,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from services.privacy.budget import Charge, Limit, Remaining, remaining
-from services.privacy.chain import CHARGED, RESERVED, Entry
+from services.privacy.chain import CHARGED, RECOVERED, RESERVED, Entry
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,21 @@ class ReportedSpending:
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
+        # What a lost ledger may have held beyond what was reported: of whichever population.
+        self._unknown: list[tuple[float, float, datetime]] = []
         self.seq = 0
         """Number of the newest entry that was added."""
 
     def add(self, entry: Entry) -> None:
         """Take an entry in. A charge or release of a job that was never reserved changes nothing."""
         said = entry.read()
-        self.seq, job_id = entry.seq, said["job_id"]
+        self.seq = entry.seq
+        if said["kind"] == RECOVERED:
+            at = datetime.fromisoformat(said["at"])
+            self._unknown.append((said["epsilon"], said["delta"], at))
+            self._jobs = {job_id: replace(job, at=at) for job_id, job in self._jobs.items()}
+            return
+        job_id = said["job_id"]
         if said["kind"] == RESERVED:
             private = bool(said["private"])
             self._jobs[job_id] = _Job(said["population"], said["epsilon"], said["delta"], private)
@@ -45,8 +53,10 @@ class ReportedSpending:
             if job.counts:
                 charge = Charge(job_id, job.population, job.epsilon, job.delta, job.at or now)
                 by_population.setdefault(job.population, []).append(charge)
-        untouched = remaining((), "", now, limit)
+        by_population.setdefault("", [])
+        for name, charges in by_population.items():
+            charges += [Charge("", name, epsilon, delta, at) for epsilon, delta, at in self._unknown]
         return min(
-            [untouched, *(remaining(charges, name, now, limit) for name, charges in by_population.items())],
+            [remaining(charges, name, now, limit) for name, charges in by_population.items()],
             key=lambda left: left.epsilon,
         )

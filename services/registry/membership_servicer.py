@@ -83,4 +83,5 @@ def _wired(change: MembershipChange) -> pb.MembershipChange:
         approved_at=wire.timestamp(change.approved_at),
         token_expires_at=wire.timestamp(change.token_expires_at),
         valid_s=0 if change.valid is None else int(change.valid.total_seconds()),
+        overtaken=change.overtaken,
     )

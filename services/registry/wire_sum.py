@@ -108,6 +108,7 @@ def epoch_standing(value: entities.EpochStanding) -> pb.GetEpochResponse:
         due_for_s=value.due_for_s,
         roster_sha256=value.present_roster,
         barred=value.barred,
+        public_key=value.public_key,
     )
 
 

@@ -37,8 +37,30 @@ def colluders(n: int) -> int:
     return min(MAX_COLLUDERS, 2 * threshold(n) - n - 1)
 
 
-def noise_share_divisor(n: int) -> int:
-    """Return t - f, the number of honest noise shares that every permitted sum contains.
+def tolerated(n: int, asked: int | None) -> int:
+    """Return the f of a guarantee for `n` hospitals: what a plan asks for, or all that the cohort can give (None).
+
+    Raises:
+        FedmeshError: PRIVACY_REFUSED if more is asked than `colluders(n)`; INVALID_ARGUMENT if `n` < 1 or `asked` < 0.
+    """
+    most = colluders(n)
+    if asked is None:
+        return most
+    if asked < 0:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"the number of colluders must not be negative, got {asked}")
+    if asked > most:
+        raise FedmeshError(
+            Code.PRIVACY_REFUSED,
+            f"a guarantee against {asked} colluding hospitals needs a larger roster: with {n} hospitals it is against "
+            f"{most} at most",
+            asked=asked,
+            most=most,
+        )
+    return asked
+
+
+def noise_share_divisor(n: int, f: int) -> int:
+    """Return t - f, the number of honest noise shares that every permitted sum contains when `f` hospitals collude.
 
     Each hospital adds noise of variance sigma^2 / (t - f), so that what the colluders cannot subtract has at least
     variance sigma^2.
@@ -47,7 +69,7 @@ def noise_share_divisor(n: int) -> int:
         FedmeshError: PRIVACY_REFUSED if `n` < 4.
     """
     require_private(n)
-    return threshold(n) - colluders(n)
+    return threshold(n) - f
 
 
 def require_private(n: int) -> None:

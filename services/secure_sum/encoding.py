@@ -1,9 +1,9 @@
 """Signed integers <-> plaintext coefficients.
 
-A coefficient is an integer mod t = 2^48 and holds one value (`lanes` = 1: 48-bit signed) or two (`lanes` = 2: 24-bit
-signed, `lo + 2^24 * hi` mod 2^48). Coefficients add mod t when ciphertexts add; a lane decodes to the exact sum as
-long as that sum lies in the lane's signed range. A sum that leaves it corrupts that value and its neighbour: it costs
-utility, never privacy.
+A coefficient is an integer mod t = 2^p and holds one value (`lanes` = 1: signed, p bits) or two (`lanes` = 2: signed,
+p/2 bits each, `lo + 2^(p/2) * hi` mod 2^p); p is 48, or 44 where a public key encrypts. Coefficients add mod t when
+ciphertexts add; a lane decodes to the exact sum as long as that sum lies in the lane's signed range. A sum that leaves
+it corrupts that value and its neighbour: it costs utility, never privacy.
 """
 
 import math

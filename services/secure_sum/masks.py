@@ -1,7 +1,8 @@
-"""Mask streams over Z_2^48: ChaCha20 (RFC 8439) under a derived key with a zero nonce, 8 bytes a coefficient.
+"""Mask streams over Z_t: ChaCha20 (RFC 8439) under a derived key with a zero nonce, 8 bytes a coefficient.
 
-A key serves one attempt and one purpose (see `derive`), so that a zero nonce never repeats under it. 2^48 divides
-2^64: streams are added as they come, mod 2^64, and reduced once.
+A key serves one attempt and one purpose (see `derive`), so that a zero nonce never repeats under it. t, the plaintext
+modulus of the sum's parameter set, is a power of two and divides 2^64: streams are added as they come, mod 2^64, and
+reduced once.
 """
 
 from typing import Final
@@ -13,11 +14,11 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 from services.common.errors import Code, FedmeshError
 from services.secure_sum.derive import MaskPlan, mask_key_pair, pair_key, seed_commitment, self_key
+from services.secure_sum.parameters import DEFAULT
+from services.secure_sum.wire import Layout
 
-__all__ = ["MODULUS_BITS", "MaskPlan", "coefficients", "mask_key_pair", "pair_key", "seed_commitment", "self_key"]
+__all__ = ["MaskPlan", "coefficients", "mask_key_pair", "pair_key", "seed_commitment", "self_key"]
 
-MODULUS_BITS: Final = 48
-_MASK: Final = np.uint64((1 << MODULUS_BITS) - 1)
 _COEFFICIENT_BYTES: Final = 8
 _BLOCK_BYTES: Final = 64
 _PIECE: Final = 1 << 15
@@ -26,8 +27,10 @@ _MAX_COEFFICIENTS: Final = (1 << 32) * _BLOCK_BYTES // _COEFFICIENT_BYTES
 """As far as ChaCha20's 32-bit block counter reaches."""
 
 
-def coefficients(plan: MaskPlan, start: int, count: int) -> npt.NDArray[np.uint64]:
-    """Coefficients [start, start + count) of a mask, uint64[count] below 2^48.
+def coefficients(
+    plan: MaskPlan, start: int, count: int, modulus_bits: int = DEFAULT.plain_modulus_bits
+) -> npt.NDArray[np.uint64]:
+    """Coefficients [start, start + count) of a mask, uint64[count] below 2^modulus_bits.
 
     `start` is a multiple of 8, one ChaCha20 block; segments start at multiples of 65,536.
 
@@ -48,8 +51,17 @@ def coefficients(plan: MaskPlan, start: int, count: int) -> npt.NDArray[np.uint6
                 part += target
             else:
                 part -= target
-    total &= _MASK
+    total &= np.uint64((1 << modulus_bits) - 1)
     return total
+
+
+def of_segment(plan: MaskPlan, layout: Layout, index: int) -> npt.NDArray[np.uint64]:
+    """The coefficients of a mask that segment `index` of a layout takes.
+
+    Raises: FedmeshError(INVALID_ARGUMENT) if there is no such segment.
+    """
+    start, count = layout.coefficients(index)
+    return coefficients(plan, start, count, layout.params.plain_modulus_bits)
 
 
 def _stream(key: bytes, start: int) -> CipherContext:

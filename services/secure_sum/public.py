@@ -5,7 +5,8 @@ they can run in a disposable process (`services.secure_sum.disposable`): the agg
 process that serves requests. Hospitals use `add_masked` on their own bytes, and repeat `sum_segment` to check a sum.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -33,14 +34,14 @@ def add_mask(layout: Layout, index: int, segment: bytes, mask: Coefficients) -> 
     Raises:
         FedmeshError: CIPHERTEXT_INVALID if the segment is none; INVALID_ARGUMENT if the mask does not fit it.
     """
-    c0, seeds = wire.split_upload(layout, index, segment)
+    c0, rest = wire.split_upload(layout, index, segment)
     _require_plain(layout, index, mask)
     c0 += ring.scale(mask, layout.params)
-    return wire.join(ring.reduce(c0, layout.params), seeds)
+    return wire.join(ring.reduce(c0, layout.params), rest)
 
 
 def add_masked(layout: Layout, index: int, zeros: bytes, values: Int64Vector, mask: Coefficients) -> bytes:
-    """Turn a segment of `secret.encrypt_zeros` into the upload's: c0 += round(q * ((m + mask) mod t) / t).
+    """Turn a segment of an `encryption.Encryptor` into the upload's: c0 += round(q * ((m + mask) mod t) / t).
 
     `values`, int64[n], are those of this segment, m their coefficients. Values and mask are added before they are
     scaled, so that the result is distributed as a fresh ciphertext of a uniform plaintext: a holder of the group key
@@ -77,17 +78,42 @@ def sum_segment(layout: Layout, index: int, uploads: Sequence[bytes], correction
         raise FedmeshError(
             Code.INVALID_ARGUMENT, f"a sum under {params.name} holds 1 to {most} uploads, not {len(uploads)}"
         )
+    c0, c1 = (_sum_whole if params.public_key else _sum_seeded)(layout, index, uploads)
+    c0 = ring.subtract(ring.reduce(c0, params), ring.scale(correction, params), params)
+    return wire.join(c0, wire.pack(c1))
+
+
+def _sum_seeded(layout: Layout, index: int, uploads: Sequence[bytes]) -> tuple[Coefficients, Coefficients]:
+    """The sums of c0, not reduced, and of the expanded c1, reduced."""
     total = np.zeros(layout.coefficients(index)[1], dtype=np.uint64)
     seeds: list[Bytes] = []
     for position, upload in enumerate(uploads):
-        try:
+        with _named(position):
             c0, seed = wire.split_upload(layout, index, upload)
-        except FedmeshError as error:
-            raise FedmeshError(error.code, error.message, **error.detail, position=position) from error
         total += c0
         seeds.append(seed)
-    total = ring.subtract(ring.reduce(total, params), ring.scale(correction, params), params)
-    return wire.join(total, wire.pack(_sum_expanded(layout, np.stack(seeds, axis=1))))
+    return total, _sum_expanded(layout, np.stack(seeds, axis=1))
+
+
+def _sum_whole(layout: Layout, index: int, uploads: Sequence[bytes]) -> tuple[Coefficients, Coefficients]:
+    """As `_sum_seeded`, of uploads that have c1 in full: their segments have the form of a sum's."""
+    total = np.zeros(layout.coefficients(index)[1], dtype=np.uint64)
+    rest = np.zeros((layout.ciphertexts_of(index), layout.params.poly_modulus_degree), dtype=np.uint64)
+    for position, upload in enumerate(uploads):
+        with _named(position):
+            c0, c1 = wire.split_sum(layout, index, upload)
+        total += c0
+        rest += c1
+    return total, ring.reduce(rest.reshape(-1), layout.params)
+
+
+@contextmanager
+def _named(position: int) -> Iterator[None]:
+    """Say in an error which upload it is about."""
+    try:
+        yield
+    except FedmeshError as error:
+        raise FedmeshError(error.code, error.message, **error.detail, position=position) from error
 
 
 def _sum_expanded(layout: Layout, seeds: Bytes) -> Coefficients:

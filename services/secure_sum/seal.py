@@ -1,4 +1,4 @@
-"""The little of Microsoft SEAL that hospitals need: a context, and products with the secret key.
+"""The little of Microsoft SEAL that hospitals need: a context, products with the secret key, public-key encryption.
 
 SEAL (through `tenseal.sealapi`, the thin bindings; never TenSEAL's own tensors, whose parsers crash on hostile bytes)
 loads and saves only by file path, so bytes pass through an anonymous in-memory file. What SEAL loads is written here,
@@ -170,6 +170,36 @@ def multiplier(params: ParameterSet, factor: Coefficients) -> Iterator[Callable[
             return save_ciphertext(params, file, product)[:count]
 
         yield multiply
+
+
+@contextmanager
+def public_encryptor(params: ParameterSet, key: Coefficients) -> Iterator[Callable[[], Coefficients]]:
+    """A function that encrypts zero under a public key, uint64[2, N] below q: every call gives a fresh uint64[2, N].
+
+    SEAL draws u, e1 and e2 with BLAKE2xb, which it seeds anew from the operating system for every ciphertext.
+
+    Raises:
+        FedmeshError: CIPHERTEXT_INVALID if SEAL refuses the key.
+    """
+    evaluator, public = sealapi.Evaluator(context(params)), sealapi.PublicKey()
+    with memory_file() as file:
+        loaded = load_ciphertext(params, file, key)
+        try:
+            # SEAL keeps public keys in NTT form, and writes them as it writes ciphertexts.
+            evaluator.transform_to_ntt_inplace(loaded)
+            file.write(b"")
+            loaded.save(file.path)
+            public.load(context(params), file.path)
+        except (RuntimeError, ValueError) as error:
+            raise _refused() from error
+        encryptor = sealapi.Encryptor(context(params), public)
+
+        def encrypt_zero() -> Coefficients:
+            made = sealapi.Ciphertext()
+            encryptor.encrypt_zero(made)
+            return save_ciphertext(params, file, made)
+
+        yield encrypt_zero
 
 
 def load_plaintext(params: ParameterSet, file: MemoryFile, coefficients: Coefficients, into: Any, ntt: bool) -> Any:

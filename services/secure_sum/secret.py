@@ -1,7 +1,9 @@
 """The key side of the secure sum. Runs in hospitals only; the aggregator never imports this module.
 
-One BFV secret key is shared by all hospitals of a cohort and by nobody else (the *group key*). BFV is not secure
-against chosen ciphertexts: decrypt only a sum that a quorum of hospitals committed to, never anything else.
+One BFV secret key is shared by all hospitals of a cohort and by nobody else (the *group key*), whatever the parameter
+set: sets with the same N and q share it. Under sets without a public key it encrypts too; for the others see
+`encryption`. BFV is not secure against chosen ciphertexts: decrypt only a sum that a quorum of hospitals committed to,
+never anything else.
 """
 
 import hashlib
@@ -21,9 +23,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from tenseal import sealapi
 
 from services.common.errors import Code, FedmeshError
-from services.secure_sum import encoding, ring, seal, uniform, wire
+from services.secure_sum import encoding, public_key, ring, seal, uniform, wire
 from services.secure_sum.encoding import Coefficients, Int64Vector
 from services.secure_sum.parameters import DEFAULT, ParameterSet, parameter_set
+from services.secure_sum.public_key import PublicKey
 from services.secure_sum.uniform import SEED_BYTES
 from services.secure_sum.wire import Layout
 
@@ -33,6 +36,8 @@ _KEY_HEADER: Final = struct.Struct("<4sHH32s")
 _KEY_MAGIC: Final = b"FMGK"
 _KEY_VERSION: Final = 1
 _ERROR_MIDDLE: Final = 21
+# Of the error of a public key: 24 standard deviations above the mean, 10.5 * N, of what honest makers draw.
+_MOST_ERROR_SQUARED: Final = 16 * DEFAULT.poly_modulus_degree
 _ERROR_BITS: Final = np.uint64((1 << 2 * _ERROR_MIDDLE) - 1)
 
 
@@ -51,6 +56,43 @@ def generate_group_key(params: ParameterSet = DEFAULT) -> bytes:
     _require_sound(coefficients)
     name = params.name.encode("ascii")
     return _KEY_HEADER.pack(_KEY_MAGIC, _KEY_VERSION, 0, name) + wire.pack(coefficients).tobytes()
+
+
+def make_public_key(group_key: bytes) -> PublicKey:
+    """A public key that belongs to a group key; every call makes another one.
+
+    Raises:
+        FedmeshError: INVALID_ARGUMENT if this is not a group key, or a degenerate one.
+    """
+    (data,) = encrypt_zeros(group_key, public_key.FORM)
+    return PublicKey.from_bytes(data)
+
+
+def require_public_key(group_key: bytes, public: PublicKey) -> None:
+    """Refuse a public key that does not belong to a group key, or with which sums could fail to decrypt.
+
+    The noise bound of `ParameterSet` needs a ternary secret s and a small error e = b + a*s of the public key; both are
+    looked at here, since their maker drew them.
+
+    Raises:
+        FedmeshError: INVALID_ARGUMENT if it does not fit.
+    """
+    params = group_key_parameters(group_key)
+    b, a = public.polynomials()
+    one = np.zeros_like(a)
+    one[0] = 1
+    with _multiplier(params, group_key) as times_key:
+        product, key = times_key(np.stack((a, one)))
+    errors, key = _centred(ring.reduce(b + product, params), params), _centred(key, params)
+    small = np.abs(errors).max() <= _ERROR_MIDDLE and np.sum(errors * errors) <= _MOST_ERROR_SQUARED
+    if not small or np.abs(key).max() > 1:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "the public key does not belong to the group key, or is too noisy")
+
+
+def _centred(values: Coefficients, params: ParameterSet) -> Int64Vector:
+    """The representatives mod q in (-q/2, q/2) of uint64[n] below q."""
+    signed = values.astype(np.int64)
+    return np.where(signed > params.coeff_modulus // 2, signed - params.coeff_modulus, signed)
 
 
 def require_sound_key(group_key: bytes) -> None:
@@ -105,6 +147,8 @@ def encrypt_segments(values: Int64Vector, group_key: bytes, layout: Layout) -> I
             value outside its lane; all before the first segment.
     """
     _require_set(group_key, layout)
+    if layout.params.public_key:
+        raise FedmeshError(Code.INVALID_ARGUMENT, f"under {layout.params.name} the public key encrypts")
     encoding.require_encodable(values, layout.params, layout.lanes)
     if values.size != layout.vector_length:
         raise FedmeshError(Code.INVALID_ARGUMENT, f"expected {layout.vector_length} values, got {values.size}")
@@ -118,6 +162,16 @@ def encrypt_zeros(group_key: bytes, layout: Layout) -> Iterator[bytes]:
         FedmeshError: INVALID_ARGUMENT for a bad key or a key of another parameter set.
     """
     return encrypt_segments(np.zeros(layout.vector_length, dtype=np.int64), group_key, layout)
+
+
+class SecretEncryptor:
+    """An `encryption.Encryptor` of sets without a public key: it holds the group key."""
+
+    def __init__(self, group_key: bytes) -> None:
+        self._group_key = group_key
+
+    def zeros(self, layout: Layout) -> Iterator[bytes]:
+        return encrypt_zeros(self._group_key, layout)
 
 
 def _encrypting(values: Int64Vector, group_key: bytes, layout: Layout) -> Iterator[bytes]:
@@ -188,7 +242,7 @@ def _decrypt(layout: Layout, index: int, segment: bytes, times_key: _Multiply) -
 
 def _require_set(group_key: bytes, layout: Layout) -> None:
     held = group_key_parameters(group_key)
-    if held != layout.params:
+    if not held.shares_keys_with(layout.params):
         raise FedmeshError(
             Code.INVALID_ARGUMENT, f"the group key belongs to {held.name}, this sum uses {layout.params.name}"
         )

@@ -18,17 +18,18 @@ from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Protoco
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 from pydantic_core import to_json
 
 from services.common.errors import Code, FedmeshError
-from services.plans.document import Strict, canonical_json
+from services.plans.document import Strict, canonical_json, without_null
 
 SIGNATURE_DOMAIN: Final = b"fedmesh secure-sum v1\n"
 SIGNATURE_BYTES: Final = 64
 MAX_MEMBERS: Final = 64
 """Members of a roster at most. Bounds every list of hospitals before anything is computed from it."""
 MAX_SEGMENTS: Final = 2048
+PUBLIC_KEY_BYTES: Final = 30_752
 
 _SMALL_BYTES: Final = 4096
 _LARGE_BYTES: Final = 32 * 1024
@@ -161,7 +162,10 @@ class Box(_Spelled):
 
 
 class EpochStatement(Statement):
-    """The keys of a key epoch, sealed to every member that is not suspended; see `epoch`. `content` is base64."""
+    """The keys of a key epoch, sealed to every member that is not suspended; see `epoch`.
+
+    `content` and `public_key` are base64. Epochs without a public key are spelled as before there were any.
+    """
 
     MAX_BYTES: ClassVar[int] = 256 * 1024
 
@@ -171,21 +175,30 @@ class EpochStatement(Statement):
     key_sha256: Hex32
     maker: Name
     parameter_set: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
+    public_key: str | None = None
     roster: Hex32
     type: Literal["epoch"] = "epoch"
+
+    @model_serializer(mode="wrap")
+    def _spelled(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_null(handler(self), "public_key")
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
         self.require(_ascending(box.to for box in self.boxes), "boxes are not a sorted set")
-        try:
-            canonical = base64.b64encode(self.content_bytes()).decode("ascii") == self.content
-        except (binascii.Error, ValueError):
-            canonical = False
-        return self.require(canonical, "content is not canonical base64")
+        self.require(_is_base64(self.content), "content is not canonical base64")
+        if self.public_key is None:
+            return self
+        self.require(_is_base64(self.public_key), "public_key is not canonical base64")
+        return self.require(len(self.public_key_bytes()) == PUBLIC_KEY_BYTES, "public_key has the wrong length")
 
     def content_bytes(self) -> bytes:
         """The encrypted keys."""
         return base64.b64decode(self.content, validate=True)
+
+    def public_key_bytes(self) -> bytes:
+        """The public key, as `public_key.PublicKey` reads it; empty when the epoch has none."""
+        return base64.b64decode(self.public_key or "", validate=True)
 
     @property
     def speaker(self) -> str:
@@ -461,6 +474,14 @@ _verify_large = lru_cache(maxsize=MAX_MEMBERS)(_verify)
 @lru_cache(maxsize=256)
 def _public_key(key: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(key)
+
+
+def _is_base64(text: str) -> bool:
+    """Whether this is the one way to write some bytes."""
+    try:
+        return base64.b64encode(base64.b64decode(text, validate=True)).decode("ascii") == text
+    except (binascii.Error, ValueError):
+        return False
 
 
 def _ascending(names: Iterable[str]) -> bool:

@@ -7,6 +7,8 @@ form (parameter set, lanes, vector length) stands in signed statements and decid
     upload segment   c0 | one 32-byte seed of c1 a ciphertext          at most 492,032 bytes, 3.75 a value
     sum segment      c0 | c1, all N coefficients of each ciphertext    at most 983,040 bytes, 7.5 a value
 
+Under a set with a public key no seed makes c1: there a segment of an upload has the form of one of a sum.
+
 c0 holds only the coefficients that carry values, through all ciphertexts (rounded up to an even number): decryption
 works coefficient by coefficient, m[i] = c0[i] + (c1*s)[i], so the rest of the last c0 is not needed by anyone, and a
 small model pays for its own size only. Coefficients have 60 bits and are packed two to 15 bytes, little-endian: there
@@ -61,6 +63,8 @@ class Layout:
     @property
     def upload_bytes(self) -> int:
         """Bytes of an upload, all segments together."""
+        if self.params.public_key:
+            return self.sum_bytes
         return packed_size(self._c0_coefficients) + self.ciphertexts * SEED_BYTES
 
     @property
@@ -114,6 +118,8 @@ class Layout:
         Raises:
             FedmeshError: INVALID_ARGUMENT if there is no such segment.
         """
+        if self.params.public_key:
+            return self.sum_segment_bytes(index)
         return packed_size(self.coefficients(index)[1]) + self.ciphertexts_of(index) * SEED_BYTES
 
     def sum_segment_bytes(self, index: int) -> int:
@@ -141,13 +147,18 @@ def packed_size(coefficients: int) -> int:
 
 
 def split_upload(layout: Layout, index: int, segment: bytes) -> tuple[Coefficients, Bytes]:
-    """c0, uint64[count], each below q, and the seeds, uint8[ciphertexts, 32], of a segment of an upload.
+    """c0, uint64[count], each below q, and what follows it in a segment of an upload.
+
+    That is the seeds, uint8[ciphertexts, 32], or under a public key c1, packed, each coefficient below q.
 
     Raises:
         FedmeshError: CIPHERTEXT_INVALID for a wrong length or a coefficient that is not below q; INVALID_ARGUMENT if
             there is no such segment.
     """
     c0, rest = _split(layout, index, segment, layout.upload_segment_bytes(index))
+    if layout.params.public_key:
+        unpack(rest, layout.params)
+        return c0, rest
     return c0, rest.reshape(-1, SEED_BYTES)
 
 

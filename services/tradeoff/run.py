@@ -20,7 +20,7 @@ from services.demo.evaluation import local_only, pooled, score
 from services.hospital_node.domain.policy import plan_loss
 from services.hospital_node.noise import training_noise
 from services.hospital_node.sources.dataset import Dataset, Rows, SplitName
-from services.hospital_node.store.ledger import LedgerRow, read_ledger
+from services.hospital_node.store.ledger import LedgerRow, read_ledger, read_recoveries
 from services.hospital_node.training.cache import compiled_plan
 from services.hospital_node.training.trainer import predict
 from services.plans.manifest import PlanManifest, plan_id
@@ -108,14 +108,19 @@ def _budgets(ledgers: Sequence[Path]) -> dict[str, Remaining]:
     Raises: FedmeshError(NOT_FOUND) for a folder without a ledger, and as `read_ledger`.
     """
     now = SystemClock().now()
-    rows = [row for folder in ledgers for row in read_ledger(folder)]
-    charges = [_charge(row) for row in rows if row.private and not row.released]
-    populations = {row.population for row in rows}
+    charges: list[Charge] = []
+    populations: set[str] = set()
+    for folder in ledgers:
+        rows = read_ledger(folder)
+        mine = {row.population for row in rows}
+        charges += [_charge(row) for row in rows if row.private and not row.released]
+        charges += [Charge("", name, *lost) for name in mine for lost in read_recoveries(folder)]
+        populations |= mine
     return {population: remaining(charges, population, now) for population in populations}
 
 
 def _charge(row: LedgerRow) -> Charge:
-    at = row.last_charged_at or row.reserved_at
+    at = row.recovered_at or row.last_charged_at or row.reserved_at
     return Charge(row.job_id, row.population, row.epsilon, row.delta, at)
 
 

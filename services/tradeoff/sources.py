@@ -47,6 +47,8 @@ def encounters_sha256(encounters: Path, plan: PlanManifest) -> str | None:
     options = "" if kind == "parquet" else ", header = true, all_varchar = true"
     try:
         with interruptible(), duckdb.connect() as database:
+            # Else DuckDB draws a bar between the lines of the report when the query takes two seconds.
+            database.execute("SET enable_progress_bar = false")
             row = database.execute(
                 "SELECT sha256(string_agg(id, ',' ORDER BY id)) FROM "  # noqa: S608 - a schema's identifier
                 f'(SELECT CAST("{column}" AS VARCHAR) AS id FROM read_{kind}($path{options}))',

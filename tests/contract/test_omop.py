@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
+import numpy as np
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -103,6 +105,43 @@ def test_without_the_table_of_procedures_their_number_is_missing(
     data = DataConfig.model_validate({"omop": {"dsn_file": tmp_path / "dsn", "cdm_schema": "cdm"}})
     with opened_source(data, full) as source, pytest.raises(FedmeshError, match=r"'num_procedures'.*is missing"):
         read_dataset(source, full)
+
+
+def test_values_and_dates_that_cannot_be_change_nothing(tmp_path: Path, dsn: str, postgres: PostgresDatabase) -> None:
+    """NaN is above every limit; a visit of the next century would be the next stay of everybody."""
+    full = shipped_plan("readmission-logistic")
+
+    def changed(*statements: str) -> Dataset:
+        with psycopg.connect(postgres.dsn()) as connection:
+            for statement in statements:
+                assert connection.execute(statement.encode()).rowcount > 3
+        read(tmp_path, dsn)
+        data = DataConfig.model_validate({"omop": {"dsn_file": tmp_path / "dsn", "cdm_schema": "cdm"}})
+        with opened_source(data, full) as source:
+            return read_dataset(source, full)
+
+    before = changed(
+        "UPDATE cdm.measurement SET value_as_number = NULL", "UPDATE cdm.drug_exposure SET quantity = NULL"
+    )
+    after = changed(
+        "UPDATE cdm.measurement SET value_as_number = 'NaN'",
+        "UPDATE cdm.drug_exposure SET quantity = CASE WHEN drug_exposure_id % 2 = 0 THEN 'NaN'::numeric END",
+        "INSERT INTO cdm.visit_occurrence SELECT 100000 + person_id, person_id, 9201, 32817, DATE '2124-01-01',"
+        " DATE '2124-02-01', 0, 0 FROM cdm.person",
+        "INSERT INTO cdm.visit_occurrence SELECT 200000 + person_id, person_id, 9201, 32817, DATE '2024-03-20',"
+        " DATE '2024-03-10', 0, 0 FROM cdm.person",
+    )
+    assert after.encounter_ids.tolist() == before.encounter_ids.tolist()
+    np.testing.assert_array_equal(after.x, before.x)
+    np.testing.assert_array_equal(after.y, before.y)
+    data = DataConfig.model_validate({"omop": {"dsn_file": tmp_path / "dsn", "cdm_schema": "cdm"}})
+    with opened_source(data, full) as source, duckdb.connect() as database:
+        notes = source.load(database, ["patient_nbr", "encounter_id"]).notes
+    people = len(made_up_clinic(people=3).people)
+    assert notes == (
+        f"{people} visits end before they begin",
+        f"{people} visits begin after the last day that counts (data.until, or today)",
+    )
 
 
 def test_a_statement_that_takes_too_long_is_ended(tmp_path: Path, dsn: str, postgres: PostgresDatabase) -> None:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable
 
+from services.secure_sum.parameters import DEFAULT, parameter_set_names
 from tests.simulation.asynchronous import build_slow, play_slow
 from tests.simulation.oracle import Violation
 from tests.simulation.schedules import build, encrypted, play_all, total
@@ -16,9 +17,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the (first) seed")
     parser.add_argument("--count", type=int, default=1, help="seeds from there on; one is shown event by event")
     parser.add_argument("--asynchronous", action="store_true", help="asynchronous rounds with slow hospitals")
-    parser.add_argument("--encrypted", action="store_true", help="with the real BFV layer")
+    parser.add_argument(
+        "--encrypted", nargs="?", const=DEFAULT.name, choices=parameter_set_names(), help="with the real BFV layer"
+    )
     arguments = parser.parse_args()
-    arithmetic = encrypted() if arguments.encrypted else None
+    arithmetic = encrypted(arguments.encrypted) if arguments.encrypted else None
     if arguments.count > 1:
         seeds = range(arguments.seed, arguments.seed + arguments.count)
         return run_many(seeds, map(play_slow, seeds) if arguments.asynchronous else play_all(seeds, arithmetic))

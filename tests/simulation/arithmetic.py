@@ -13,6 +13,8 @@ import numpy as np
 
 from services.secure_sum import masks, public, secret
 from services.secure_sum.encoding import Coefficients
+from services.secure_sum.encryption import Encryptor, PublicEncryptor
+from services.secure_sum.epoch import EpochKeys
 from services.secure_sum.masks import MaskPlan
 from services.secure_sum.parameters import DEFAULT
 from services.secure_sum.wire import layout_of
@@ -100,18 +102,20 @@ class Plain:
 
 
 class Encrypted:
-    """BFV under the group key of a key epoch, which every member opened for itself."""
+    """BFV under the keys of a key epoch, which every member opened for itself."""
 
-    parameter_set = DEFAULT.name
-
-    def __init__(self, group_key: bytes, length: int, lanes: int) -> None:
+    def __init__(self, keys: EpochKeys, length: int, lanes: int, parameter_set: str = DEFAULT.name) -> None:
         self.length = length
         self.lanes = lanes
-        self.layout = layout_of(DEFAULT.name, length, lanes)
-        self._group_key = group_key
+        self.parameter_set = parameter_set
+        self.layout = layout_of(parameter_set, length, lanes)
+        self._group_key = keys.group_key
+        self._encryptor: Encryptor = secret.SecretEncryptor(keys.group_key)
+        if self.layout.params.public_key:
+            self._encryptor = PublicEncryptor(keys.require_public_key())
 
     def prepare(self) -> Segments:
-        return tuple(secret.encrypt_zeros(self._group_key, self.layout))
+        return tuple(self._encryptor.zeros(self.layout))
 
     def protect(self, prepared: Segments, values: Integers, plan: MaskPlan) -> Segments:
         return tuple(self._masked(index, zeros, values, plan) for index, zeros in enumerate(prepared))
@@ -122,7 +126,7 @@ class Encrypted:
         return public.add_masked(self.layout, index, zeros, part, self._mask(plan, index))
 
     def _mask(self, plan: MaskPlan, index: int) -> Coefficients:
-        return masks.coefficients(plan, *self.layout.coefficients(index))
+        return masks.of_segment(plan, self.layout, index)
 
     def total(self, uploads: Sequence[Segments], correction: MaskPlan) -> Segments:
         return tuple(

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from services.secure_sum.cohort import threshold
 from services.secure_sum.epoch import make_epoch, maker_order, open_epoch
+from services.secure_sum.parameters import DEFAULT
 from tests.simulation.arithmetic import Arithmetic, Encrypted
 from tests.simulation.consortium import consortium
 from tests.simulation.oracle import Violation
@@ -72,19 +73,19 @@ def play(seed: int, arithmetic: Arithmetic | None = None) -> Summary:
         if fair_until_the_end and (summary.committed, summary.attempts) != (1, 1):
             raise Violation("with at most n - t drops and fair delivery the first attempt completes")
     except Exception as error:
-        how = " --encrypted" if isinstance(arithmetic, Encrypted) else ""
+        how = f" --encrypted {arithmetic.parameter_set}" if isinstance(arithmetic, Encrypted) else ""
         raise Violation(f"seed {seed}: {error}\nreplay: python -m tests.simulation --seed {seed}{how}") from error
     return summary
 
 
 @lru_cache
-def encrypted() -> Encrypted:
-    """Small vectors under a group key that one member made and the others opened."""
+def encrypted(parameter_set: str = DEFAULT.name) -> Encrypted:
+    """Small vectors under keys that one member made and the others opened."""
     members = consortium(min(SIZES))
     first, second, *_ = maker_order(members.roster, 1)
-    _, statement = make_epoch(members.keys[first], members.roster, 1)
+    _, statement = make_epoch(members.keys[first], members.roster, 1, public=True)
     keys = open_epoch(statement, members.keys[second], members.roster)
-    return Encrypted(keys.group_key, length=12, lanes=2)
+    return Encrypted(keys, length=12, lanes=2, parameter_set=parameter_set)
 
 
 def play_all(seeds: Iterable[int], arithmetic: Arithmetic | None = None) -> Iterator[Summary]:

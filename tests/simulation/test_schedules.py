@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from services.secure_sum.member import MemberState
+from services.secure_sum.parameters import parameter_set_names
 from services.secure_sum.statements import AttemptRef
 from tests.simulation.arithmetic import Segments
 from tests.simulation.centre import Coordinator, Running
@@ -41,9 +42,11 @@ def test_sums_under_encryption_are_the_survivors_sums() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parameter_set", parameter_set_names())
 @pytest.mark.parametrize("chunk", range(8))
-def test_sums_under_encryption_are_the_survivors_sums_in_many_more(chunk: int) -> None:
-    assert total(play_all(range(3100 + CHUNK * chunk, 3100 + CHUNK * (chunk + 1)), encrypted())).committed >= CHUNK // 2
+def test_sums_under_encryption_are_the_survivors_sums_in_many_more(chunk: int, parameter_set: str) -> None:
+    seeds = range(3100 + CHUNK * chunk, 3100 + CHUNK * (chunk + 1))
+    assert total(play_all(seeds, encrypted(parameter_set))).committed >= CHUNK // 2
 
 
 def test_the_schedules_reach_what_they_are_for() -> None:

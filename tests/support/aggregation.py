@@ -23,6 +23,7 @@ from services.embedded.ca import CertificateAuthority, create_ca
 from services.embedded.processes import free_port
 from services.secure_sum import masks, opening, public, secret
 from services.secure_sum.encoding import Int64Vector
+from services.secure_sum.encryption import PublicEncryptor
 from services.secure_sum.opening import Opening
 from services.secure_sum.parameters import DEFAULT
 from services.secure_sum.statements import AttemptRef, Signed, adverts_digest
@@ -33,6 +34,7 @@ from tests.support.service_process import ServiceProcess
 from tests.support.stores import RedisServer
 
 GROUP_KEY = secret.generate_group_key()
+PUBLIC_KEY = secret.make_public_key(GROUP_KEY)
 
 
 @dataclass
@@ -126,7 +128,13 @@ class Attempt:
 
     @classmethod
     def of(
-        cls, centre: Centre, members: int, vector_length: int = 300, lanes: int = 2, sharers: int | None = None
+        cls,
+        centre: Centre,
+        members: int,
+        vector_length: int = 300,
+        lanes: int = 2,
+        sharers: int | None = None,
+        parameters: str = DEFAULT.name,
     ) -> "Attempt":
         """All of `members`, or the first `sharers` of them, have shared; nobody has uploaded."""
         made = Consortium.of(members)
@@ -136,7 +144,7 @@ class Attempt:
         shared = sorted(made.keys)[:sharers]
         made.receive(shared)
         ids = round_pb2.Attempt(job_id=made.attempt.job_id, round=1, attempt=1)
-        return cls(centre, made, layout_of(DEFAULT.name, vector_length, lanes), shared, ids)
+        return cls(centre, made, layout_of(parameters, vector_length, lanes), shared, ids)
 
     # ---- hospitals
 
@@ -152,10 +160,13 @@ class Attempt:
         values = np.random.default_rng(seed).integers(-1000, 1000, layout.vector_length, dtype=np.int64)
         self.values[name] = values
         plan = member.mask_plan(self.consortium.states[name])
+        encryptor = PublicEncryptor(PUBLIC_KEY) if layout.params.public_key else secret.SecretEncryptor(GROUP_KEY)
         segments = [
-            public.add_masked(layout, index, zeros, values[slice(at, at + count)], masks.coefficients(plan, *where))
-            for index, zeros in enumerate(secret.encrypt_zeros(GROUP_KEY, layout))
-            for where, (at, count) in [(layout.coefficients(index), layout.values(index))]
+            public.add_masked(
+                layout, index, zeros, values[slice(at, at + count)], masks.of_segment(plan, layout, index)
+            )
+            for index, zeros in enumerate(encryptor.zeros(layout))
+            for at, count in [layout.values(index)]
         ]
         state = member.commit(
             self.consortium.states[name],

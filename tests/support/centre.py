@@ -27,7 +27,7 @@ from services.registry.domain.entities import LedgerReport
 from services.registry.domain.ledger import continuation
 from services.secure_sum import public
 from services.secure_sum.derive import MaskPlan
-from services.secure_sum.masks import coefficients
+from services.secure_sum.masks import of_segment
 from services.secure_sum.opening import check_epoch
 from services.secure_sum.roster import Roster
 from services.secure_sum.statements import EpochStatement, Signed, parse
@@ -74,6 +74,7 @@ class Centre:
         self.present: Any = None
         self.due = 1
         self.due_for_s = 1000.0
+        self.public_key = False
         self.uploads: dict[tuple[Key, str], list[list[bytes]]] = {}
         self.layouts: dict[Key, Layout] = {}
         self.sums: dict[Key, list[bytes]] = {}
@@ -171,10 +172,7 @@ class Centre:
         uploads = [self.uploads[key, name][-1] for name in survivors]
         self.sums[key] = [
             public.sum_segment(
-                layout,
-                index,
-                [upload[index] for upload in uploads],
-                coefficients(correction, *layout.coefficients(index)),
+                layout, index, [upload[index] for upload in uploads], of_segment(correction, layout, index)
             )
             for index in range(layout.segments)
         ]
@@ -211,6 +209,7 @@ class _Registry(registry_pb2_grpc.RegistryServiceServicer):
             due=centre.due,
             due_for_s=centre.due_for_s,
             roster_sha256=present,
+            public_key=centre.public_key,
         )
 
     async def PublishEpoch(self, request: Any, _context: Any) -> Any:
@@ -237,7 +236,11 @@ class _Registry(registry_pb2_grpc.RegistryServiceServicer):
     async def ListLedgers(self, request: Any, _context: Any) -> Any:
         await self._centre.faults.enter("ListLedgers")
         ledger = registry_pb2.HospitalLedger(hospital_id=caller().name, head=self._ledger_head(caller().name))
-        return registry_pb2.ListLedgersResponse(ledgers=[ledger])
+        entries = [
+            registry_pb2.LedgerEntry(seq=item.seq, body=item.body, sha256=item.sha256)
+            for item in self._centre.ledgers.get(request.hospital_id, [])[request.after_seq :]
+        ]
+        return registry_pb2.ListLedgersResponse(ledgers=[ledger], entries=entries)
 
     async def ReportLedger(self, request: Any, _context: Any) -> Any:
         centre, name = self._centre, caller().name

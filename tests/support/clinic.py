@@ -4,7 +4,7 @@ Nobody in it exists. Some patients are drawn at random; others are the cases in 
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import Final
 
@@ -15,6 +15,12 @@ DRUGS: Final = (
     "glyburide 5 MG / metformin 500 MG Oral Tablet",
     "glipizide 5 MG Oral Tablet",
     "glibenclamide 5 MG Oral Tablet",
+    "repaglinide 1 MG Oral Tablet",
+    "nateglinide 60 MG Oral Tablet",
+    "glimepiride 2 MG Oral Tablet",
+    "pioglitazone 15 MG Oral Tablet",
+    "rosiglitazone 4 MG Oral Tablet",
+    "acarbose 50 MG Oral Tablet",
     "sitagliptin 100 MG Oral Tablet",
     "lisinopril 10 MG Oral Tablet",
     "atorvastatin 20 MG Oral Tablet",
@@ -24,6 +30,8 @@ DIAGNOSES: Final = (
     ("ICD-9", "25080"),
     ("ICD-9", "486"),
     ("ICD-9", "V57.89"),
+    ("ICD-9", "E888.9"),
+    ("ICD-9", "E9289"),
     ("ICD-10", "I50.9"),
     ("ICD-10", "E11.65"),
     ("ICD-10", "E11.9"),
@@ -36,7 +44,15 @@ LABS: Final = (
     ("4548-4", "%", 5, 11),
     ("2345-7", "mg/dL", 70, 400),
     ("2345-7", "mmol/L", 4, 20),
+    ("17856-6", "%", 5, 11),
+    ("59261-8", "mmol/mol", 30, 100),
+    ("2339-0", "mg/dL", 70, 400),
+    ("14749-6", "mmol/L", 4, 20),
     ("718-7", "g/dL", 8, 17),
+)
+WAYS: Final = (
+    *("home", "home", "home", "home-health", "hospital", "snf", "intermediate", "rehab", "long-term", "psych"),
+    *("hospice", "expired"),
 )
 VITAL: Final = ("8867-4", "/min", 50, 120)
 
@@ -65,7 +81,8 @@ class Lab:
 
 @dataclass(frozen=True)
 class Visit:
-    """kind: inpatient, emergency or outpatient; discharge: home, hospital, snf, rehab, psych, hospice or expired."""
+    """kind: inpatient, emergency or outpatient; discharge: one of `WAYS`; goes_on: not discharged when the data ends,
+    whatever `end` is."""
 
     number: int
     person: int
@@ -78,6 +95,14 @@ class Visit:
     drugs: tuple[Drug, ...] = ()
     labs: tuple[Lab, ...] = ()
     procedures: int = 0
+    goes_on: bool = False
+
+    @property
+    def admitted_from(self) -> str:
+        """Of a stay that does not come from the emergency room; empty: not recorded."""
+        if self.kind != "inpatient" or self.from_emergency_room:
+            return ""
+        return ("", "hospital", "nursing", "office", "clinic", "rehab", "emergency")[self.number % 7]
 
 
 @dataclass
@@ -88,7 +113,7 @@ class Clinic:
     def person(self, draw: random.Random, death: date | None = None) -> int:
         number = 1001 + len(self.people)
         birth = date(1925, 1, 1) + timedelta(days=draw.randrange(80 * 365))
-        race = draw.choice(["white", "black", "asian", "hispanic", "unknown"])
+        race = draw.choice(["white", "black", "asian", "hispanic", "pacific", "native", "unknown"])
         self.people.append(Person(number, draw.choice(["male", "female"]), race, birth, death))
         return number
 
@@ -129,8 +154,7 @@ def made_up_clinic(people: int = 90, seed: int = 7) -> Clinic:
             kind = draw.choice(["inpatient", "inpatient", "emergency", "outpatient"])
             days = draw.randrange(12) if kind == "inpatient" else 0
             start = last - timedelta(days=days + draw.randrange(500))
-            ways = ["home", "home", "hospital", "snf", "rehab", "psych", "hospice", "expired"]
-            clinic.visit(draw, person, kind, start, days, draw.choice(ways) if kind == "inpatient" else "home")
+            clinic.visit(draw, person, kind, start, days, draw.choice(WAYS) if kind == "inpatient" else "home")
     return clinic
 
 
@@ -168,6 +192,11 @@ def _add_cases(draw: random.Random, clinic: Clinic) -> None:
         if again:
             clinic.visit(draw, person, "inpatient", END_OF_DATA - timedelta(days=9), 2)
     clinic.visit(draw, clinic.person(draw), "outpatient", END_OF_DATA, 0)
+    # Readmitted, and still there when the data ends: one index stay. The end that some formats demand says nothing.
+    person = clinic.person(draw)
+    clinic.visit(draw, person, "inpatient", END_OF_DATA - timedelta(days=80), 2)
+    clinic.visit(draw, person, "inpatient", END_OF_DATA - timedelta(days=60), 2)
+    clinic.visits[-1] = replace(clinic.visits[-1], goes_on=True)
     # 198 mg/dL: normal by the true factor, and over 200 by a rough one.
     number, glucose = 50001 + len(clinic.visits), Lab("2345-7", 11.0, "mmol/L")
     person = clinic.person(draw)

@@ -13,7 +13,8 @@ CREATE TABLE {0}.person (person_id integer PRIMARY KEY, gender_concept_id intege
   year_of_birth integer NOT NULL, month_of_birth integer, day_of_birth integer, race_concept_id integer NOT NULL,
   ethnicity_concept_id integer NOT NULL);
 CREATE TABLE {0}.visit_occurrence (visit_occurrence_id integer PRIMARY KEY, person_id integer NOT NULL,
-  visit_concept_id integer NOT NULL, visit_start_date date NOT NULL, visit_end_date date NOT NULL,
+  visit_concept_id integer NOT NULL, visit_type_concept_id integer NOT NULL, visit_start_date date NOT NULL,
+  visit_end_date date NOT NULL,
   admitted_from_concept_id integer, discharged_to_concept_id integer);
 CREATE TABLE {0}.condition_occurrence (condition_occurrence_id integer PRIMARY KEY, visit_occurrence_id integer,
   condition_status_concept_id integer, condition_source_value varchar(50), condition_source_concept_id integer);
@@ -31,10 +32,38 @@ CREATE TABLE {0}.concept (concept_id integer PRIMARY KEY, concept_name varchar(2
 CREATE TABLE {0}.cdm_source (cdm_source_name varchar(255), cdm_version varchar(10));
 INSERT INTO {0}.cdm_source VALUES ('made up', 'v5.4.1');
 """
-_VISITS = {"inpatient": 9201, "emergency": 9203, "outpatient": 9202}
-_DISCHARGES = {"home": 8536, "hospital": 8717, "snf": 8863, "rehab": 8920, "psych": 8971, "hospice": 8546}
-_DISCHARGES["expired"] = 4216643
-_RACES = {"white": 8527, "black": 8516, "asian": 8515}
+# All concepts that mean the same to the mapping; which of them a visit has follows from its number.
+_VISITS = {
+    "inpatient": (9201, 8717, 32037, 581379),
+    "emergency": (9203, 8870),
+    "outpatient": (9202, 581477, 8756, 581476, 5083),
+}
+_DISCHARGES: dict[str, tuple[int | None, ...]] = {
+    "home": (0, None, 8536, 581476),
+    "hospital": (8717, 9201),
+    "snf": (8863,),
+    "intermediate": (8676,),
+    "home-health": (38004519,),
+    "rehab": (8920,),
+    "long-term": (8970,),
+    "psych": (8971,),
+    "hospice": (8546,),
+    "expired": (4216643,),
+}
+_ADMITTED_FROM: dict[str, tuple[int | None, ...]] = {
+    "": (0, None),
+    "hospital": (8717, 9201),
+    "nursing": (8863, 8676),
+    "office": (8940, 581477),
+    "clinic": (9202, 8756),
+    "rehab": (8920, 8970, 8971),
+    "emergency": (8870, 9203),
+}
+# From a registration and from a claim; 32220: still patient.
+_ENDED, _GOES_ON = 32817, 32220
+_STATUSES = (32902, 32901, 32903)
+_RACES = {"white": 8527, "black": 8516, "asian": 8515, "pacific": 8557, "native": 8657}
+_ICD10 = ("ICD10CM", "ICD10", "ICD10GM")
 _UNITS = {unit: 700 + number for number, unit in enumerate(sorted({lab[1] for lab in (*LABS, VITAL)}))}
 _TESTS = {code: 800 + number for number, code in enumerate(sorted({lab[0] for lab in (*LABS, VITAL)}))}
 
@@ -70,11 +99,14 @@ def _write_events(connection: "psycopg.Connection[Any]", schema: str, clinic: Cl
     labs: list[tuple[object, ...]] = []
     procedures: list[tuple[object, ...]] = []
     for visit in clinic.visits:
-        for index, (system, code) in enumerate(visit.diagnoses):
+        # The primary one, the first, is entered last: that it counts first follows from its status alone.
+        for index, (system, code) in (*enumerate(visit.diagnoses[1:], 1), *enumerate(visit.diagnoses[:1])):
             # Every second code has a concept, the others stand in the source value alone.
             concept = _icd_concept(system, code)
-            status = 32902 if index == 0 else 32908
-            conditions.append((len(conditions) + 1, visit.number, status, code, concept))
+            status = _STATUSES[visit.number % 3] if index == 0 else 32908
+            # As claims have it: ICD-10 without the dot.
+            value = code if concept or system == "ICD-9" else code.replace(".", "")
+            conditions.append((len(conditions) + 1, visit.number, status, value, concept))
         for drug in visit.drugs:
             concept = 900 + DRUGS.index(drug.name)
             drugs.append((len(drugs) + 1, visit.number, concept, visit.start, drug.dose * 3, 3, None))
@@ -89,9 +121,16 @@ def _write_events(connection: "psycopg.Connection[Any]", schema: str, clinic: Cl
 
 
 def _visit(visit: Visit) -> tuple[object, ...]:
-    kind = 262 if visit.from_emergency_room else _VISITS[visit.kind]
-    discharge = _DISCHARGES[visit.discharge] if visit.kind == "inpatient" else None
-    return visit.number, visit.person, kind, visit.start, visit.end, None, discharge
+    kind = 262 if visit.from_emergency_room else _one_of(_VISITS[visit.kind], visit)
+    discharge = _one_of(_DISCHARGES[visit.discharge], visit) if visit.kind == "inpatient" else None
+    admitted = _one_of(_ADMITTED_FROM[visit.admitted_from], visit)
+    recorded = _GOES_ON if visit.goes_on else _ENDED
+    return visit.number, visit.person, kind, recorded, visit.start, visit.end, admitted, discharge
+
+
+def _one_of(concepts: tuple[int | None, ...], visit: Visit) -> int | None:
+    # Divided first: which of them it is must not hang together with what else follows from the number.
+    return concepts[visit.number // 7 % len(concepts)]
 
 
 def _concepts(clinic: Clinic) -> list[tuple[object, ...]]:
@@ -105,7 +144,7 @@ def _concepts(clinic: Clinic) -> list[tuple[object, ...]]:
         *tests,
         *[(900 + number, name, "RxNorm", "Clinical Drug", f"rx{number}") for number, name in enumerate(DRUGS)],
         *[
-            (number, code, {"ICD-9": "ICD9CM", "ICD-10": "ICD10CM"}[system], "billing code", code)
+            (number, code, "ICD9CM" if system == "ICD-9" else _ICD10[number // 2 % 3], "billing code", code)
             for system, code in sorted(codes)
             if (number := _icd_concept(system, code))
         ],

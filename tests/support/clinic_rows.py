@@ -7,23 +7,31 @@ from pathlib import Path
 
 import duckdb
 
-from tests.support.clinic import END_OF_DATA, VITAL, Clinic, Person, Visit
+from tests.support.clinic import END_OF_DATA, VITAL, Clinic, Lab, Person, Visit
 
 DISCHARGES = {
     "home": "1",
     "hospital": "2",
     "snf": "3",
+    "intermediate": "4",
+    "home-health": "6",
     "rehab": "22",
+    "long-term": "23",
     "psych": "28",
     "hospice": "14",
     "expired": "11",
 }
 _RACES = {"white": "Caucasian", "black": "AfricanAmerican", "asian": "Asian", "hispanic": "Hispanic"}
+_RACES |= {"pacific": "Other", "native": "Other"}
+_ADMITTED_FROM = {"": "", "hospital": "4", "nursing": "5", "office": "1", "clinic": "2", "rehab": "6"}
+_ADMITTED_FROM["emergency"] = "7"
 _GROUPS = {
     "428.0": "428.0",
     "25080": "250.80",
     "486": "486",
     "V57.89": "V57",
+    "E888.9": "E88",
+    "E9289": "E92",
     "I50.9": "428",
     "E11.65": "250.9",
     "E11.9": "250",
@@ -84,6 +92,8 @@ def _rows_of(person: Person, visits: list[Visit]) -> list[dict[str, str]]:
         gap = (stays[position + 1][0].start - end).days if position + 1 < len(stays) else None
         died_after = (person.death - end).days if person.death else None
         followed = (END_OF_DATA - end).days
+        if any(visit.goes_on for visit in stay):
+            continue
         if gap is None and followed < 30 and (died_after is None or died_after > 30):
             continue
         rows.append(_row(person, stay, [item[0] for item in stays], visits, gap, died_after))
@@ -125,7 +135,7 @@ def _row(
         "gender": person.sex.capitalize(),
         "race": _RACES.get(person.race, ""),
         "admission_type_id": "1" if stay[0].from_emergency_room else "",
-        "admission_source_id": "7" if stay[0].from_emergency_room else "",
+        "admission_source_id": "7" if stay[0].from_emergency_room else _ADMITTED_FROM[stay[0].admitted_from],
         "payer_code": "",
         "medical_specialty": "",
         **{f"diag_{number}": code for number, code in enumerate((*codes, "", "", "")[:3], start=1)},
@@ -152,8 +162,9 @@ def _drug_columns(stay: list[Visit]) -> dict[str, str]:
 
 def _lab_columns(stay: list[Visit]) -> dict[str, str]:
     labs = [lab for visit in stay for lab in visit.labs if lab.loinc != VITAL[0]]
-    a1c = [lab.value for lab in labs if lab.loinc == "4548-4"]
-    glucose = [lab.value * (18.016 if lab.unit == "mmol/L" else 1) for lab in labs if lab.loinc == "2345-7"]
+    a1c = [_a1c_percent(lab) for lab in labs if lab.loinc in ("4548-4", "17856-6", "59261-8")]
+    sugar = [lab for lab in labs if lab.loinc in ("2345-7", "2339-0", "14749-6")]
+    glucose = [18.016 * lab.value if lab.unit == "mmol/L" else lab.value for lab in sugar]
 
     def result(values: list[float], *limits: int) -> str:
         over = [limit for limit in limits if values and max(values) > limit]
@@ -164,3 +175,8 @@ def _lab_columns(stay: list[Visit]) -> dict[str, str]:
         "A1Cresult": result(a1c, 7, 8),
         "max_glu_serum": result(glucose, 200, 300),
     }
+
+
+def _a1c_percent(lab: Lab) -> float:
+    """NGSP from IFCC by the master equation."""
+    return 0.09148 * lab.value + 2.152 if lab.unit == "mmol/mol" else lab.value

@@ -121,7 +121,7 @@ echo "$sum" > "$used"
       "data_dir" "/var/lib/fedmesh/node"
       "member_keys" (printf "/etc/fedmesh/member/%s" .Values.memberKeys.key)
       "roster" (printf "/etc/fedmesh/roster/%s" .Values.roster.key)
-      "privacy" (dict "epsilon_limit" .Values.privacy.epsilonLimit "delta_limit" .Values.privacy.deltaLimit "max_plan_epsilon" .Values.privacy.maxPlanEpsilon "max_plan_delta" .Values.privacy.maxPlanDelta "allow_without_privacy" .Values.privacy.allowWithoutPrivacy)
+      "privacy" (dict "epsilon_limit" .Values.privacy.epsilonLimit "delta_limit" .Values.privacy.deltaLimit "max_plan_epsilon" .Values.privacy.maxPlanEpsilon "max_plan_delta" .Values.privacy.maxPlanDelta "least_colluders" .Values.privacy.leastColluders "allow_without_privacy" .Values.privacy.allowWithoutPrivacy)
       "telemetry" (dict "log_level" .Values.telemetry.logLevel)
       "health_listen" (printf "0.0.0.0:%v" .Values.ports.health)
       "metrics_listen" (printf "0.0.0.0:%v" .Values.ports.metrics) -}}

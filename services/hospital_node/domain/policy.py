@@ -1,14 +1,18 @@
 """What this hospital agrees to: rules on plans, cohorts, groups and sums, without any input or output."""
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import JobFacts, LocalJob, Reservation
 from services.hospital_node.domain.tasks import Task
 from services.plans.algorithms import InstalledFamily
 from services.plans.manifest import PlanManifest
-from services.secure_sum.cohort import require_private, threshold
+from services.secure_sum.cohort import colluders, require_private, threshold, tolerated
 from services.secure_sum.roster import Roster
+
+MOST_LATE: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Policy:
     max_rounds: int
     max_vector_length: int
     plan_families: frozenset[str] = frozenset()
+    # None: as many as the roster tolerates.
+    least_colluders: int | None = None
 
 
 def require_acceptable(policy: Policy, manifest: PlanManifest, hospitals: int) -> None:
@@ -71,6 +77,7 @@ def _require_privacy(policy: Policy, manifest: PlanManifest, hospitals: int) -> 
             )
         return
     require_private(hospitals)
+    _require_colluders(policy, manifest.privacy.colluders, hospitals)
     epsilon, delta = plan_loss(manifest)
     if epsilon > policy.max_plan_epsilon or delta > policy.max_plan_delta:
         raise FedmeshError(
@@ -79,6 +86,20 @@ def _require_privacy(policy: Policy, manifest: PlanManifest, hospitals: int) -> 
             f" {policy.max_plan_epsilon:g} and {policy.max_plan_delta:g}",
             asked=f"{epsilon:g}",
             allowed=f"{policy.max_plan_epsilon:g}",
+        )
+
+
+def _require_colluders(policy: Policy, asked: int | None, hospitals: int) -> None:
+    """Check against how many colluding hospitals the plan's noise is made. asked: `privacy.colluders` of the plan."""
+    found = tolerated(hospitals, asked)
+    least = colluders(hospitals) if policy.least_colluders is None else policy.least_colluders
+    if found < least:
+        raise FedmeshError(
+            Code.PRIVACY_REFUSED,
+            f"the guarantee is against f = {found} colluding hospitals; this hospital demands one against {least}:"
+            " its admin decides that by privacy.least_colluders in the node's configuration",
+            asked=found,
+            least=least,
         )
 
 
@@ -113,12 +134,28 @@ def reservation(policy: Policy, task: Task, manifest: PlanManifest, local: Local
         private=manifest.privacy is not None,
         epsilon=epsilon,
         delta=delta,
-        colluders=roster.colluders if manifest.privacy is not None else 0,
+        colluders=tolerated(roster.size, manifest.privacy.colluders) if manifest.privacy is not None else 0,
         compositions=attempts,
         metrics_compositions=measured,
         cohort=tuple(sorted(task.cohort)),
         data_sha256=local.data_sha256,
     )
+
+
+def require_recent(task: Task, now: datetime) -> None:
+    """Check, before anything is spent, that this machine's clock is not far ahead of the coordinator's.
+
+    What is spent is dated by this clock and counts for a year from then on: under a clock that is a year ahead, what
+    was spent before would count no more. A task that is as old as that is of no use either.
+
+    Raises: FedmeshError(DEADLINE_EXCEEDED).
+    """
+    if task.deadline is not None and now - task.deadline > MOST_LATE:
+        raise FedmeshError(
+            Code.DEADLINE_EXCEEDED,
+            f"by this machine's clock ({now:%Y-%m-%d %H:%M} UTC) the task ended {(now - task.deadline).days} days ago: "
+            "nothing is spent under a clock that may be wrong; compare it with the coordinator's",
+        )
 
 
 def require_same_job(policy: Policy, task: Task, job: JobFacts, manifest: PlanManifest) -> None:

@@ -196,7 +196,7 @@ class RosterFacts:
 class EpochFacts:
     """A key epoch as the registry has it. due: the number to be made now, 0 for none; due_for_s: for how long, s.
 
-    barred: members of the present roster that are suspended or removed.
+    barred: members of the present roster that are suspended or removed. public_key: the due epoch needs one.
     """
 
     epoch: Signed | None
@@ -204,6 +204,7 @@ class EpochFacts:
     due_for_s: float
     roster_sha256: str
     barred: tuple[str, ...] = ()
+    public_key: bool = False
 
 
 @dataclass(frozen=True)

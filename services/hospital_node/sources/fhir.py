@@ -20,6 +20,7 @@ from services.hospital_node.sources.staging import (
     create_table,
     insert_rows,
     mapping_errors,
+    notes_of,
     run_mapping,
     set_extract,
 )
@@ -31,8 +32,11 @@ _OUTSIDE: Final = "encounter NOT IN (SELECT id FROM fhir_encounter)"
 _UNUSED_CONDITION: Final = (
     "encounter IS NULL AND id NOT IN (SELECT condition FROM fhir_diagnosis WHERE condition IS NOT NULL)"
 )
+_LATER: Final = "left(start_time, 10) > (SELECT CAST(until AS VARCHAR) FROM extract)"
 _NOTES: Final = (
     ("fhir_encounter", "patient IS NULL", "Encounters name no patient"),
+    ("fhir_encounter", "left(end_time, 10) < left(start_time, 10)", "Encounters end before they begin"),
+    ("fhir_encounter", _LATER, "Encounters begin after the last day that counts (data.until, or today)"),
     ("fhir_condition", _UNUSED_CONDITION, "Conditions belong to no Encounter"),
     ("fhir_medication_request", "encounter IS NULL", "MedicationRequests name no Encounter"),
     ("fhir_medication_request", "name IS NULL AND code IS NULL", "MedicationRequests name no medication"),
@@ -89,7 +93,7 @@ class FhirSource:
         _require_patients(database, numbered)
         set_extract(database, self.until, bool(files["Procedure"]))
         notes = [f"{others} other files in the folder were not read"] if others else []
-        notes += [f"{count} {text}" for table, rule, text in _NOTES if (count := _count(database, table, rule))]
+        notes += notes_of(database, _NOTES)
         loaded = run_mapping(database, self.mapping, self.mapping_name, needed, self.name)
         return replace(loaded, notes=tuple(notes))
 
@@ -138,11 +142,6 @@ def _diagnoses(places: list[tuple[int, Path]]) -> Iterator[Row]:
         for line in read_lines(path, "Encounter"):
             for row in diagnosis_rows(line):
                 yield *row, number, line.number
-
-
-def _count(database: duckdb.DuckDBPyConnection, table: str, rule: str) -> int:
-    row = database.execute(f"SELECT count(*) FROM {table} WHERE {rule}").fetchone()  # noqa: S608 - texts of this module
-    return int(row[0]) if row else 0
 
 
 def _require_distinct(

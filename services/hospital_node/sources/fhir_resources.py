@@ -102,6 +102,15 @@ _ICD: Final = (
     ("http://hl7.org/fhir/sid/icd-10", "ICD-10"),
     ("http://fhir.de/CodeSystem/bfarm/icd-10-gm", "ICD-10"),
 )
+_PRIORITY: Final = ("http://terminology.hl7.org/CodeSystem/v3-ActPriority",)
+_ADMIT_SOURCE: Final = ("http://terminology.hl7.org/CodeSystem/admit-source",)
+# The patient discharge status of UB-04 has had several names; FHIR's own system is read beside it.
+_DISCHARGE: Final = (
+    "https://www.nubc.org/CodeSystem/PatDischargeStatus",
+    "http://www.nubc.org/patient-discharge",
+    "urn:oid:2.16.840.1.113883.6.301.5",
+    "http://terminology.hl7.org/CodeSystem/discharge-disposition",
+)
 _US_CORE: Final = "http://hl7.org/fhir/us/core/StructureDefinition/us-core-"
 
 
@@ -175,9 +184,9 @@ def _encounter(resource: dict[str, Any], _position: int) -> Row:
         (resource.get("class") or {}).get("code"),
         period.get("start"),
         period.get("end"),
-        _code(resource.get("priority")),
-        _code(stay.get("admitSource")),
-        _code(stay.get("dischargeDisposition")),
+        _code_of(resource.get("priority"), _PRIORITY),
+        _code_of(stay.get("admitSource"), _ADMIT_SOURCE),
+        _code_of(stay.get("dischargeDisposition"), _DISCHARGE),
     )
 
 
@@ -265,6 +274,22 @@ def _procedure(resource: dict[str, Any], _position: int) -> Row:
 def _code(concept: dict[str, Any] | None) -> str | None:
     """The first code of a CodeableConcept."""
     return _text(((concept or {}).get("coding") or [{}])[0].get("code"))
+
+
+def _code_of(concept: dict[str, Any] | None, systems: tuple[str, ...]) -> str | None:
+    """The code of one of these systems, else one that names none, else "SYSTEM|CODE", which no mapping knows.
+
+    A hospital's own "20" must not be taken for the "20" of a public system, which may mean that the patient died.
+    """
+    codings = [coding for coding in (concept or {}).get("coding") or [] if coding.get("code") is not None]
+    for system in systems:
+        for coding in codings:
+            if coding.get("system") == system:
+                return _text(coding["code"])
+    unnamed = next((coding for coding in codings if not coding.get("system")), None)
+    if unnamed is not None:
+        return _text(unnamed["code"])
+    return f"{codings[0]['system']}|{codings[0]['code']}" if codings else None
 
 
 def _text(value: object) -> str | None:

@@ -54,7 +54,7 @@ def _resource(path: Path, number: int, text: bytes, resource_type: str) -> dict[
     if len(text) > _MAX_LINE_BYTES:
         raise _error(path, number, f"is longer than {_MAX_LINE_BYTES >> 20} MiB: is this newline-delimited JSON?")
     try:
-        resource = json.loads(text)
+        resource = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         if not text.endswith(b"\n"):
             raise _error(path, number, "is cut off: the export or its download did not finish") from None
@@ -66,6 +66,11 @@ def _resource(path: Path, number: int, text: bytes, resource_type: str) -> dict[
     if not isinstance(resource.get("id"), str) or not resource["id"]:
         raise _error(path, number, "has no id")
     return dict(resource)
+
+
+def _refuse_constant(name: str) -> None:
+    """NaN and Infinity, which Python would take and JSON does not have."""
+    raise ValueError(name)
 
 
 def _error(path: Path, number: int, why: str) -> FedmeshError:

@@ -6,7 +6,7 @@ there: what is computed does not depend on the database's version or settings, a
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from services.hospital_node.sources.staging import (
     create_table,
     insert_rows,
     mapping_errors,
+    notes_of,
     run_mapping,
     set_extract,
 )
@@ -47,6 +48,7 @@ _TABLES: Final = (
             "visit_occurrence_id": _INTEGER,
             "person_id": _INTEGER,
             "visit_concept_id": _INTEGER,
+            "visit_type_concept_id": _INTEGER,
             "visit_start_date": "DATE",
             "visit_end_date": "DATE",
             "admitted_from_concept_id": _INTEGER,
@@ -106,6 +108,14 @@ _CONCEPTS_OF: Final = (
     ("measurement", "measurement_concept_id"),
     ("measurement", "unit_concept_id"),
 )
+_NOTES: Final = (
+    ("visit_occurrence", "visit_end_date < visit_start_date", "visits end before they begin"),
+    (
+        "visit_occurrence",
+        "visit_start_date > (SELECT until FROM extract)",
+        "visits begin after the last day that counts (data.until, or today)",
+    ),
+)
 _VERSION: Final = "5.4"
 _ROWS_AT_ONCE: Final = 10_000
 
@@ -152,7 +162,8 @@ class OmopSource:
                 if table.name in present:
                     insert_rows(database, table, self._rows(connection, table))
         set_extract(database, self.until, "procedure_occurrence" in present)
-        return run_mapping(database, self.mapping, self.mapping_name, needed, self.name)
+        loaded = run_mapping(database, self.mapping, self.mapping_name, needed, self.name)
+        return replace(loaded, notes=tuple(notes_of(database, _NOTES)))
 
     def reading(self) -> AbstractContextManager[None]:
         """See `Source.reading`."""

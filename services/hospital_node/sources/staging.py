@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Final
 
@@ -71,9 +71,24 @@ def insert_rows(database: duckdb.DuckDBPyConnection, table: StagedTable, rows: I
 
 
 def set_extract(database: duckdb.DuckDBPyConnection, until: date | None, has_procedures: bool) -> None:
-    """The relation `extract` of one row: what the mapping must know about the data as a whole."""
+    """The relation `extract` of one row: what the mapping must know about the data as a whole.
+
+    No data reaches further than today, whatever a mistyped year or an open-ended period of observation says.
+    """
+    today = datetime.now().astimezone().date()
     database.execute("CREATE TABLE extract (until DATE, has_procedures BOOLEAN)")
-    database.execute("INSERT INTO extract VALUES (?, ?)", [until, has_procedures])
+    database.execute("INSERT INTO extract VALUES (?, ?)", [min(until or today, today), has_procedures])
+
+
+def count_rows(database: duckdb.DuckDBPyConnection, table: str, rule: str) -> int:
+    """How many rows of a table a condition is true of; both are texts of this package."""
+    row = database.execute(f"SELECT count(*) FROM {table} WHERE {rule}").fetchone()  # noqa: S608
+    return int(row[0]) if row else 0
+
+
+def notes_of(database: duckdb.DuckDBPyConnection, rules: Iterable[tuple[str, str, str]]) -> list[str]:
+    """What was left out, and how often, for people; rules: table, condition and what it means."""
+    return [f"{count} {text}" for table, rule, text in rules if (count := count_rows(database, table, rule))]
 
 
 def run_mapping(

@@ -22,13 +22,13 @@ from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.ports import Reservation
 from services.hospital_node.domain.tasks import AttemptId
-from services.hospital_node.store.ledger_chain import ENTRIES, Chain, KeptHead, require_whole
+from services.hospital_node.store.ledger_chain import ENTRIES, RECOVERIES, Chain, KeptHead, require_whole
 from services.hospital_node.store.sqlite import Database, sqlite_errors
 from services.privacy.budget import Charge, Limit, remaining, require_attempt, require_budget
 from services.privacy.chain import CHARGED, RELEASED, RESERVED, TERMS, Entry, Head
 
 LEDGER_FILE: Final = "ledger.sqlite"
-_VERSION: Final = 2
+_VERSION: Final = 3
 # Columns of `reservations` that are the fields of a Reservation.
 _TERMS: Final = (*TERMS, "cohort", "data_sha256")
 _MOST_UNUSED: Final = 1000
@@ -64,7 +64,8 @@ CREATE TABLE charges (
 class LedgerRow:
     """One job in the ledger. Epsilon counts against the population from the reservation on, unless `released`.
 
-    charged: attempts paid for; compositions: the most that may be, and what the noise was calibrated for.
+    charged: attempts paid for; compositions: the most that may be, and what the noise was calibrated for. recovered_at:
+    of a job from before the ledger was lost and recovered, which counts from then on and goes no further.
     """
 
     job_id: str
@@ -79,6 +80,12 @@ class LedgerRow:
     reserved_at: datetime
     last_charged_at: datetime | None
     released: bool
+    recovered_at: datetime | None = None
+
+
+def open_database(path: Path) -> Database:
+    """The file of a ledger, made or brought up to date. Raises: as `Database`."""
+    return Database(path, f"{_SCHEMA};{ENTRIES};{RECOVERIES}", _VERSION, {1: ENTRIES, 2: RECOVERIES})
 
 
 class SqliteLedger:
@@ -92,12 +99,13 @@ class SqliteLedger:
         self._clock = clock
         self._limit = limit
         self._path = data_dir / LEDGER_FILE
-        self._database = Database(self._path, f"{_SCHEMA};{ENTRIES}", _VERSION, {1: ENTRIES})
+        self._database = open_database(self._path)
         self._kept = KeptHead(data_dir)
         self._verify()
 
     def reserve(self, reservation: Reservation) -> None:
         with self._writing() as connection:
+            _require_open(connection, reservation.job_id)
             known = _reservation(connection, reservation.job_id)
             if known is not None:
                 _require_same(known, reservation)
@@ -132,7 +140,7 @@ class SqliteLedger:
     def unused(self) -> list[str]:
         with self._database.connection() as connection:
             rows = connection.execute(
-                "SELECT job_id FROM reservations AS r WHERE released_at IS NULL"
+                "SELECT job_id FROM reservations AS r WHERE released_at IS NULL AND recovered_at IS NULL"
                 " AND NOT EXISTS (SELECT 1 FROM charges AS c WHERE c.job_id = r.job_id) ORDER BY reserved_at LIMIT ?",
                 (_MOST_UNUSED,),
             )
@@ -142,7 +150,8 @@ class SqliteLedger:
         with self._writing() as connection:
             at = self._now(connection).isoformat()
             changed = connection.execute(
-                "UPDATE reservations SET released_at = ? WHERE job_id = ? AND released_at IS NULL"
+                "UPDATE reservations SET released_at = ?"
+                " WHERE job_id = ? AND released_at IS NULL AND recovered_at IS NULL"
                 " AND NOT EXISTS (SELECT 1 FROM charges WHERE charges.job_id = reservations.job_id)",
                 (at, job_id),
             )
@@ -153,7 +162,8 @@ class SqliteLedger:
     def left(self, population: str) -> float:
         """Epsilon that a population may still lose now."""
         with self._database.connection() as connection:
-            return remaining(self._counted(connection), population, self._now(connection), self._limit).epsilon
+            counted = self._counted(connection, population)
+            return remaining(counted, population, self._now(connection), self._limit).epsilon
 
     def head(self) -> Head:
         with self._database.connection() as connection:
@@ -202,6 +212,7 @@ class SqliteLedger:
         return now if newest is None else max(now, datetime.fromisoformat(newest["at"]))
 
     def _require_room(self, connection: sqlite3.Connection, attempt: AttemptId, measured: bool) -> None:
+        _require_open(connection, attempt.job_id)
         reservation = _reservation(connection, attempt.job_id)
         if reservation is None:
             raise FedmeshError(
@@ -222,26 +233,30 @@ class SqliteLedger:
         if asked.private:
             now = self._now(connection)
             charge = Charge(asked.job_id, asked.population, asked.epsilon, asked.delta, now)
-            require_budget(self._counted(connection), charge, now, self._limit)
+            require_budget(self._counted(connection, asked.population), charge, now, self._limit)
 
-    def _counted(self, connection: sqlite3.Connection) -> list[Charge]:
-        """All that may count: a job in full, dated by its last charge; a job that may still begin, dated now."""
+    def _counted(self, connection: sqlite3.Connection, population: str) -> list[Charge]:
+        """All that may count against a population: a job in full, dated by its last charge; a job that may still begin,
+        dated now; what is from before the ledger was lost, dated by its recovery."""
         rows = connection.execute(
             "SELECT job_id, population, epsilon, delta,"
-            " (SELECT max(charged_at) FROM charges AS c WHERE c.job_id = r.job_id)"
-            " FROM reservations AS r WHERE private AND released_at IS NULL"
+            " coalesce(recovered_at, (SELECT max(charged_at) FROM charges AS c WHERE c.job_id = r.job_id))"
+            " FROM reservations AS r WHERE private AND released_at IS NULL AND population = ?1"
+            # Nobody knows of which population it was.
+            " UNION ALL SELECT 'recovery ' || rowid, ?1, epsilon, delta, at FROM recoveries",
+            (population,),
         )
         now = self._now(connection)
         return [
-            Charge(job_id, population, epsilon, delta, now if last is None else datetime.fromisoformat(last))
-            for job_id, population, epsilon, delta, last in rows
+            Charge(job_id, of, epsilon, delta, now if last is None else datetime.fromisoformat(last))
+            for job_id, of, epsilon, delta, last in rows
         ]
 
     def _insert(self, connection: sqlite3.Connection, reservation: Reservation) -> None:
         at = self._now(connection).isoformat()
         terms = {name: getattr(reservation, name) for name in TERMS} | {"private": int(reservation.private)}
         connection.execute(
-            "INSERT OR REPLACE INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+            "INSERT OR REPLACE INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
             (*terms.values(), json.dumps(reservation.cohort), reservation.data_sha256, at),
         )
         Chain(connection).append(RESERVED, at, **terms)
@@ -255,11 +270,21 @@ def read_ledger(data_dir: Path) -> list[LedgerRow]:
     with _reading(data_dir) as connection:
         rows = connection.execute(
             "SELECT r.job_id, plan_id, population, private, epsilon, delta, colluders, compositions,"
-            " count(c.job_id), reserved_at, max(charged_at), released_at IS NOT NULL"
+            " count(c.job_id), reserved_at, max(charged_at), released_at IS NOT NULL, recovered_at"
             " FROM reservations AS r LEFT JOIN charges AS c USING (job_id)"
             " GROUP BY r.job_id ORDER BY reserved_at, r.job_id"
         ).fetchall()
     return [_row(row) for row in rows]
+
+
+def read_recoveries(data_dir: Path) -> list[tuple[float, float, datetime]]:
+    """Epsilon, delta and time of each recovery of a node's ledger: what counts against whichever population.
+
+    Raises: as `read_ledger`.
+    """
+    with _reading(data_dir) as connection:
+        rows = connection.execute("SELECT epsilon, delta, at FROM recoveries ORDER BY rowid").fetchall()
+    return [(epsilon, delta, datetime.fromisoformat(at)) for epsilon, delta, at in rows]
 
 
 def read_entries(data_dir: Path) -> list[Entry]:
@@ -281,7 +306,8 @@ def _reading(data_dir: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _row(row: tuple[object, ...]) -> LedgerRow:
-    job_id, plan_id, population, private, epsilon, delta, colluders, compositions, charged, reserved, last, free = row
+    *said, reserved, last, free, recovered = row
+    job_id, plan_id, population, private, epsilon, delta, colluders, compositions, charged = said
     return LedgerRow(
         job_id=str(job_id),
         plan_id=str(plan_id),
@@ -295,6 +321,7 @@ def _row(row: tuple[object, ...]) -> LedgerRow:
         reserved_at=datetime.fromisoformat(str(reserved)),
         last_charged_at=None if last is None else datetime.fromisoformat(str(last)),
         released=bool(free),
+        recovered_at=None if recovered is None else datetime.fromisoformat(str(recovered)),
     )
 
 
@@ -337,6 +364,21 @@ def _reservation(connection: sqlite3.Connection, job_id: str) -> Reservation | N
         return None
     terms = dict(zip(_TERMS, row, strict=True))
     return Reservation(**{**terms, "private": bool(terms["private"]), "cohort": tuple(json.loads(terms["cohort"]))})
+
+
+def _require_open(connection: sqlite3.Connection, job_id: str) -> None:
+    """Raises: FedmeshError(PRIVACY_REFUSED) for a job from before the ledger was lost: nobody knows what was sent of it
+    after its last reported charge."""
+    found = connection.execute(
+        "SELECT recovered_at FROM reservations WHERE job_id = ? AND recovered_at IS NOT NULL", (job_id,)
+    ).fetchone()
+    if found is not None:
+        raise FedmeshError(
+            Code.PRIVACY_REFUSED,
+            f"job {job_id} was taken before this hospital's ledger was lost and recovered ({found[0]}): it goes no"
+            " further here; start another job",
+            job=job_id,
+        )
 
 
 def _require_same(known: Reservation, asked: Reservation) -> None:

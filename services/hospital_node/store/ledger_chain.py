@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.store.sqlite import Database
-from services.privacy.chain import RELEASED, RESERVED, TERMS, Entry, Head, next_entry
+from services.privacy.chain import RECOVERED, RELEASED, RESERVED, TERMS, Entry, Head, next_entry
 from services.transparency.canonical import parse_canonical
 
 HEAD_FILE: Final = "ledger-head.sqlite"
@@ -23,6 +23,16 @@ CREATE TABLE entries (
     seq INTEGER PRIMARY KEY CHECK (seq > 0),
     body BLOB NOT NULL,
     sha256 TEXT NOT NULL
+) STRICT
+"""
+# recovered_at: of a job from before the ledger was lost and built again; it counts from then on, and goes no further.
+RECOVERIES: Final = """
+ALTER TABLE reservations ADD COLUMN recovered_at TEXT;
+CREATE TABLE recoveries (
+    at TEXT NOT NULL,
+    basis TEXT NOT NULL,
+    epsilon REAL NOT NULL CHECK (epsilon >= 0),
+    delta REAL NOT NULL CHECK (delta >= 0)
 ) STRICT
 """
 _HEAD_SCHEMA: Final = """
@@ -72,31 +82,41 @@ class Chain:
 
         Raises: ValueError saying what does not fit.
         """
-        reservations, charges = self._replay()
-        columns = ", ".join((*TERMS, "reserved_at", "coalesce(released_at, '')"))
+        reservations, charges, recoveries = self._replay()
+        columns = ", ".join((*TERMS, "reserved_at", "coalesce(released_at, '')", "coalesce(recovered_at, '')"))
         found = {row[0]: row for row in self._connection.execute(f"SELECT {columns} FROM reservations")}  # noqa: S608
         if found != {job_id: tuple(values) for job_id, values in reservations.items()}:
             raise ValueError("its reservations are not those of its entries")
         rows = self._connection.execute("SELECT job_id, round, attempt, measured, charged_at FROM charges")
         if set(rows) != charges:
             raise ValueError("its charges are not those of its entries")
+        if (
+            list(self._connection.execute("SELECT at, basis, epsilon, delta FROM recoveries ORDER BY rowid"))
+            != recoveries
+        ):
+            raise ValueError("its recoveries are not those of its entries")
 
-    def _replay(self) -> tuple[dict[str, list[Any]], set[tuple[Any, ...]]]:
-        """The rows of both tables by the entries alone."""
+    def _replay(self) -> tuple[dict[str, list[Any]], set[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """The rows of the tables by the entries alone."""
         reservations: dict[str, list[Any]] = {}
         charges: set[tuple[Any, ...]] = set()
+        recoveries: list[tuple[Any, ...]] = []
         head = Head()
         for entry in self.after(0):
             if not entry.follows(head):
                 raise ValueError(f"entry {entry.seq} does not follow from the ones before")
             head, said = entry.head, entry.read()
             if said["kind"] == RESERVED:
-                reservations[said["job_id"]] = [*(said[name] for name in TERMS), said["at"], ""]
+                reservations[said["job_id"]] = [*(said[name] for name in TERMS), said["at"], "", ""]
             elif said["kind"] == RELEASED:
-                reservations[said["job_id"]][-1] = said["at"]
+                reservations[said["job_id"]][-2] = said["at"]
+            elif said["kind"] == RECOVERED:
+                recoveries.append((said["at"], said["basis"], said["epsilon"], said["delta"]))
+                for row in reservations.values():
+                    row[-1] = said["at"]
             else:
                 charges.add((said["job_id"], said["round"], said["attempt"], int(said["measured"]), said["at"]))
-        return reservations, charges
+        return reservations, charges, recoveries
 
 
 class KeptHead:
@@ -118,6 +138,10 @@ class KeptHead:
                 "INSERT INTO head VALUES (1, ?1, ?2) ON CONFLICT DO UPDATE SET seq = ?1, sha256 = ?2 WHERE seq < ?1",
                 (head.seq, head.sha256),
             )
+
+    def close(self) -> None:
+        """See `Database.close`."""
+        self._database.close()
 
 
 def require_whole(chain: Chain, kept: Head, path: Path) -> None:

@@ -75,6 +75,13 @@ class Database:
                 raise
             self._idle.append(connection)
 
+    def close(self) -> None:
+        """Close what is open; everything is then in the one file. Nobody may use it meanwhile, or afterwards."""
+        with sqlite_errors(self.path):
+            for connection in (*self._idle, self._keeper):
+                connection.close()
+            self._idle.clear()
+
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA foreign_keys = ON")

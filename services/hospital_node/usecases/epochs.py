@@ -121,7 +121,9 @@ class Epochs:
         wait_s = turn * TURN_S - facts.due_for_s
         if wait_s > 0:
             return min(wait_s, _SOON_S if facts.epoch is None else _LOOK_S)
-        _, signed = await self._worker.run(make_epoch, self._keys, roster, facts.due, without=facts.barred)
+        _, signed = await self._worker.run(
+            make_epoch, self._keys, roster, facts.due, without=facts.barred, public=facts.public_key
+        )
         stands = await self._mesh.publish_epoch(signed, _PATIENCE_S)
         async with self._asking:
             taken = await self._take(stands, roster)

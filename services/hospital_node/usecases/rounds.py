@@ -7,6 +7,7 @@ everybody waits for everybody: whatever is slow comes before that.
 import asyncio
 
 from services.common.errors import Code, FedmeshError
+from services.hospital_node.domain.policy import require_recent
 from services.hospital_node.domain.ports import NoiseRequest
 from services.hospital_node.domain.staleness import Trained, contribution, training_round
 from services.hospital_node.domain.sums import SumTerms
@@ -54,6 +55,7 @@ class RoundSteps(Steps):
         """
         accepted = await self.accepted(task)
         terms = await self.terms(task)
+        require_recent(task, self._t.clock.now())
         # Before the job is entered into the ledger: an old copy of it must not grow.
         await self._same_ledger(task)
         await self.trainer(task)
@@ -74,6 +76,7 @@ class RoundSteps(Steps):
         A crash before that leaves a ciphertext that nobody saw; after it, the same bytes are sent again. An attempt
         whose bytes are gone is not answered: other bytes would be a second release.
         """
+        require_recent(task, self._t.clock.now())
         accepted = await self.accepted(task)
         secure_sum = self._t.secure_sum
         upload = await self.sum(secure_sum.mask, await self.terms(task), task.sharers, task.shares)

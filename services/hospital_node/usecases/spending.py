@@ -146,7 +146,8 @@ class Spending:
             Code.CONFIG_INVALID,
             f"this hospital's privacy ledger is not the one that it reported to the registry: it ends with entry"
             f" {head.seq}, and entry {standing.head.seq} ({standing.head.sha256[:16]}) was reported. What has been"
-            " spent is not known, and nothing is spent: put the newest copy back and start the node again",
+            " spent is not known, and nothing is spent: put the newest copy back and start the node again; where there"
+            " is none, see docs/runbooks/LedgerLost.md",
         )
 
     def _sign(self, head: Head) -> bytes:

@@ -8,8 +8,9 @@ from typing import Final, Generic, TypeVar
 from uuid import UUID
 
 from services.privacy.chain import Entry, Head
+from services.secure_sum.parameters import DEFAULT
 from services.secure_sum.roster import Roster
-from services.secure_sum.statements import Signed
+from services.secure_sum.statements import EpochStatement, Signed, parse
 
 MAX_PAGE: Final = 500
 DEFAULT_PAGE: Final = 100
@@ -93,12 +94,16 @@ class KeyEpoch:
     signed: Signed
     published_at: datetime
 
+    @property
+    def has_public_key(self) -> bool:
+        return parse(EpochStatement, self.signed.statement).public_key is not None
+
 
 @dataclass(frozen=True)
 class EpochStanding:
     """An epoch that was asked for, and what is due. due: number to be made now, 0 for none; due_for_s: since when.
 
-    barred: members of the present roster that are not active.
+    barred: members of the present roster that are not active. public_key: the next epoch must have a public key.
     """
 
     found: KeyEpoch | None
@@ -106,6 +111,7 @@ class EpochStanding:
     due_for_s: float
     present_roster: str
     barred: tuple[str, ...] = ()
+    public_key: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,10 @@ class SurvivorList:
 
 @dataclass(frozen=True)
 class Plan:
-    """A declarative training plan. `manifest` is its canonical JSON, empty in listings; `plan_id` is its digest."""
+    """A declarative training plan. `manifest` is its canonical JSON, empty in listings; `plan_id` is its digest.
+
+    parameter_set: of the secure sum.
+    """
 
     plan_id: str
     name: str
@@ -145,6 +154,7 @@ class Plan:
     proposed_by: str
     approved_by: str | None
     created_at: datetime
+    parameter_set: str = DEFAULT.name
 
 
 @dataclass(frozen=True)

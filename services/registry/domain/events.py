@@ -54,6 +54,7 @@ OWN_TYPES: Final = PROMOTION_TYPES | frozenset(
         "round.burnt",
         "ledger.reported",
         "ledger.differs",
+        "ledger.recovered",
     }
 )
 """Facts that only the registry can state; nobody else may report them."""

@@ -1,5 +1,6 @@
 """Whether what a hospital reports of its privacy ledger goes on from what it reported before."""
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -43,8 +44,12 @@ def _require_chain(report: LedgerReport) -> None:
         try:
             said = entry.read()
             numbers = [said.get("round", 1), said.get("attempt", 1)]
-            if not (said["job_id"].isprintable() and len(said["job_id"]) <= _MOST_ID):
-                raise ValueError("job_id is no id")
+            texts = [said.get("job_id", ""), said.get("basis", "")]
+            if not all(text.isprintable() and len(text) <= _MOST_ID for text in texts):
+                raise ValueError("a text in it is too long, or not printable")
+            amounts = [said.get("epsilon", 0.0), said.get("delta", 0.0)]
+            if not all(math.isfinite(amount) and amount >= 0 for amount in amounts):
+                raise ValueError("amounts are finite and not negative")
             if not all(1 <= number < _NUMBERS for number in numbers):
                 raise ValueError("round and attempt are counted from 1")
         except ValueError as error:

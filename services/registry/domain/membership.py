@@ -20,7 +20,10 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True)
 class MembershipChange:
-    """A proposal, approved or not. token_sha256, valid: of an invitation; valid counts from the approval."""
+    """A proposal, approved or not. token_sha256, valid: of an invitation; valid counts from the approval.
+
+    overtaken: the hospital's standing was decided anew since, so that it cannot be approved any more.
+    """
 
     change_id: UUID
     kind: ChangeKind
@@ -33,6 +36,7 @@ class MembershipChange:
     valid: timedelta | None = None
     approved_by: str | None = None
     approved_at: datetime | None = None
+    overtaken: bool = False
 
     @property
     def token_expires_at(self) -> datetime | None:
@@ -44,7 +48,7 @@ def require_approvable(change: MembershipChange, hospital: Hospital, approver: s
     """What somebody decided about a hospital counts only for the standing that they saw, and not for ever.
 
     Raises: FedmeshError(PERMISSION_DENIED) for its proposer, (WRONG_STATE) for a change that is approved already,
-        is too old, or was proposed before the hospital's standing changed; as `require_possible`.
+        is too old, or was proposed before the hospital's standing was decided anew; as `require_possible`.
     """
     if change.proposed_by == approver:
         raise FedmeshError(
@@ -58,11 +62,11 @@ def require_approvable(change: MembershipChange, hospital: Hospital, approver: s
             f"change {change.change_id} could be approved until {change.expires_at:%Y-%m-%d %H:%M} UTC:"
             " propose it anew",
         )
-    if hospital.standing_at is not None and hospital.standing_at > change.proposed_at:
+    if change.overtaken:
         raise FedmeshError(
             Code.WRONG_STATE,
-            f"the standing of {hospital.hospital_id} changed after this was proposed (it is {hospital.status.value}):"
-            " propose it anew",
+            f"the standing of {hospital.hospital_id} was decided anew after this was proposed (it is"
+            f" {hospital.status.value}): propose it anew",
         )
     require_possible(change.kind, hospital)
 

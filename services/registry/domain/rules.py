@@ -22,6 +22,7 @@ from services.registry.domain.entities import (
 )
 from services.secure_sum.cohort import require_private, threshold
 from services.secure_sum.opening import check_confirmed
+from services.secure_sum.parameters import public_key_sets
 from services.secure_sum.roster import Roster, verify_founding, verify_successor
 from services.secure_sum.statements import EpochStatement, Survivors
 
@@ -141,13 +142,17 @@ def due_epoch(
     members: Iterable[Hospital],
     max_age: timedelta,
     now: datetime,
+    public_since: datetime | None = None,
 ) -> tuple[int, timedelta]:
     """The number of the key epoch to be made now, 0 when none is due, and for how long it has been due.
 
     members: of the roster. One whose standing changed after the newest epoch makes the next one due at once.
+    public_since: since when a plan needs a public key; a newest epoch without one makes the next one due at once.
     """
     if newest is None:
         return 1, max(now - roster.published_at, timedelta())
+    if public_since is not None and not newest.has_public_key:
+        return newest.epoch + 1, max(now - max(public_since, newest.published_at), timedelta())
     changes = [item.standing_at for item in members if item.standing_at and item.standing_at > newest.published_at]
     if changes:
         return newest.epoch + 1, max(now - min(changes), timedelta())
@@ -165,6 +170,28 @@ def require_sealed_to_active(said: EpochStatement, barred: Iterable[str], roster
         raise FedmeshError(
             Code.WRONG_STATE,
             f"the keys are to be sealed to {', '.join(sorted(wanted))} and nobody else: ask for the due epoch again",
+        )
+
+
+def require_wanted_public_key(said: EpochStatement, public_since: datetime | None) -> None:
+    """Raises: FedmeshError(WRONG_STATE) for an epoch without the public key that an approved plan needs."""
+    if public_since is not None and said.public_key is None:
+        raise FedmeshError(
+            Code.WRONG_STATE,
+            "the epoch needs a public key, because an approved plan encrypts with one: bring this node up to date",
+        )
+
+
+def require_epoch_for(plan: Plan, epoch: KeyEpoch) -> None:
+    """Refuse to open an attempt under keys with which hospitals cannot encrypt for the plan.
+
+    Raises: FedmeshError(SERVICE_UNAVAILABLE).
+    """
+    if plan.parameter_set in public_key_sets() and not epoch.has_public_key:
+        raise FedmeshError(
+            Code.SERVICE_UNAVAILABLE,
+            f"the plan encrypts under {plan.parameter_set}, and key epoch {epoch.epoch} has no public key: a hospital "
+            "makes the next one within minutes, if its node is of a release that knows this set",
         )
 
 

@@ -42,9 +42,11 @@ class PostgresHospitals:
 
     async def set_status(self, hospital_id: str, status: HospitalStatus, at: datetime) -> None:
         await self._connection.execute(
-            "update registry.hospitals set standing_at = case when status = %s then standing_at else %s end,"
-            " status = %s where hospital_id = %s",
-            (status.value, at, status.value, hospital_id),
+            # A suspension anew is a decision of its own: what was proposed before it was proposed without it.
+            "update registry.hospitals set status = %(status)s, standing_at ="
+            " case when status = %(status)s and status <> 'suspended' then standing_at else %(at)s end"
+            " where hospital_id = %(hospital)s",
+            {"status": status.value, "at": at, "hospital": hospital_id},
         )
 
     async def forgive(self, hospital_id: str, at: datetime) -> None:

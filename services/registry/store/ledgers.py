@@ -62,7 +62,7 @@ class PostgresLedgers:
                     report.hospital_id,
                     entry.seq,
                     said["kind"],
-                    said["job_id"],
+                    said.get("job_id", ""),
                     said.get("round"),
                     said.get("attempt"),
                     entry.body,

@@ -10,7 +10,8 @@ from services.registry.domain.membership import ChangeKind, MembershipChange
 
 _SELECT: Final = (
     "select change_id, kind, hospital_id, reason, token_sha256, valid_s, proposed_by, proposed_at, expires_at,"
-    " approved_by, approved_at from registry.membership_changes"
+    " approved_by, approved_at, approved_at is null and coalesce(h.standing_at > proposed_at, false) as overtaken"
+    " from registry.membership_changes join registry.hospitals h using (hospital_id)"
 )
 
 

@@ -1,5 +1,7 @@
 """Plans."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from services.common.postgres import Statements
@@ -16,7 +18,7 @@ class PostgresPlans:
     async def add(self, plan: Plan) -> bool:
         result = await self._connection.execute(
             "insert into registry.plans (plan_id, name, rounds, private, status, proposed_by, approved_by, created_at,"
-            " manifest) values (%s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict do nothing",
+            " manifest, parameter_set) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict do nothing",
             (
                 plan.plan_id,
                 plan.name,
@@ -27,6 +29,7 @@ class PostgresPlans:
                 plan.approved_by,
                 plan.created_at,
                 plan.manifest,
+                plan.parameter_set,
             ),
         )
         return result.rowcount == 1
@@ -41,9 +44,17 @@ class PostgresPlans:
             "update registry.plans set status = 'approved', approved_by = %s where plan_id = %s", (approved_by, plan_id)
         )
 
+    async def first_of(self, parameter_sets: Sequence[str]) -> datetime | None:
+        rows = await self._connection.execute(
+            "select min(created_at) as first from registry.plans where status = 'approved' and parameter_set = any(%s)",
+            (list(parameter_sets),),
+        )
+        row = await rows.fetchone()
+        return None if row is None else row["first"]
+
     async def page(self, size: int, before: int | None) -> Page[Plan]:
         rows = await self._connection.execute(
-            "select seq, plan_id, name, rounds, private, status, proposed_by, approved_by, created_at,"
+            "select seq, plan_id, name, rounds, private, status, proposed_by, approved_by, created_at, parameter_set,"
             " ''::bytea as manifest from registry.plans"
             " where %(before)s::bigint is null or seq < %(before)s order by seq desc limit %(limit)s",
             {"before": before, "limit": size + 1},
@@ -64,4 +75,5 @@ def _plan(row: dict[str, Any]) -> Plan:
         proposed_by=row["proposed_by"],
         approved_by=row["approved_by"],
         created_at=row["created_at"],
+        parameter_set=row["parameter_set"],
     )

@@ -10,7 +10,13 @@ from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity, Kind
 from services.registry.domain.entities import Event, Job, JobStatus, KeyEpoch, OpenedAttempt, Page
 from services.registry.domain.events import event
-from services.registry.domain.rules import require_cohort, require_next_version, require_roster, require_running
+from services.registry.domain.rules import (
+    require_cohort,
+    require_epoch_for,
+    require_next_version,
+    require_roster,
+    require_running,
+)
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
 
@@ -123,6 +129,9 @@ class JobUseCases:
             require_next_version(job, round_number, "round")
             await _require_unconfirmed(tx, job_id, round_number)
             epoch = _require_epoch(await tx.rosters.epoch(roster_sha256, None))
+            plan = await tx.plans.get(job.plan_id)
+            assert plan is not None
+            require_epoch_for(plan, epoch)
             newest, _ = await tx.jobs.newest_attempt(job_id, round_number)
             opened = OpenedAttempt(job_id, round_number, newest + 1, roster_sha256, epoch.epoch)
             now = self._clock.now()

@@ -1,5 +1,6 @@
 """The registry's copy of every hospital's privacy ledger."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -8,7 +9,7 @@ from prometheus_client import Counter
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity, Kind
-from services.privacy.chain import CHARGED, Entry
+from services.privacy.chain import CHARGED, RECOVERED, Entry
 from services.registry.domain.entities import Event, LedgerReport, LedgerStanding, ReportedLedger
 from services.registry.domain.events import event
 from services.registry.domain.ledger import continuation
@@ -54,7 +55,7 @@ class LedgerUseCases:
                 await tx.ledgers.add(LedgerReport(report.hospital_id, report.head, report.signature, fresh), now)
                 charges = sum(entry.read()["kind"] == CHARGED for entry in fresh)
                 told = _event("ledger.reported", now, command.caller, report, entries=len(fresh), charges=charges)
-                await tx.outbox.add([told])
+                await tx.outbox.add([told, *_recoveries(fresh, now, command.caller, report)])
                 return LedgerStanding(report.head, report.signature, differs=False)
             return LedgerStanding(newest, signature, differs=False)
 
@@ -85,6 +86,18 @@ class LedgerUseCases:
                 Code.PERMISSION_DENIED,
                 f"the ledger's head is not signed by {report.hospital_id}'s key in the present roster",
             )
+
+
+def _recoveries(fresh: Sequence[Entry], now: datetime, caller: Identity, report: LedgerReport) -> list[Event]:
+    """An event for each time that the ledger was lost and built again, with the signature that vouches for it."""
+    told = []
+    for entry in fresh:
+        said = entry.read()
+        if said["kind"] == RECOVERED:
+            facts = {name: said[name] for name in ("basis", "epsilon", "delta")}
+            signature = report.signature.hex()
+            told.append(_event("ledger.recovered", now, caller, report, entry=entry.seq, signature=signature, **facts))
+    return told
 
 
 def _event(kind: str, now: datetime, caller: Identity, report: LedgerReport, **facts: object) -> Event:

@@ -35,6 +35,7 @@ class PlanUseCases:
             proposed_by=str(command.caller),
             approved_by=None,
             created_at=self._clock.now(),
+            parameter_set=manifest.encoding.parameter_set,
         )
 
         async def body(tx: Transaction) -> Plan:

@@ -160,6 +160,10 @@ class Plans(Protocol):
 
     async def approve(self, plan_id: str, approved_by: str) -> None: ...
 
+    async def first_of(self, parameter_sets: Sequence[str]) -> datetime | None:
+        """When the first approved plan of one of these sets was proposed; None when there is none."""
+        ...
+
     async def page(self, size: int, before: int | None) -> Page[Plan]:
         """Newest first, without manifests."""
         ...

@@ -21,11 +21,13 @@ from services.registry.domain.rules import (
     require_fit_members,
     require_following,
     require_sealed_to_active,
+    require_wanted_public_key,
 )
 from services.registry.usecases.jobs import end_job
 from services.registry.usecases.mutation import Mutations
 from services.registry.usecases.ports import Command, Store, Transaction
 from services.secure_sum.opening import check_epoch
+from services.secure_sum.parameters import public_key_sets
 from services.secure_sum.roster import Roster, as_roster
 from services.secure_sum.statements import EpochStatement, Signed, parse
 
@@ -100,6 +102,7 @@ class RosterUseCases:
             now = self._clock.now()
             await self._require_due(tx, named, said, members, now)
             require_sealed_to_active(said, _barred(members), named.roster)
+            require_wanted_public_key(said, await tx.plans.first_of(public_key_sets()))
             made = KeyEpoch(said.roster, said.epoch, signed, now)
             await tx.rosters.add_epoch(made)
             facts = {"roster_sha256": said.roster, "epoch": said.epoch, "key_sha256": said.key_sha256}
@@ -121,7 +124,8 @@ class RosterUseCases:
         present = await tx.rosters.present()
         if present is None or present.roster.sha256 != named.roster.sha256:
             raise FedmeshError(Code.WRONG_STATE, "the epoch is of an older roster: make one for the present roster")
-        due, _ = due_epoch(named, await tx.rosters.epoch(said.roster, None), members, self._max_age, now)
+        newest, public_since = await tx.rosters.epoch(said.roster, None), await tx.plans.first_of(public_key_sets())
+        due, _ = due_epoch(named, newest, members, self._max_age, now, public_since)
         if said.epoch != due:
             wanted = f"the one that is due is {due}" if due else "none is due: use the newest"
             raise FedmeshError(Code.WRONG_STATE, f"key epoch {said.epoch} is not to be made now: {wanted}", due=due)
@@ -140,9 +144,13 @@ class RosterUseCases:
                 return EpochStanding(None, 0, 0.0, "")
             newest = await tx.rosters.epoch(present.roster.sha256, None)
             members = await _members(tx, present.roster)
-            due, late = due_epoch(present, newest, members, self._max_age, self._clock.now())
+            public_since = await tx.plans.first_of(public_key_sets())
+            due, late = due_epoch(present, newest, members, self._max_age, self._clock.now(), public_since)
             found = await tx.rosters.epoch(roster_sha256 or present.roster.sha256, number or None)
-            return EpochStanding(found, due, late.total_seconds(), present.roster.sha256, _barred(members))
+            barred = _barred(members)
+            return EpochStanding(
+                found, due, late.total_seconds(), present.roster.sha256, barred, public_key=public_since is not None
+            )
 
         return await self._store.run("GetEpoch", caller, body, whole=True)
 

@@ -1,6 +1,7 @@
 """The aggregator as a real process with real masked ciphertexts: counted exactly once, and summed exactly."""
 
 import asyncio
+import hashlib
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +18,10 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
 from services.common.ids import new_id
 from services.secure_sum import masks, opening, public, secret
-from tests.support.aggregation import GROUP_KEY, Attempt, Centre, running_centre
+from services.secure_sum.parameters import BFV_N4096_Q60_T44_PK_V1, DEFAULT
+from services.secure_sum.statements import Upload as UploadStatement
+from services.secure_sum.statements import parse, sign
+from tests.support.aggregation import GROUP_KEY, Attempt, Centre, Upload, running_centre
 from tests.support.stores import RedisServer
 
 LONG = 131_072 * 2 + 11
@@ -84,6 +88,33 @@ async def test_a_sum_of_several_segments_with_a_dropout_is_exact(centre: Centre)
         correction = masks.coefficients(plan, *attempt.layout.coefficients(index))
         assert public.sum_segment(attempt.layout, index, uploads, correction) == total[index]
     assert not centre.strikes()
+
+
+async def test_a_sum_under_a_public_key_is_exact_and_takes_nothing_else(redis_centre: Centre) -> None:
+    attempt = Attempt.of(redis_centre, 4, vector_length=9001, parameters=BFV_N4096_Q60_T44_PK_V1.name)
+    *survivors, dropped = attempt.sharers
+    assert await attempt.open() == attempt.layout.upload_bytes == attempt.layout.sum_bytes
+    first = survivors[0]
+    whole = attempt.upload_of(first)
+    statement = parse(UploadStatement, whole.signed.statement)
+
+    async def refused(segment: bytes, **changes: Any) -> Code:
+        hashed = hashlib.sha256(segment).hexdigest()
+        said = statement.model_copy(update={"ciphertext_sha256": hashed, "segments": (hashed,), **changes})
+        return await code_of(attempt.send(first, Upload(sign(said, attempt.consortium.keys[first]), [segment])))
+
+    content = whole.segments[0]
+    for place in (0, len(content) - 15):
+        assert await refused(content[:place] + b"\xff" * 15 + content[place + 15 :]) is Code.CIPHERTEXT_INVALID
+    assert await refused(content[:-1]) is Code.CHUNK_STREAM_INVALID
+    assert await refused(content, parameter_set=DEFAULT.name) is Code.STATEMENT_INVALID
+    seeded = _changed(attempt.form(), parameter_set=DEFAULT.name)
+    assert await code_of(attempt.send(first, form=seeded)) is Code.CIPHERTEXT_INVALID
+    await attempt.send_all(survivors)
+    await attempt.close(3)
+    await attempt.compute(survivors, attempt.unmask())
+    assert dropped not in attempt.uploads
+    await attempt.opened(survivors)
 
 
 async def test_uploads_are_counted_once(centre: Centre) -> None:

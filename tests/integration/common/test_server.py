@@ -185,7 +185,7 @@ async def test_a_stream_waits_for_its_reader(setup: Setup) -> None:
             assert (await anext(entries)).index == read - 1
             await asyncio.sleep(0.01)  # A fast server would use it to send more.
             assert setup.audit.sent - read < 8
-        await entries.aclose()
+        await entries.aclose()  # type: ignore[attr-defined]
 
 
 async def test_a_stream_ends_with_its_error(setup: Setup) -> None:

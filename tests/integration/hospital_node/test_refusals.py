@@ -9,13 +9,14 @@ import pytest
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2
+from prometheus_client import REGISTRY
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.store.ledger import read_ledger
 from services.plans.document import validate
 from services.plans.manifest import PlanManifest, canonical_bytes
 from tests.integration.hospital_node.conftest import HOSPITALS, Consortium
-from tests.support.hospital import changed_plan
+from tests.support.hospital import changed_plan, deadline
 
 
 async def declined(consortium: Consortium, code: Code, *words: str, **fields: Any) -> str:
@@ -63,6 +64,17 @@ async def test_plan_beyond_the_nodes_limits(consortium: Consortium) -> None:
     await consortium.start(["h1"])
     consortium.create_job(changed_plan(rounds={"count": 6}))
     await declined(consortium, Code.PLAN_INVALID, "6", "5")
+
+
+async def test_a_guarantee_against_fewer_colluders_takes_the_hospitals_own_consent(consortium: Consortium) -> None:
+    """Four hospitals tolerate one colluder: h1 demands that by default, h2 agreed to none."""
+    consortium.reconfigure("h2", privacy={"least_colluders": 0})
+    await consortium.start(["h1", "h2"])
+    consortium.create_job(changed_plan(privacy={"colluders": 0}))
+    await declined(consortium, Code.PRIVACY_REFUSED, "against f = 0", "demands one against 1", "least_colluders")
+    await consortium.trained(["h2"])
+    (row,) = read_ledger(consortium.nodes["h2"].config.data_dir)
+    assert (row.colluders, row.private) == (0, True)
 
 
 async def test_budget_of_the_population_is_not_spent_twice(consortium: Consortium) -> None:
@@ -126,6 +138,38 @@ async def test_attempts_beyond_the_calibrated_ones(consortium: Consortium) -> No
     consortium.tell(["h1"], consortium.task(pb.TASK_KIND_TRAIN, attempt=4))
     await consortium.centre.reported("decline", ["h1"], times=2)
     assert consortium.centre.count("bytes") == 0
+
+
+async def test_nothing_is_spent_while_the_clock_here_is_far_ahead(consortium: Consortium) -> None:
+    """By it the task is of the day before yesterday. By a clock like that, what was spent a year ago counts no more."""
+    consortium.create_job()
+    await consortium.start(["h1"])
+    folder = consortium.nodes["h1"].config.data_dir
+    late = deadline(-2 * 86_400)
+
+    async def dropped(task: pb.Task) -> None:
+        labels = {"kind": pb.TaskKind.Name(task.kind).removeprefix("TASK_KIND_"), "outcome": "dropped"}
+
+        def count() -> float:
+            return REGISTRY.get_sample_value("fedmesh_hospital_tasks_total", labels) or 0.0
+
+        before = count()
+        consortium.tell(["h1"], task)
+        async with asyncio.timeout(20):
+            while True:
+                if count() > before:
+                    return
+                await asyncio.sleep(0.02)
+
+    await dropped(consortium.task(pb.TASK_KIND_TRAIN, deadline=late))
+    assert read_ledger(folder) == []
+    await consortium.trained(["h1"])
+    await consortium.shared(["h1"])
+    await dropped(consortium.upload_task("h1", deadline=late))
+    assert [row.charged for row in read_ledger(folder)] == [0]
+    await consortium.uploaded(["h1"])
+    assert [row.charged for row in read_ledger(folder)] == [1]
+    assert consortium.centre.count("decline") == 0
 
 
 async def test_data_that_is_wrong_or_changes_in_mid_job(consortium: Consortium) -> None:

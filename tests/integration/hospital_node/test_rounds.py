@@ -19,6 +19,8 @@ from services.hospital_node.store.epochs import EpochFiles
 from services.hospital_node.store.ledger import SqliteLedger, read_ledger
 from services.hospital_node.store.personal import PERSONAL_FOLDER, load_personal
 from services.hospital_node.usecases.states import seal
+from services.secure_sum.parameters import BFV_N4096_Q60_T44_PK_V1
+from services.secure_sum.wire import Layout
 from tests.integration.hospital_node.conftest import HOSPITALS, Consortium
 from tests.support.hospital import NumpyTrainer, changed_plan
 
@@ -129,6 +131,25 @@ async def test_sum_is_exact_without_privacy_and_noised_with_it(consortium: Conso
         assert expected not in consortium.centre.blobs[state]
         difference = np.frombuffer(reached) - np.frombuffer(expected)
         assert exact or np.abs(difference).max() > 1
+
+
+async def test_a_round_under_a_public_key_is_exact(consortium: Consortium) -> None:
+    for name in HOSPITALS:
+        consortium.reconfigure(name, privacy={"allow_without_privacy": True})
+    consortium.centre.public_key = True
+    plan = changed_plan(
+        "readmission-logistic", rounds={"count": 1}, encoding={"parameter_set": BFV_N4096_Q60_T44_PK_V1.name}
+    )
+    consortium.create_job(plan)
+    await consortium.start()
+    state = await consortium.round()
+    trainers = [NumpyTrainer(plan, node.config.data.tables[0].read_bytes()) for node in consortium.nodes.values()]
+    start = trainers[0].initial_state()
+    total = sum(trainer.contribution(start, 1) for trainer in trainers)
+    assert consortium.open_state(state, 1) == trainers[0].update(start, np.asarray(total), 4)
+    uploads = [content for _hospital, kind, content in consortium.centre.reports if kind == "bytes"]
+    layout = Layout(BFV_N4096_Q60_T44_PK_V1, plan.vector_length, plan.encoding.lanes)
+    assert {len(upload) for upload in uploads} == {layout.sum_bytes}
 
 
 async def test_same_bytes_again_when_an_answer_was_lost(consortium: Consortium) -> None:

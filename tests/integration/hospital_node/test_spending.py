@@ -8,7 +8,9 @@ from typing import Any
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 from prometheus_client import REGISTRY
 
+from services.common.clock import SystemClock
 from services.common.errors import Code, FedmeshError
+from services.hospital_node.recovery import Evidence, recover_ledger
 from services.hospital_node.store.ledger import read_ledger
 from services.privacy.chain import Head, next_entry
 from tests.integration.hospital_node.conftest import Consortium
@@ -101,3 +103,36 @@ async def test_a_registry_that_makes_up_a_ledger_is_not_believed(consortium: Con
     await uploaded(consortium)
     assert differing() == 1
     assert read_ledger(consortium.nodes[H1].config.data_dir)[0].charged == 1
+
+
+async def test_a_ledger_that_is_lost_for_good_is_recovered_and_spends_nothing_twice(consortium: Consortium) -> None:
+    node = consortium.nodes[H1]
+    consortium.create_job()
+    await consortium.start([H1])
+    await uploaded(consortium)
+    await consortium.centre.until(lambda: len(kinds(consortium)) == 2, "the first charge")
+    await node.kill()
+    shutil.rmtree(node.config.data_dir)
+    await consortium.restart(H1)
+    consortium.tell([H1], consortium.task(pb.TASK_KIND_TRAIN, attempt=2))
+    declined = (await consortium.centre.reported("decline", [H1]))[H1]
+    assert (declined.code, "LedgerLost.md" in declined.reason) == (Code.CONFIG_INVALID.value, True)
+    await node.kill()
+    spent = Evidence(all_spent=True)
+    seen = await recover_ledger(node.config, spent, SystemClock(), write=False)
+    assert (seen.reported.head.seq, seen.recovery.epsilon, seen.done) == (2, 100.0, None)
+    assert read_ledger(node.config.data_dir) == []
+    done = (await recover_ledger(node.config, spent, SystemClock(), write=True)).done
+    assert done is not None
+    assert kinds(consortium) == ["reserved", "charged", "recovered"]
+    consortium.centre.reports.clear()
+    await consortium.restart(H1)
+    consortium.tell([H1], consortium.task(pb.TASK_KIND_TRAIN, attempt=2))
+    declined = (await consortium.centre.reported("decline", [H1]))[H1]
+    assert (declined.code, "lost and recovered" in declined.reason) == (Code.PRIVACY_REFUSED.value, True)
+    assert differing() == 0
+    consortium.centre.reports.clear()
+    consortium.create_job()
+    consortium.tell([H1], consortium.task(pb.TASK_KIND_TRAIN))
+    declined = (await consortium.centre.reported("decline", [H1]))[H1]
+    assert declined.code == Code.BUDGET_EXHAUSTED.value

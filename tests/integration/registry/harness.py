@@ -1,6 +1,7 @@
 """A registry in this process, over real PostgreSQL and real mutual TLS, and clients with certificates."""
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import time
@@ -50,8 +51,10 @@ from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
 from services.registry.usecases.enrolment import EnrolmentUseCases
 from services.registry.watch import HospitalWatch
+from services.secure_sum.parameters import DEFAULT
 from services.secure_sum.roster import MemberKeys, Roster, as_roster, found, sign_roster, succeed
 from services.secure_sum.statements import (
+    PUBLIC_KEY_BYTES,
     AttemptRef,
     Box,
     EpochStatement,
@@ -111,14 +114,17 @@ def publishing(statement: bytes, *signers: str) -> pb.PublishRosterRequest:
     return pb.PublishRosterRequest(request_id=new_id(), statement=statement, signatures=signatures)
 
 
-def an_epoch(roster: Roster, number: int = 1, maker: str = "", content: str = "c2VhbGVk") -> Signed:
-    """An epoch statement that is in order, with boxes that nobody can open."""
+def an_epoch(
+    roster: Roster, number: int = 1, maker: str = "", content: str = "c2VhbGVk", *, public: bool = False
+) -> Signed:
+    """An epoch statement that is in order, with boxes that nobody can open. public: with a public key of nothing."""
     maker = maker or roster.ids[0]
     statement = EpochStatement(
         roster=roster.sha256,
         epoch=number,
         maker=maker,
         parameter_set="bfv-n4096-q60-t48-v2",
+        public_key=base64.b64encode(bytes(PUBLIC_KEY_BYTES)).decode() if public else None,
         key_sha256=digest(f"{maker} {number} {content}".encode()),
         content=content,
         boxes=tuple(Box(to=name, box="ab" * 92) for name in roster.ids),
@@ -267,8 +273,10 @@ class Registry:
         """A change of membership, as two people make it."""
         await self.approve(await self.propose(kind, hospital, **facts))
 
-    async def approved_plan(self, private: bool = False, rounds: int = 2) -> str:
-        content = canonical_bytes(manifest(private, rounds))
+    async def approved_plan(self, private: bool = False, rounds: int = 2, parameters: str = DEFAULT.name) -> str:
+        plan_of = manifest(private, rounds)
+        encoding = plan_of.encoding.model_copy(update={"parameter_set": parameters})
+        content = canonical_bytes(plan_of.model_copy(update={"encoding": encoding}))
         plan = await call(self.operator().CreatePlan, pb.CreatePlanRequest(request_id=new_id(), manifest=content))
         request = pb.ApprovePlanRequest(request_id=new_id(), plan_id=plan.plan.plan_id)
         approved = await call(self.operator("bob").ApprovePlan, request)

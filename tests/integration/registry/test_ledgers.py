@@ -9,7 +9,7 @@ from fedmesh.registry.v1 import registry_pb2 as pb
 from services.common.errors import Code
 from services.common.grpc.client import call
 from services.common.ids import new_id
-from services.privacy.chain import CHARGED, RELEASED, RESERVED, Entry, Head, next_entry
+from services.privacy.chain import CHARGED, RECOVERED, RELEASED, RESERVED, Entry, Head, next_entry
 from tests.integration.registry.harness import HOSPITALS, Registry, code, keys
 
 AT = "2026-06-01T00:00:00+00:00"
@@ -151,3 +151,25 @@ async def test_contributions_without_a_charge_are_counted(registry: Registry) ->
             await report(registry, chain(job.job_id, charges=1))
     uncharged = {ledger.hospital_id: ledger.uncharged for ledger in (await listed(registry)).ledgers}
     assert uncharged == {name: int(name != NORTH) for name in HOSPITALS}
+
+
+async def test_a_ledger_that_was_recovered_goes_on_and_the_audit_log_is_told(registry: Registry) -> None:
+    await registry.found(*HOSPITALS)
+    entries = chain("job", 1)
+    await report(registry, entries)
+    recovered = next_entry(entries[-1].head, RECOVERED, AT, basis="all-spent", epsilon=100.0, delta=1.0)
+    assert not (await report(registry, [recovered])).differs
+    (event,) = await told(registry, "ledger.recovered")
+    assert (event["seq"], event["entry"], event["basis"], event["epsilon"]) == (3, 3, "all-spent", 100.0)
+    # Whoever reads the log can check that the hospital said so.
+    signature = bytes.fromhex(event["signature"])
+    assert recovered.head.signed_by(NORTH, keys(NORTH).public().signing_key, signature)
+    # What was put back from before is another history now.
+    assert (await report(registry, [charged(entries[-1].head, "job", 2)])).differs
+    assert not (await report(registry, [reserved(recovered.head, "next")])).differs
+    assert [entry.seq for entry in (await listed(registry, NORTH)).entries] == [1, 2, 3, 4]
+    assert len(await told(registry, "ledger.recovered")) == 1
+    for amount in (-0.1, "inf"):
+        wrong = json.dumps({"kind": "recovered", "at": AT, "basis": "x", "epsilon": amount, "delta": 0.0})
+        entry = Entry(5, wrong.encode(), "a" * 64)
+        assert await code(report(registry, [entry])) is Code.STATEMENT_INVALID

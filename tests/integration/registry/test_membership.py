@@ -61,7 +61,7 @@ async def test_an_approval_counts_for_the_standing_that_was_proposed_on_and_not_
     await registry.decide("reinstate", "north")
     await registry.suspend("north")
     error = await refused(registry.approve(stale))
-    assert (error.code, "changed after this was proposed" in error.message) == (Code.WRONG_STATE, True)
+    assert (error.code, "decided anew after this was proposed" in error.message) == (Code.WRONG_STATE, True)
     late = await registry.propose("reinstate", "north")
     registry.sql(
         "update registry.membership_changes set proposed_at = proposed_at - interval '8 days',"
@@ -76,6 +76,25 @@ async def test_an_approval_counts_for_the_standing_that_was_proposed_on_and_not_
     assert await code(registry.propose("reinstate", "north")) is Code.WRONG_STATE
     assert await code(registry.propose("remove", "nobody")) is Code.NOT_FOUND
     assert await code(registry.approve(new_id())) is Code.NOT_FOUND
+
+
+async def test_a_suspension_anew_ends_what_was_proposed_before_it(registry: Registry) -> None:
+    await registry.register("north")
+    await registry.suspend("north")
+    stale = await registry.propose("reinstate", "north")
+    await registry.suspend("north")
+    error = await refused(registry.approve(stale))
+    assert (error.code, "decided anew after this was proposed" in error.message) == (Code.WRONG_STATE, True)
+    assert await status(registry) == pb.HOSPITAL_STATUS_SUSPENDED
+    fresh = await registry.propose("reinstate", "north")
+    listed = await call(registry.membership().ListMembershipChanges, mb.ListMembershipChangesRequest())
+    assert [(item.change_id, item.overtaken) for item in listed.changes] == [(fresh, False), (stale, True)]
+    await registry.approve(fresh)
+    assert await status(registry) == pb.HOSPITAL_STATUS_ACTIVE
+    # What was approved stays approved, whatever is decided later.
+    await registry.suspend("north")
+    listed = await call(registry.membership().ListMembershipChanges, mb.ListMembershipChangesRequest())
+    assert [item.overtaken for item in listed.changes] == [False, True]
 
 
 async def test_an_invitation_counts_from_its_approval(registry: Registry) -> None:

@@ -13,6 +13,7 @@ from fedmesh.registry.v1 import registry_pb2 as pb
 from services.common.errors import Code
 from services.common.grpc.client import call
 from services.common.ids import new_id
+from services.secure_sum.parameters import BFV_N4096_Q60_T44_PK_V1
 from services.secure_sum.roster import MemberKeys, as_roster, succeed
 from tests.integration.registry.harness import (
     HOSPITALS,
@@ -196,6 +197,30 @@ async def test_a_job_is_bound_to_the_present_roster(registry: Registry) -> None:
     opening.request_id = new_id()
     opened = await call(registry.service().OpenAttempt, opening)
     assert (opened.attempt.attempt, opened.roster_sha256, opened.epoch) == (2, roster.sha256, 1)
+
+
+async def test_a_plan_with_a_public_key_has_the_next_epoch_made_with_one(registry: Registry) -> None:
+    await registry.register(*FOUR)
+    published = await call(registry.operator().PublishRoster, founding(*FOUR))
+    roster = as_roster(published.roster.statement)
+    await registry.publish_epoch(an_epoch(roster))
+
+    async def standing() -> tuple[int, bool]:
+        answer = await call(registry.hospital().GetEpoch, pb.GetEpochRequest())
+        return answer.due, answer.public_key
+
+    assert await standing() == (0, False)
+    plan_id = await registry.approved_plan(parameters=BFV_N4096_Q60_T44_PK_V1.name)
+    assert await standing() == (2, True)
+    (creating,) = jobs_begun(registry, plan_id, FOUR, 1)
+    opening = pb.OpenAttemptRequest(request_id=new_id(), job_id=(await creating).job.job_id, round=1)
+    early = await refused(call(registry.service().OpenAttempt, opening))
+    assert (early.code, "has no public key" in early.message) == (Code.SERVICE_UNAVAILABLE, True)
+    old = await refused(registry.publish_epoch(an_epoch(roster, 2)))
+    assert (old.code, "needs a public key" in old.message) == (Code.WRONG_STATE, True)
+    await registry.publish_epoch(an_epoch(roster, 2, public=True))
+    assert await standing() == (0, True)
+    assert (await call(registry.service().OpenAttempt, opening)).epoch == 2
 
 
 async def test_an_epoch_is_due_made_once_and_followed_by_age(registry: Registry) -> None:

@@ -1,16 +1,19 @@
 """The command line as a newcomer meets it: help, mistakes, exit codes."""
 
+import json
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.cli.entry import main
 from services.cli.tokens import Token
 from services.embedded.ca import create_ca
+from services.plans.library import plan_path, shipped_plan
 from services.plans.manifest import canonical_bytes
 from services.privacy.approval import require_approved
 from services.privacy.budget import Limit
@@ -47,6 +50,7 @@ class Terminal:
 @pytest.fixture
 def fedmesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Terminal]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDMESH_SESSION", str(tmp_path / "session.json"))
     before = signal.getsignal(signal.SIGTERM)
     yield Terminal(monkeypatch, capsys)
     signal.signal(signal.SIGTERM, before)
@@ -74,6 +78,9 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("bench", "privacy-audit", "--confidence", "95"), "between 0 and 1"),
         (("bench", "hospital", "--report", "nowhere/report.json"), "no such folder"),
         (("bench", "training", "--plan", "nowhere"), "cannot read nowhere"),
+        (("login",), "sign in where?"),
+        (("login", "--issuer", "http://127.0.0.1:1"), "go together"),
+        (("hospital", "recover-ledger", "--config", "x.yaml", "--all-spent"), "give both"),
         (("plan", "tradeoff", "readmission-logistic-private"), "say either --synthetic or --data DIR"),
         (("plan", "tradeoff", "readmission-logistic", "--synthetic"), "nothing to trade"),
         (("plan", "tradeoff", "nowhere.yaml", "--synthetic"), "cannot read nowhere.yaml"),
@@ -96,6 +103,8 @@ def test_help_lists_the_commands(fedmesh: Terminal) -> None:
         (("demo", "--privacy", "lots"), "such as 0.5, or none"),
         (("demo", "--privacy", "-1"), "--privacy -1: use an epsilon above 0"),
         (("demo", "--privacy", "nan"), "--privacy nan: use an epsilon above 0"),
+        (("demo", "--privacy", "none", "--colluders", "0"), "no guarantee against colluders to choose"),
+        (("demo", "--hospitals", "4", "--colluders", "2"), "with 4 hospitals it is against 1 at most"),
         (("demo", "--data", "nowhere"), "no folder"),
         (("demo", "--data", "[red]"), "no folder [red]"),
         (("demo", "--data", "."), "lacks the encounters: expected diabetic_data.parquet or diabetic_data.csv"),
@@ -159,6 +168,41 @@ def test_shipped_plans_check(fedmesh: Terminal) -> None:
         checked = fedmesh("plan", "check", path)
         assert checked.returncode == 0
         assert name in checked.stdout
+        assert "encrypted with the group key under bfv-n4096-q60-t48-v2: 1 lane(s) of 48 bits" in checked.stdout
+
+
+def test_checking_a_plan_shows_its_parameter_set_and_lanes(tmp_path: Path, fedmesh: Terminal) -> None:
+    document = json.loads(canonical_bytes(shipped_plan("readmission-logistic-private")))
+
+    def checked(expected_patients: int, **encoding: Any) -> str:
+        document["algorithm"]["expected_patients"] = expected_patients
+        document["encoding"] |= {"parameter_set": "bfv-n4096-q60-t44-pk-v1", **encoding}
+        (tmp_path / "plan.yaml").write_text(json.dumps(document))
+        ended = fedmesh("plan", "check", str(tmp_path / "plan.yaml"))
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    narrow = checked(70_000, lanes=1, scale=65536)
+    assert "encrypted with a public key under bfv-n4096-q60-t44-pk-v1: 1 lane(s) of 44 bits" in narrow
+    assert "clip, noise and 15 hospitals leave room for 1 lane(s)" in narrow
+    assert "leave room for 2 lane(s)" in checked(100, lanes=1, scale=1000)
+    # The clipped parts alone fit two lanes, with the noise they do not.
+    assert "noised sums need 1 lane(s): with 2 they may overflow" in checked(100, lanes=2, scale=2500)
+
+
+def test_a_guarantee_against_fewer_colluders_is_told_whole(fedmesh: Terminal) -> None:
+    path = str(plan_path("readmission-logistic-private"))
+    usual, stated, none = (
+        " ".join(fedmesh("plan", "check", path, *more).stdout.split())
+        for more in ((), ("--colluders", "4"), ("--colluders", "0"))
+    )
+    assert "(epsilon 0.5, delta 1e-06, f 4)" in usual
+    assert "(epsilon 0.5, delta 1e-06, f 4)" in stated
+    assert "refused" not in usual + stated
+    assert "(epsilon 0.5, delta 1e-06, f 0)" in none
+    assert "refused by every hospital whose privacy.least_colluders is not set to 0 or less" in none
+    assert "more colluders than f: 1: 0.52" in none
+    assert len({shown.split()[2] for shown in (usual, stated, none)}) == 3, "each is a plan of its own"
 
 
 def test_checking_a_plan_says_whether_its_family_is_installed(

@@ -1,19 +1,21 @@
 """What `fedmesh doctor` makes of certificates, clocks, files and services that are not there."""
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from services.cli.checkup import check_certificate, read_process
+from services.cli.checkup import Process, check_certificate, check_network, check_settings, read_process
 from services.cli.checkup_centre import check_reach
 from services.cli.checkup_stores import clock_finding
 from services.cli.findings import Finding, Level, as_json
 from services.cli.main import app
-from services.common.config import TlsConfig
+from services.common.clock import FakeClock
+from services.common.config import ClientConfig, TlsConfig
 from services.common.errors import FedmeshError
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.embedded.processes import free_port
@@ -72,6 +74,17 @@ def test_a_service_that_is_away_fails_and_says_what_to_do(ca: CertificateAuthori
     assert (found.level, found.check) == (Level.FAIL, "reaches registry")
     assert target in found.seen
     assert "firewall" in found.todo
+
+
+def test_without_a_usable_certificate_no_service_is_blamed(tmp_path: Path) -> None:
+    past = create_ca(tmp_path / "past", "consortium.local", clock=FakeClock(datetime.now(UTC) - timedelta(days=90)))
+    client = ClientConfig(target=f"127.0.0.1:{free_port()}")
+    config = SimpleNamespace(registry=client, coordinator=client, aggregator=client)
+    process = Process("hospital-01", "hospital", config, past.issue_hospital("hospital-01"), lambda _config: None)
+    (found,) = asyncio.run(check_network(process))
+    assert (found.level, found.check, found.seen) == (Level.FAIL, "reaches services", "not tried")
+    (over,) = [item for item in check_settings(process) if item.check == "certificate"]
+    assert (over.level, "not now: issue a new one" in over.seen) == (Level.FAIL, True)
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "redis: [\n", "a: 1\n", "server: {}\nredis: {}\n"])

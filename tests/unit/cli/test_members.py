@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fedmesh.common.v1 import round_pb2
+from fedmesh.registry.v1 import budget_pb2
 from fedmesh.registry.v1 import registry_pb2 as pb
 
 from services.cli import members
@@ -55,13 +56,17 @@ def test_hospitals_with_standing_and_strikes(
     )
     answering(
         ListHospitals=lambda _: listed,
-        ListRosters=lambda _: pb.ListRostersResponse(),
-        ListLedgers=lambda _: pb.ListLedgersResponse(),
+        ListBudgets=lambda _: budget_pb2.ListBudgetsResponse(
+            budgets=[budget_pb2.HospitalBudget(hospital_id="north", epsilon_left=0.3)], epsilon_limit=0.5
+        ),
     )
     # No coordinator runs there: who is connected is not known, and that is what is shown.
     members.hospitals(tmp_path)
-    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if "north" in line]
-    assert row == ["north", "suspended", "7", "?", "0.5"]
+    shown = capsys.readouterr().out
+    (row,) = [line.split() for line in shown.splitlines() if "north" in line]
+    assert row == ["north", "suspended", "7", "?", "0.3"]
+    assert "epsilon left: of 0.5 in 365 days" in shown
+    assert "who is connected: the coordinator does not run" in shown
 
 
 def test_a_roster_with_its_signers(answering: Any, capsys: pytest.CaptureFixture[str]) -> None:

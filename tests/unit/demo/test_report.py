@@ -84,6 +84,16 @@ def test_the_summary_says_what_the_deviation_is_of(private: bool) -> None:
     assert "imagined" not in console.export_text()
 
 
+@pytest.mark.parametrize(("f", "lowered"), [(0, True), (1, False)])
+def test_the_summary_says_when_hospitals_agreed_to_fewer_colluders(f: int, lowered: bool) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    facts = PrivacyFacts(Guarantee(0.5, 1e-6, f), Guarantee(0.4, 1e-6, f), 3)
+    print_summary(console, Results((replace(RUNS[0], privacy=facts),)), Path("demo"), DATA)
+    text = console.export_text()
+    assert f"(epsilon 0.5, delta 1e-06, f {f}), against the centre and {f} colluding hospitals" in text
+    assert ("agreed to f = 0 (privacy.least_colluders); by default they demand 1" in text) == lowered
+
+
 def test_accuracy_is_reported_where_it_says_something() -> None:
     y = np.array([1, 0, 1, 1, 0, 1], dtype=np.float32)
     probability = np.array([0.9, 0.2, 0.4, 0.7, 0.8, 0.51])

@@ -176,6 +176,8 @@ def test_a_ledger_from_before_the_chain_is_taken_over(tmp_path: Path) -> None:
     spent(tmp_path)
     with sqlite3.connect(tmp_path / LEDGER_FILE) as connection:
         connection.execute("DROP TABLE entries")
+        connection.execute("DROP TABLE recoveries")
+        connection.execute("ALTER TABLE reservations DROP COLUMN recovered_at")
         connection.execute("PRAGMA user_version = 1")
     connection.close()
     for leftover in tmp_path.glob(f"{HEAD_FILE}*"):

@@ -49,6 +49,7 @@ class Registry:
         self.present = ""
         self.stands: dict[tuple[str, int], Signed] = {}
         self.due, self.due_for_s = 1, 0.0
+        self.public_key = False
         self.published: list[Signed] = []
         self.asked = 0
 
@@ -60,7 +61,7 @@ class Registry:
         roster = roster_sha256 or self.present
         numbers = [number for sha256, number in self.stands if sha256 == roster]
         signed = self.stands.get((roster, epoch or max(numbers, default=0)))
-        return EpochFacts(signed, self.due, self.due_for_s, self.present)
+        return EpochFacts(signed, self.due, self.due_for_s, self.present, public_key=self.public_key)
 
     async def publish_epoch(self, epoch: Signed, _patience_s: float) -> Signed:
         self.published.append(epoch)
@@ -181,6 +182,22 @@ def test_members_make_a_due_epoch_in_turn(tmp_path: Path) -> None:
     run(third.epochs.look())
     assert second.epochs.fingerprint() == third.epochs.fingerprint() != ""
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in (tmp_path / order[1] / "epochs").iterdir())
+
+
+def test_an_epoch_has_a_public_key_when_a_plan_needs_one(tmp_path: Path) -> None:
+    registry = Registry()
+    registry.due_for_s = 100.0
+    hospital = Hospital(tmp_path, registry)
+    run(hospital.epochs.look())
+    assert run(hospital.epochs.get(founding_roster, 1, 1)).public_key is None
+    registry.due, registry.public_key = 2, True
+    run(hospital.epochs.look())
+    made = run(hospital.epochs.get(founding_roster, 2, 1))
+    assert made.public_key is not None
+    (_, published) = registry.published
+    assert open_epoch(published, KEYS["h2"], founding_roster) == made
+    again = run(Hospital(tmp_path, registry).epochs.get(founding_roster, 2, 1))
+    assert again == made, "read from its file"
 
 
 def test_the_publication_that_stands_is_taken(tmp_path: Path) -> None:

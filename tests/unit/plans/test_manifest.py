@@ -2,12 +2,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from services.common.errors import Code, FedmeshError
 from services.plans.algorithms import FedAvg, GradientDescent, InstalledFamily
+from services.plans.encoding import Encoding
 from services.plans.library import plan_names
 from services.plans.manifest import (
     canonical_bytes,
@@ -15,6 +16,7 @@ from services.plans.manifest import (
     parse_manifest,
     plan_id,
 )
+from services.secure_sum.parameters import DEFAULT, parameter_set_names, public_key_sets
 from tests.support import family_plans
 from tests.support.family_plans import DOCUMENTS
 from tests.support.tiny_plan import FEDAVG, PRIVATE, changed, manifest, wire
@@ -86,6 +88,8 @@ def test_id_depends_on_every_field_and_on_nothing_else() -> None:
         ("privacy.epsilon", float("nan"), ["privacy.epsilon", "finite"]),
         ("privacy.delta", 0.5, ["privacy.delta = 0.5", "0.001"]),
         ("privacy.clip_norm", float("inf"), ["privacy.clip_norm", "finite"]),
+        ("privacy.colluders", 5, ["privacy.colluders = 5", "less than or equal to 4"]),
+        ("privacy.colluders", -1, ["privacy.colluders = -1", "greater than or equal to 0"]),
         ("privacy.unit", "encounter", ["privacy.unit", "patient"]),
         ("algorithm.learning_rate", True, ["algorithm.gradient_descent.learning_rate = true"]),
         ("algorithm.learning_rate", "0.5", ["learning_rate", "valid number"]),
@@ -182,6 +186,22 @@ def test_metrics_budget_without_privacy_is_refused() -> None:
 def test_sums_that_cannot_fit_a_lane_are_refused() -> None:
     document = changed(PRIVATE, "encoding", {"lanes": 2, "scale": 2**17})
     assert "24-bit lanes" in refused(document)
+
+
+def test_a_plan_chooses_among_the_sets_that_this_release_knows() -> None:
+    names = get_args(Encoding.model_fields["parameter_set"].annotation)
+    assert names == parameter_set_names()
+    for name in names:
+        plan = manifest(changed(PRIVATE, "encoding.parameter_set", name))
+        assert parse_manifest(canonical_bytes(plan)).encoding.parameters.name == name
+    assert manifest(PRIVATE).encoding.parameters is DEFAULT
+
+
+def test_a_set_with_narrower_lanes_bounds_the_scale() -> None:
+    fits = manifest(changed(PRIVATE, "encoding", {"lanes": 2, "scale": 20_000}))
+    assert fits.encoding.bits == 24
+    document = changed(PRIVATE, "encoding", {"lanes": 2, "scale": 20_000, "parameter_set": public_key_sets()[0]})
+    assert "must fit 22-bit lanes" in refused(document)
 
 
 def test_wire_form_is_canonical_and_bounded() -> None:

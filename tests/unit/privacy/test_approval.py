@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.common.errors import Code, FedmeshError
-from services.privacy.approval import Approval, ApproverKey, add_signature, require_approved
+from services.privacy.approval import Approval, ApproverKey, add_signature, read_approval, require_approved
 from services.privacy.budget import DEFAULT_LIMIT, Limit
 
 APPROVAL = Approval("north", "north-ward", 1.0, 1e-5)
@@ -18,7 +18,7 @@ APPROVERS = {key.name: key.public for key in (ADMIN, SECOND)}
 
 def signed(folder: Path, *keys: ApproverKey, approval: Approval = APPROVAL) -> Path:
     for key in keys:
-        add_signature(folder / "approval", approval, key)
+        add_signature(folder / "approval", approval, key, read_approval)
     return folder / "approval"
 
 
@@ -86,7 +86,7 @@ def test_a_file_that_is_none(tmp_path: Path, text: str) -> None:
 def test_nobody_signs_something_else_into_a_file(tmp_path: Path) -> None:
     path = signed(tmp_path, ADMIN)
     with pytest.raises(FedmeshError, match="something else"):
-        add_signature(path, Approval("north", "north-ward", 5.0, 1e-5), SECOND)
+        add_signature(path, Approval("north", "north-ward", 5.0, 1e-5), SECOND, read_approval)
 
 
 def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ def test_the_plan_of_a_cohort(hospitals: int, shares: int, colluders: int) -> No
     assert plan.accounted_delta <= 1e-6
 
 
+def test_fewer_colluders_need_less_noise_and_the_guarantee_says_so() -> None:
+    """f = 0: all eleven shares of the smallest sum count, so each is smaller; whoever knows one finds less."""
+    usual, none = (plan_noise(hospitals=15, colluders=f, **PLAN) for f in (4, 0))  # type: ignore[arg-type]
+    assert usual == plan_noise(hospitals=15, **PLAN)  # type: ignore[arg-type]
+    assert str(none.guarantee) == "(epsilon 0.5, delta 1e-06, f 0)"
+    assert none.sigma == pytest.approx(usual.sigma, rel=1e-6)
+    assert none.share_sigma == pytest.approx(none.sigma / math.sqrt(11))
+    assert none.share_sigma == pytest.approx(usual.share_sigma * math.sqrt(7 / 11), rel=1e-6)
+    assert none.epsilon_against(0) == pytest.approx(0.5, abs=1e-6)
+    assert usual.epsilon_against(0) < 0.5 < none.epsilon_against(1) < none.epsilon_against(4)
+    with pytest.raises(FedmeshError, match="larger roster"):
+        plan_noise(hospitals=4, colluders=2, **PLAN)  # type: ignore[arg-type]
+
+
 def test_the_live_epsilon_grows_to_the_promise() -> None:
     plan = plan_noise(hospitals=15, **PLAN)  # type: ignore[arg-type]
     spent = [plan.epsilon_after(k) for k in range(32)]

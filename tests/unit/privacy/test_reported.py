@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.privacy.budget import Limit
-from services.privacy.chain import CHARGED, RELEASED, RESERVED, Head, next_entry
+from services.privacy.chain import CHARGED, RECOVERED, RELEASED, RESERVED, Head, next_entry
 from services.privacy.reported import ReportedSpending
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -77,3 +77,16 @@ def test_entries_of_jobs_that_nobody_reserved_change_nothing() -> None:
     ledger.charge("unknown")
     ledger.write(RELEASED, job_id="unknown")
     assert ledger.left() == 0.5
+
+
+def test_a_recovery_counts_against_whichever_population_and_dates_what_was_before() -> None:
+    ledger = Ledger()
+    ledger.reserve("a", 0.1)
+    ledger.charge("a", NOW - timedelta(days=300))
+    ledger.write(RECOVERED, basis="approved", epsilon=0.2, delta=0.0)
+    assert ledger.left() == pytest.approx(0.2)
+    assert ledger.left(NOW + timedelta(days=364)) == pytest.approx(0.2)
+    assert ledger.left(NOW + timedelta(days=366)) == 0.5
+    empty = Ledger()
+    empty.write(RECOVERED, basis="all-spent", epsilon=100.0, delta=1.0)
+    assert empty.left() == 0.0

@@ -1,5 +1,6 @@
 """The registry's rules, without store or wire."""
 
+import base64
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -27,10 +28,13 @@ from services.registry.domain.rules import (
     parse_metrics,
     require_burnt_form,
     require_cohort,
+    require_epoch_for,
     require_quorum,
+    require_wanted_public_key,
 )
+from services.secure_sum.parameters import BFV_N4096_Q60_T44_PK_V1, DEFAULT
 from services.secure_sum.roster import MemberKeys, Roster, as_roster, found
-from services.secure_sum.statements import Signed
+from services.secure_sum.statements import PUBLIC_KEY_BYTES, Box, EpochStatement, Signed, parse
 from services.transparency.merkle import leaf_hash, node_hash
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -108,6 +112,46 @@ def test_an_epoch_is_due_at_once_and_then_by_age() -> None:
     assert due_epoch(published, newest, [], day, AT + day - hour) == (0, timedelta())
     assert due_epoch(published, newest, [], day, AT + day) == (8, timedelta())
     assert due_epoch(published, newest, [], day, AT + day + hour) == (8, hour)
+
+
+def an_epoch(roster: Roster, public_key: bytes | None) -> KeyEpoch:
+    statement = EpochStatement(
+        roster=roster.sha256,
+        epoch=7,
+        maker="h00",
+        parameter_set=DEFAULT.name,
+        public_key=None if public_key is None else base64.b64encode(public_key).decode(),
+        key_sha256="0" * 64,
+        content="",
+        boxes=tuple(Box(to=name, box="ab") for name in roster.ids),
+    )
+    return KeyEpoch(roster.sha256, 7, Signed("h00", statement.encode(), b""), AT)
+
+
+def test_a_plan_with_a_public_key_makes_an_epoch_with_one_due() -> None:
+    roster = a_roster(4)
+    published = PublishedRoster(roster, b"", {}, "", AT)
+    day, hour = timedelta(days=1), timedelta(hours=1)
+    without, having = an_epoch(roster, None), an_epoch(roster, bytes(PUBLIC_KEY_BYTES))
+    assert due_epoch(published, without, [], day, AT + 3 * hour, AT + hour) == (8, 2 * hour)
+    assert due_epoch(published, without, [], day, AT + 3 * hour, AT - hour) == (8, 3 * hour)
+    assert due_epoch(published, having, [], day, AT + 3 * hour, AT + hour) == (0, timedelta())
+    said = parse(EpochStatement, without.signed.statement)
+    require_wanted_public_key(said, None)
+    with pytest.raises(FedmeshError, match="needs a public key") as caught:
+        require_wanted_public_key(said, AT)
+    assert caught.value.code is Code.WRONG_STATE
+
+
+def test_no_attempt_opens_under_keys_that_cannot_encrypt_for_the_plan() -> None:
+    roster = a_roster(4)
+    without, having = an_epoch(roster, None), an_epoch(roster, bytes(PUBLIC_KEY_BYTES))
+    public = replace(a_plan(private=False), parameter_set=BFV_N4096_Q60_T44_PK_V1.name)
+    require_epoch_for(a_plan(private=False), without)
+    require_epoch_for(public, having)
+    with pytest.raises(FedmeshError, match="key epoch 7 has no public key") as caught:
+        require_epoch_for(public, without)
+    assert caught.value.code is Code.SERVICE_UNAVAILABLE
 
 
 def test_a_member_whose_standing_changed_makes_an_epoch_due() -> None:

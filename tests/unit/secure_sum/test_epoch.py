@@ -1,4 +1,5 @@
 import base64
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -7,8 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from services.common.errors import Code, FedmeshError
-from services.secure_sum import epoch, secret
+from services.secure_sum import derive, epoch, secret
 from services.secure_sum.epoch import EpochKeys
+from services.secure_sum.public_key import PublicKey
 from services.secure_sum.roster import MemberKeys, Roster
 from services.secure_sum.statements import Box, EpochStatement, Signed, parse, sign
 from tests.support.secure_sum import HASH, make_keys, make_roster
@@ -135,10 +137,10 @@ def test_boxes_are_for_at_least_t_members_and_the_maker(published: tuple[EpochKe
     refused(Code.STATEMENT_INVALID, epoch.check_epoch, again(signed, roster=HASH), ROSTER)
 
 
-def craft(state_key: bytes, group_key: bytes, said: str | None = None) -> Signed:
+def craft(state_key: bytes, group_key: bytes, said: str | None = None, public: bytes = b"") -> Signed:
     """What a maker could publish that encrypts properly but not what it should."""
     context_keys = EpochKeys(ROSTER.sha256, 3, group_key, state_key, "")
-    digest = said or epoch._digest(ROSTER.sha256, 3, state_key, group_key)
+    digest = said or epoch._digest(ROSTER.sha256, 3, state_key, group_key, public)
     params = "bfv-n4096-q60-t48-v2"
     context = epoch._context(ROSTER.sha256, 3, MAKER.hospital_id, params, digest)
     content_key = bytes(32)
@@ -151,6 +153,7 @@ def craft(state_key: bytes, group_key: bytes, said: str | None = None) -> Signed
         epoch=3,
         maker=MAKER.hospital_id,
         parameter_set=params,
+        public_key=base64.b64encode(public).decode() if public else None,
         key_sha256=digest,
         content=base64.b64encode(content).decode(),
         boxes=boxes,
@@ -195,3 +198,62 @@ def test_a_retired_epoch_keeps_its_state_key_only(published: tuple[EpochKeys, Si
 def test_a_roster_of_another_consortium_does_not_open(published: tuple[EpochKeys, Signed]) -> None:
     other: Roster = make_roster(make_keys(4))
     refused(Code.STATEMENT_INVALID, epoch.open_epoch, published[1], KEYS[1], other)
+
+
+@pytest.fixture(scope="module")
+def public() -> tuple[EpochKeys, Signed]:
+    return epoch.make_epoch(MAKER, ROSTER, 3, public=True)
+
+
+def test_an_epoch_with_a_public_key_is_opened_kept_and_retired(public: tuple[EpochKeys, Signed]) -> None:
+    made, signed = public
+    assert all(epoch.open_epoch(signed, keys, ROSTER) == made for keys in KEYS)
+    assert len(signed.statement) < EpochStatement.MAX_BYTES - 64 * 300, "with as many members as there may be too"
+    data = made.to_bytes()
+    assert EpochKeys.from_bytes(data) == made
+    for i in (5, 60, 100, 20_000, len(data) - 1):
+        refused(Code.DATA_INVALID, EpochKeys.from_bytes, data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
+    refused(Code.DATA_INVALID, EpochKeys.from_bytes, data[: len(data) - len(made.group_key)])
+    retired = made.without_group_key()
+    assert (retired.group_key, retired.public_key) == (b"", None)
+    assert EpochKeys.from_bytes(retired.to_bytes()) == retired
+    refused(Code.WRONG_STATE, retired.require_public_key)
+
+
+def test_the_public_key_is_in_the_clear_for_whoever_only_encrypts(public: tuple[EpochKeys, Signed]) -> None:
+    made, signed = public
+    said = epoch.check_epoch(signed, ROSTER)
+    assert PublicKey.from_bytes(said.public_key_bytes()) == made.require_public_key()
+
+
+def test_an_epoch_without_a_public_key_is_spelled_and_hashed_as_before_there_were_any(
+    published: tuple[EpochKeys, Signed],
+) -> None:
+    made, signed = published
+    assert set(json.loads(signed.statement)) == {
+        "boxes", "content", "epoch", "key_sha256", "maker", "parameter_set", "roster", "type",
+    }  # fmt: skip
+    keys = (made.state_key, made.group_key)
+    assert made.sha256 == derive.digest(b"fedmesh epoch keys v1", ROSTER.sha256, "3", *keys).hex()
+    assert made.to_bytes()[4:6] == b"\0\1"
+    error = refused(Code.WRONG_STATE, made.require_public_key)
+    assert "has no public key" in error.message
+
+
+def test_a_public_key_that_does_not_fit_names_the_maker(
+    public: tuple[EpochKeys, Signed], published: tuple[EpochKeys, Signed]
+) -> None:
+    made, signed = public
+    other = secret.make_public_key(secret.generate_group_key())
+    foreign = base64.b64encode(other.data).decode()
+    not_below_q = base64.b64encode(b"\xff" * len(other.data)).decode()
+    crafted = [craft(made.state_key, made.group_key, public=key) for key in (other.data, b"\xff" * len(other.data))]
+    moved = [again(signed, public_key=key) for key in (None, foreign, not_below_q)]
+    for bad in (*crafted, *moved, again(published[1], public_key=foreign)):
+        error = refused(Code.STATEMENT_INVALID, epoch.open_epoch, bad, KEYS[1], ROSTER)
+        assert error.detail["culprit"] == MAKER.hospital_id
+
+
+@pytest.mark.parametrize("key", ["", "AA==", "=", "\u00e4"])
+def test_a_public_key_of_another_length_is_no_statement(public: tuple[EpochKeys, Signed], key: str) -> None:
+    refused(Code.STATEMENT_INVALID, epoch.check_epoch, again(public[1], public_key=key), ROSTER)

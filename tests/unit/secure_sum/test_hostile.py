@@ -12,8 +12,9 @@ from tenseal import sealapi
 from services.common.errors import Code, FedmeshError
 from services.secure_sum import public, seal, secret, uniform, wire
 from services.secure_sum.disposable import DisposablePool
-from services.secure_sum.parameters import DEFAULT
-from services.secure_sum.wire import layout_of
+from services.secure_sum.encryption import PublicEncryptor
+from services.secure_sum.parameters import BFV_N4096_Q60_T44_PK_V1, DEFAULT
+from services.secure_sum.wire import Layout, layout_of
 from tests.support.seal_keys import load_key
 
 Q = DEFAULT.coeff_modulus
@@ -23,6 +24,10 @@ UPLOAD = next(secret.encrypt_segments(np.arange(8192, dtype=np.int64), KEY, LAYO
 ZERO = np.zeros(4096, dtype=np.uint64)
 SUM = public.sum_segment(LAYOUT, 0, [UPLOAD], ZERO)
 C0_BYTES = wire.packed_size(4096)
+SEEDED, WHOLE = (C0_BYTES, uniform.SEED_BYTES), (2 * C0_BYTES, 0)
+"""Bytes of coefficients and of seeds in a segment of one ciphertext, without and with a public key."""
+PUBLIC_LAYOUT = layout_of(BFV_N4096_Q60_T44_PK_V1.name, 8192, 2)
+PUBLIC_UPLOAD = next(PublicEncryptor(secret.make_public_key(KEY)).zeros(PUBLIC_LAYOUT))
 
 
 @pytest.fixture
@@ -31,27 +36,25 @@ async def pool() -> AsyncIterator[DisposablePool]:
         yield made
 
 
-def check(segments: Sequence[bytes]) -> bytes:
+def check(segments: Sequence[bytes], layout: Layout = LAYOUT) -> bytes:
     """Runs in the child: one byte a segment, 1 when it is accepted, 0 when it is refused as it should be."""
     accepted = bytearray()
+    before = bytes(layout.upload_segment_bytes(0))
     for segment in segments:
         try:
-            public.check_segment(LAYOUT, 0, segment)
-            public.sum_segment(LAYOUT, 0, [UPLOAD_OF_CHILD, segment], ZERO)
+            public.check_segment(layout, 0, segment)
+            public.sum_segment(layout, 0, [before, segment], ZERO)
             accepted.append(1)
         except FedmeshError as error:
             accepted.append(0 if error.code is Code.CIPHERTEXT_INVALID else 2)
     return bytes(accepted)
 
 
-UPLOAD_OF_CHILD = bytes(LAYOUT.upload_segment_bytes(0))
-
-
-def well_formed(segment: bytes) -> bool:
-    """What the layout says, told without the code under test: Python integers only."""
-    if len(segment) != C0_BYTES + uniform.SEED_BYTES:
+def well_formed(segment: bytes, packed: int = C0_BYTES, seeds: int = uniform.SEED_BYTES) -> bool:
+    """What the layout says, told without the code under test: Python integers only. packed: bytes of coefficients."""
+    if len(segment) != packed + seeds:
         return False
-    for start in range(0, C0_BYTES, 15):
+    for start in range(0, packed, 15):
         pair = int.from_bytes(segment[start : start + 15], "little")
         if pair & (2**60 - 1) >= Q or pair >> 60 >= Q:
             return False
@@ -169,13 +172,15 @@ def structured(rng: random.Random) -> Iterator[bytes]:
         yield (seal_bytes + bytes(whole))[cut : cut + whole - 1]
 
 
-async def hostile(pool: DisposablePool, segments: list[bytes]) -> tuple[int, int]:
+async def hostile(
+    pool: DisposablePool, segments: list[bytes], layout: Layout = LAYOUT, form: tuple[int, int] = SEEDED
+) -> tuple[int, int]:
     """Refused and accepted; only well-formed ones may be accepted, and the worker must live through all."""
     before = await pool.run(own_pid)
     accepted = b""
     for start in range(0, len(segments), 50):
-        accepted += await pool.run(check, segments[start : start + 50])
-    assert list(accepted) == [int(well_formed(segment)) for segment in segments]
+        accepted += await pool.run(check, segments[start : start + 50], layout)
+    assert list(accepted) == [int(well_formed(segment, *form)) for segment in segments]
     assert await pool.run(own_pid) == before
     return accepted.count(0), accepted.count(1)
 
@@ -197,5 +202,36 @@ async def test_mutations_never_crash_a_worker_and_only_well_formed_ones_pass(poo
     rng = random.Random(20240607)
     refused, accepted = await hostile(pool, [mutate(UPLOAD, rng) for _ in range(count)])
     # A flipped bit leaves a segment that is well-formed: what catches it is the hash in the signed statement.
+    assert refused > count // 4
+    assert accepted > count // 4
+
+
+@pytest.mark.parametrize("place", [0, C0_BYTES - 15, C0_BYTES, 2 * C0_BYTES - 15], ids=["c0", "c0 end", "c1", "c1 end"])
+@pytest.mark.parametrize("pair", [Q, Q << 60, 2**120 - 1], ids=["even", "odd", "both"])
+def test_both_polynomials_of_an_upload_under_a_public_key_are_checked(place: int, pair: int) -> None:
+    bad = PUBLIC_UPLOAD[:place] + pair.to_bytes(15, "little") + PUBLIC_UPLOAD[place + 15 :]
+    for call in (
+        lambda: public.check_segment(PUBLIC_LAYOUT, 0, bad),
+        lambda: public.add_mask(PUBLIC_LAYOUT, 0, bad, ZERO),
+        lambda: public.sum_segment(PUBLIC_LAYOUT, 0, [PUBLIC_UPLOAD, bad], ZERO),
+    ):
+        with pytest.raises(FedmeshError, match="not below the ciphertext modulus") as caught:
+            call()
+        assert caught.value.code is Code.CIPHERTEXT_INVALID
+    assert caught.value.detail["position"] == "1"
+
+
+def test_an_upload_of_the_other_set_is_refused() -> None:
+    for layout, upload in ((PUBLIC_LAYOUT, UPLOAD), (LAYOUT, PUBLIC_UPLOAD)):
+        with pytest.raises(FedmeshError, match="bytes, expected") as caught:
+            public.check_segment(layout, 0, upload)
+        assert caught.value.code is Code.CIPHERTEXT_INVALID
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(5_000, marks=pytest.mark.slow)])
+async def test_mutations_under_a_public_key_never_crash_a_worker(pool: DisposablePool, count: int) -> None:
+    rng = random.Random(20261128)
+    segments = [mutate(PUBLIC_UPLOAD, rng) for _ in range(count)]
+    refused, accepted = await hostile(pool, segments, PUBLIC_LAYOUT, WHOLE)
     assert refused > count // 4
     assert accepted > count // 4

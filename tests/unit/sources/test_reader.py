@@ -122,6 +122,32 @@ def test_wrong_cells_are_counted_and_placed_but_not_quoted(tmp_path: Path, row: 
         assert value not in error.message
 
 
+@pytest.mark.parametrize("value", ["'NaN'::DOUBLE", "'Infinity'::FLOAT", "'-Infinity'::DOUBLE"])
+def test_typed_numbers_that_are_not_finite_are_refused(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "typed.parquet"
+    duckdb.sql(
+        f"""COPY (SELECT 7 AS encounter, 12 AS patient, 'yes' AS outcome, NULL::VARCHAR AS "left",
+        {value} AS age, 3 AS visits, 420 AS ward, 'No' AS urgent) TO '{path}' (FORMAT parquet)"""
+    )
+    error = refused(path)
+    assert error.detail == {"column": "age", "count": "1", "row": "1"}
+    assert "is not a finite number" in error.message
+
+
+@pytest.mark.parametrize(
+    ("ward", "reason"), [("Z", "belongs to none of the levels: 'a', 'heart'"), ("?", "is missing")]
+)
+def test_a_category_outside_the_schema_is_refused_where_the_schema_says_so(
+    tmp_path: Path, ward: str, reason: str
+) -> None:
+    strict = manifest(changed(PRIVATE, "feature_schema.columns.2.others", "refuse"))
+    path = csv_file(tmp_path, "e1,p1,yes,home,70,3,A,Yes", f"e2,p2,no,home,30,1,{ward},Yes")
+    with pytest.raises(FedmeshError) as caught:
+        read_dataset(path, strict)
+    assert caught.value.detail == {"column": "ward", "count": "1", "row": "2"}
+    assert reason in caught.value.message
+
+
 def test_all_wrong_cells_are_counted(tmp_path: Path) -> None:
     error = refused(csv_file(tmp_path, *(f"e{i},p{i},no,home,x{i % 2},1,A,Yes" for i in range(7))))
     assert error.detail == {"column": "age", "count": "7", "row": "1"}
@@ -314,7 +340,8 @@ def test_files_are_read_as_one_and_errors_name_the_file(tmp_path: Path) -> None:
 
 def test_a_patient_in_two_files_is_refused_unless_merged(tmp_path: Path) -> None:
     first = csv_file(tmp_path, *ROWS, name="a.csv")
-    second = csv_file(tmp_path, "e5,p1,yes,home,40,1,A,No", name="b.csv")
+    # Blanks around an id are no part of it.
+    second = csv_file(tmp_path, "e5, p1 ,yes,home,40,1,A,No", name="b.csv")
     with pytest.raises(FedmeshError) as caught:
         read_dataset(FileSource((first, second)), PLAN)
     assert "1 patient id stands in more than one file" in caught.value.message

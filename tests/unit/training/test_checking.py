@@ -15,6 +15,7 @@ from services.hospital_node.sources.dataset import Dataset, SplitName
 from services.hospital_node.training.checking import attack_auc, find
 from services.hospital_node.training.trainer import Trainer, segments
 from services.plans.manifest import PlanManifest, plan_id
+from tests.support.family_plans import DOCUMENTS
 from tests.support.tiny_plan import PRIVATE, dataset, manifest
 from tests.unit.training.test_trainer import some_state
 
@@ -25,6 +26,7 @@ CHECKS: dict[str, Any] = {
     "subgroups": [{"column": "ward"}, {"column": "age", "bands": [40, 65]}],
 }
 PLAN = manifest({**PRIVATE, "rounds": {"count": 5}, "checks": CHECKS})
+MLP = manifest({**DOCUMENTS["mlp-private"], "name": "mlp-private", "rounds": {"count": 5}, "checks": CHECKS})
 BINS = 8
 UNITS = PLAN.encoding.metrics_units
 WARDS, AGES = 3, 3
@@ -51,14 +53,15 @@ def test_the_plan_trains_as_without_checks() -> None:
     )
 
 
-def test_the_measuring_round_counts_each_encounter_once_in_every_part(cache: Path) -> None:
+@pytest.mark.parametrize("plan", [PLAN, MLP], ids=["logistic", "mlp"])
+def test_the_measuring_round_counts_each_encounter_once_in_every_part(cache: Path, plan: PlanManifest) -> None:
     data = grouped()
-    state = some_state(PLAN.without_checks)
-    trainer = Trainer(PLAN, data, cache)
+    state = some_state(plan.without_checks)
+    trainer = Trainer(plan, data, cache)
     vector = trainer.contribution(state.to_bytes(), 5)
-    assert vector.shape == (PLAN.vector_length,)
-    assert not vector[: PLAN.train_length].any()
-    metrics, groups, members = parts(PLAN, vector)
+    assert vector.shape == (plan.vector_length,)
+    assert not vector[: plan.train_length].any()
+    metrics, groups, members = parts(plan, vector)
     # One encounter of each validation patient, two of each training patient at most.
     assert metrics.sum() == data.rows(SplitName.VALIDATION).patients
     for column, last in ((groups[:WARDS], WARDS), (groups[WARDS:], AGES)):
@@ -70,8 +73,8 @@ def test_the_measuring_round_counts_each_encounter_once_in_every_part(cache: Pat
     # In the other rounds these parts are zero, whatever the data.
     for number in (1, 4):
         other = trainer.contribution(state.to_bytes(), number)
-        assert not other[PLAN.train_length + PLAN.metrics_length :].any()
-        assert other[: PLAN.train_length].any()
+        assert not other[plan.train_length + plan.metrics_length :].any()
+        assert other[: plan.train_length].any()
 
 
 def test_no_patient_exceeds_the_sensitivity_of_its_part(cache: Path) -> None:

@@ -16,7 +16,7 @@ from fedmesh.common.v1 import access_pb2 as fedmesh_dot_common_dot_v1_dot_access
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fedmesh/registry/v1/membership.proto\x12\x13\x66\x65\x64mesh.registry.v1\x1a\x1e\x66\x65\x64mesh/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x03\n\x10MembershipChange\x12\x11\n\tchange_id\x18\x01 \x01(\t\x12\x37\n\x04kind\x18\x02 \x01(\x0e\x32).fedmesh.registry.v1.MembershipChangeKind\x12\x13\n\x0bhospital_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x13\n\x0bproposed_by\x18\x05 \x01(\t\x12/\n\x0bproposed_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61pproved_by\x18\x08 \x01(\t\x12/\n\x0b\x61pproved_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10token_expires_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07valid_s\x18\x0b \x01(\r\"\xb9\x01\n\x1eProposeMembershipChangeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x37\n\x04kind\x18\x02 \x01(\x0e\x32).fedmesh.registry.v1.MembershipChangeKind\x12\x13\n\x0bhospital_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x14\n\x0ctoken_sha256\x18\x05 \x01(\t\x12\x0f\n\x07valid_s\x18\x06 \x01(\r\"X\n\x1fProposeMembershipChangeResponse\x12\x35\n\x06\x63hange\x18\x01 \x01(\x0b\x32%.fedmesh.registry.v1.MembershipChange\"G\n\x1e\x41pproveMembershipChangeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tchange_id\x18\x02 \x01(\t\"X\n\x1f\x41pproveMembershipChangeResponse\x12\x35\n\x06\x63hange\x18\x01 \x01(\x0b\x32%.fedmesh.registry.v1.MembershipChange\"\x1e\n\x1cListMembershipChangesRequest\"W\n\x1dListMembershipChangesResponse\x12\x36\n\x07\x63hanges\x18\x01 \x03(\x0b\x32%.fedmesh.registry.v1.MembershipChange*\xaa\x01\n\x14MembershipChangeKind\x12&\n\"MEMBERSHIP_CHANGE_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dMEMBERSHIP_CHANGE_KIND_INVITE\x10\x01\x12$\n MEMBERSHIP_CHANGE_KIND_REINSTATE\x10\x02\x12!\n\x1dMEMBERSHIP_CHANGE_KIND_REMOVE\x10\x03\x32\xd1\x03\n\x11MembershipService\x12\x92\x01\n\x17ProposeMembershipChange\x12\x33.fedmesh.registry.v1.ProposeMembershipChangeRequest\x1a\x34.fedmesh.registry.v1.ProposeMembershipChangeResponse\"\x0c\xca\xc1\x18\x08\n\x01\x02\x1a\x01\x03 \x01\x12\x94\x01\n\x17\x41pproveMembershipChange\x12\x33.fedmesh.registry.v1.ApproveMembershipChangeRequest\x1a\x34.fedmesh.registry.v1.ApproveMembershipChangeResponse\"\x0e\xca\xc1\x18\n\n\x01\x02\x1a\x01\x03 \x01(\x01\x12\x8f\x01\n\x15ListMembershipChanges\x12\x31.fedmesh.registry.v1.ListMembershipChangesRequest\x1a\x32.fedmesh.registry.v1.ListMembershipChangesResponse\"\x0f\x90\x02\x01\xca\xc1\x18\x08\n\x01\x02\x1a\x03\x03\x04\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fedmesh/registry/v1/membership.proto\x12\x13\x66\x65\x64mesh.registry.v1\x1a\x1e\x66\x65\x64mesh/common/v1/access.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x03\n\x10MembershipChange\x12\x11\n\tchange_id\x18\x01 \x01(\t\x12\x37\n\x04kind\x18\x02 \x01(\x0e\x32).fedmesh.registry.v1.MembershipChangeKind\x12\x13\n\x0bhospital_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x13\n\x0bproposed_by\x18\x05 \x01(\t\x12/\n\x0bproposed_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x61pproved_by\x18\x08 \x01(\t\x12/\n\x0b\x61pproved_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10token_expires_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07valid_s\x18\x0b \x01(\r\x12\x11\n\tovertaken\x18\x0c \x01(\x08\"\xb9\x01\n\x1eProposeMembershipChangeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x37\n\x04kind\x18\x02 \x01(\x0e\x32).fedmesh.registry.v1.MembershipChangeKind\x12\x13\n\x0bhospital_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x14\n\x0ctoken_sha256\x18\x05 \x01(\t\x12\x0f\n\x07valid_s\x18\x06 \x01(\r\"X\n\x1fProposeMembershipChangeResponse\x12\x35\n\x06\x63hange\x18\x01 \x01(\x0b\x32%.fedmesh.registry.v1.MembershipChange\"G\n\x1e\x41pproveMembershipChangeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tchange_id\x18\x02 \x01(\t\"X\n\x1f\x41pproveMembershipChangeResponse\x12\x35\n\x06\x63hange\x18\x01 \x01(\x0b\x32%.fedmesh.registry.v1.MembershipChange\"\x1e\n\x1cListMembershipChangesRequest\"W\n\x1dListMembershipChangesResponse\x12\x36\n\x07\x63hanges\x18\x01 \x03(\x0b\x32%.fedmesh.registry.v1.MembershipChange*\xaa\x01\n\x14MembershipChangeKind\x12&\n\"MEMBERSHIP_CHANGE_KIND_UNSPECIFIED\x10\x00\x12!\n\x1dMEMBERSHIP_CHANGE_KIND_INVITE\x10\x01\x12$\n MEMBERSHIP_CHANGE_KIND_REINSTATE\x10\x02\x12!\n\x1dMEMBERSHIP_CHANGE_KIND_REMOVE\x10\x03\x32\xd1\x03\n\x11MembershipService\x12\x92\x01\n\x17ProposeMembershipChange\x12\x33.fedmesh.registry.v1.ProposeMembershipChangeRequest\x1a\x34.fedmesh.registry.v1.ProposeMembershipChangeResponse\"\x0c\xca\xc1\x18\x08\n\x01\x02\x1a\x01\x03 \x01\x12\x94\x01\n\x17\x41pproveMembershipChange\x12\x33.fedmesh.registry.v1.ApproveMembershipChangeRequest\x1a\x34.fedmesh.registry.v1.ApproveMembershipChangeResponse\"\x0e\xca\xc1\x18\n\n\x01\x02\x1a\x01\x03 \x01(\x01\x12\x8f\x01\n\x15ListMembershipChanges\x12\x31.fedmesh.registry.v1.ListMembershipChangesRequest\x1a\x32.fedmesh.registry.v1.ListMembershipChangesResponse\"\x0f\x90\x02\x01\xca\xc1\x18\x08\n\x01\x02\x1a\x03\x03\x04\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -29,22 +29,22 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_MEMBERSHIPSERVICE'].methods_by_name['ApproveMembershipChange']._serialized_options = b'\312\301\030\n\n\001\002\032\001\003 \001(\001'
   _globals['_MEMBERSHIPSERVICE'].methods_by_name['ListMembershipChanges']._options = None
   _globals['_MEMBERSHIPSERVICE'].methods_by_name['ListMembershipChanges']._serialized_options = b'\220\002\001\312\301\030\010\n\001\002\032\003\003\004\005'
-  _globals['_MEMBERSHIPCHANGEKIND']._serialized_start=1082
-  _globals['_MEMBERSHIPCHANGEKIND']._serialized_end=1252
+  _globals['_MEMBERSHIPCHANGEKIND']._serialized_start=1101
+  _globals['_MEMBERSHIPCHANGEKIND']._serialized_end=1271
   _globals['_MEMBERSHIPCHANGE']._serialized_start=127
-  _globals['_MEMBERSHIPCHANGE']._serialized_end=517
-  _globals['_PROPOSEMEMBERSHIPCHANGEREQUEST']._serialized_start=520
-  _globals['_PROPOSEMEMBERSHIPCHANGEREQUEST']._serialized_end=705
-  _globals['_PROPOSEMEMBERSHIPCHANGERESPONSE']._serialized_start=707
-  _globals['_PROPOSEMEMBERSHIPCHANGERESPONSE']._serialized_end=795
-  _globals['_APPROVEMEMBERSHIPCHANGEREQUEST']._serialized_start=797
-  _globals['_APPROVEMEMBERSHIPCHANGEREQUEST']._serialized_end=868
-  _globals['_APPROVEMEMBERSHIPCHANGERESPONSE']._serialized_start=870
-  _globals['_APPROVEMEMBERSHIPCHANGERESPONSE']._serialized_end=958
-  _globals['_LISTMEMBERSHIPCHANGESREQUEST']._serialized_start=960
-  _globals['_LISTMEMBERSHIPCHANGESREQUEST']._serialized_end=990
-  _globals['_LISTMEMBERSHIPCHANGESRESPONSE']._serialized_start=992
-  _globals['_LISTMEMBERSHIPCHANGESRESPONSE']._serialized_end=1079
-  _globals['_MEMBERSHIPSERVICE']._serialized_start=1255
-  _globals['_MEMBERSHIPSERVICE']._serialized_end=1720
+  _globals['_MEMBERSHIPCHANGE']._serialized_end=536
+  _globals['_PROPOSEMEMBERSHIPCHANGEREQUEST']._serialized_start=539
+  _globals['_PROPOSEMEMBERSHIPCHANGEREQUEST']._serialized_end=724
+  _globals['_PROPOSEMEMBERSHIPCHANGERESPONSE']._serialized_start=726
+  _globals['_PROPOSEMEMBERSHIPCHANGERESPONSE']._serialized_end=814
+  _globals['_APPROVEMEMBERSHIPCHANGEREQUEST']._serialized_start=816
+  _globals['_APPROVEMEMBERSHIPCHANGEREQUEST']._serialized_end=887
+  _globals['_APPROVEMEMBERSHIPCHANGERESPONSE']._serialized_start=889
+  _globals['_APPROVEMEMBERSHIPCHANGERESPONSE']._serialized_end=977
+  _globals['_LISTMEMBERSHIPCHANGESREQUEST']._serialized_start=979
+  _globals['_LISTMEMBERSHIPCHANGESREQUEST']._serialized_end=1009
+  _globals['_LISTMEMBERSHIPCHANGESRESPONSE']._serialized_start=1011
+  _globals['_LISTMEMBERSHIPCHANGESRESPONSE']._serialized_end=1098
+  _globals['_MEMBERSHIPSERVICE']._serialized_start=1274
+  _globals['_MEMBERSHIPSERVICE']._serialized_end=1739
 # @@protoc_insertion_point(module_scope)

@@ -65,6 +65,7 @@ class MembershipChange(google.protobuf.message.Message):
     APPROVED_AT_FIELD_NUMBER: builtins.int
     TOKEN_EXPIRES_AT_FIELD_NUMBER: builtins.int
     VALID_S_FIELD_NUMBER: builtins.int
+    OVERTAKEN_FIELD_NUMBER: builtins.int
     change_id: builtins.str
     """The id of the request that proposed it."""
     kind: global___MembershipChangeKind.ValueType
@@ -79,6 +80,8 @@ class MembershipChange(google.protobuf.message.Message):
     """Who approved it: a SPIFFE id; empty while nobody has."""
     valid_s: builtins.int
     """For an invitation: for how many seconds the token may be used from the approval on."""
+    overtaken: builtins.bool
+    """Whether the hospital's standing was decided anew since, so that this cannot be approved any more."""
     @property
     def proposed_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When, UTC."""
@@ -109,9 +112,10 @@ class MembershipChange(google.protobuf.message.Message):
         approved_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         token_expires_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         valid_s: builtins.int = ...,
+        overtaken: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["approved_at", b"approved_at", "expires_at", b"expires_at", "proposed_at", b"proposed_at", "token_expires_at", b"token_expires_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["approved_at", b"approved_at", "approved_by", b"approved_by", "change_id", b"change_id", "expires_at", b"expires_at", "hospital_id", b"hospital_id", "kind", b"kind", "proposed_at", b"proposed_at", "proposed_by", b"proposed_by", "reason", b"reason", "token_expires_at", b"token_expires_at", "valid_s", b"valid_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["approved_at", b"approved_at", "approved_by", b"approved_by", "change_id", b"change_id", "expires_at", b"expires_at", "hospital_id", b"hospital_id", "kind", b"kind", "overtaken", b"overtaken", "proposed_at", b"proposed_at", "proposed_by", b"proposed_by", "reason", b"reason", "token_expires_at", b"token_expires_at", "valid_s", b"valid_s"]) -> None: ...
 
 global___MembershipChange = MembershipChange
 

@@ -646,12 +646,15 @@ class GetEpochResponse(google.protobuf.message.Message):
     DUE_FOR_S_FIELD_NUMBER: builtins.int
     ROSTER_SHA256_FIELD_NUMBER: builtins.int
     BARRED_FIELD_NUMBER: builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
     due: builtins.int
     """The number that is due to be made now; 0 when none is."""
     due_for_s: builtins.float
     """For how long it has been due, seconds: members answer in turn."""
     roster_sha256: builtins.str
     """The present roster, SHA-256 in hex; empty when there is none."""
+    public_key: builtins.bool
+    """Whether the next epoch must have a public key, because an approved plan encrypts with one."""
     @property
     def epoch(self) -> fedmesh.common.v1.round_pb2.Signed:
         """The `epoch` statement; absent when there is none."""
@@ -668,9 +671,10 @@ class GetEpochResponse(google.protobuf.message.Message):
         due_for_s: builtins.float = ...,
         roster_sha256: builtins.str = ...,
         barred: collections.abc.Iterable[builtins.str] | None = ...,
+        public_key: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["epoch", b"epoch"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["barred", b"barred", "due", b"due", "due_for_s", b"due_for_s", "epoch", b"epoch", "roster_sha256", b"roster_sha256"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["barred", b"barred", "due", b"due", "due_for_s", b"due_for_s", "epoch", b"epoch", "public_key", b"public_key", "roster_sha256", b"roster_sha256"]) -> None: ...
 
 global___GetEpochResponse = GetEpochResponse
 
@@ -1844,7 +1848,7 @@ global___LedgerHead = LedgerHead
 
 @typing.final
 class LedgerEntry(google.protobuf.message.Message):
-    """One entry of a hospital's privacy ledger: a reservation, a charge or a release."""
+    """One entry of a hospital's privacy ledger: a reservation, a charge, a release, or a recovery after it was lost."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -6,7 +6,9 @@ SELECT v.visit, v.patient, v.kind, v.start_date, v.admission_type, v.admission_s
   -- An end after `until` is not known yet.
   CASE WHEN v.end_date <= coalesce(x.until, v.end_date) THEN v.end_date END AS end_date
 FROM visits v, extract x
-WHERE v.start_date IS NOT NULL AND v.start_date <= coalesce(x.until, v.start_date);
+WHERE v.start_date IS NOT NULL AND v.start_date <= coalesce(x.until, v.start_date)
+  -- What ended before it began was at neither time.
+  AND coalesce(v.end_date >= v.start_date, true);
 
 -- A stay: inpatient visits of a patient of which the next begins no later than the day on which the ones before ended.
 -- Such a transfer within the hospital is no readmission.
@@ -113,8 +115,8 @@ SELECT stay, ingredient,
   END AS course
 FROM (
   SELECT m.stay, g.ingredient,
-    min_by(m.dose, m.place) FILTER (m.dose IS NOT NULL) AS first_dose,
-    max_by(m.dose, m.place) FILTER (m.dose IS NOT NULL) AS last_dose
+    min_by(m.dose, m.place) FILTER (isfinite(m.dose)) AS first_dose,
+    max_by(m.dose, m.place) FILTER (isfinite(m.dose)) AS last_dose
   FROM stay_medications m JOIN ingredients g ON regexp_matches(m.name, g.pattern)
   GROUP BY m.stay, g.ingredient
 );
@@ -137,13 +139,14 @@ SELECT i.stay,
 FROM index_stays i LEFT JOIN stay_ingredients g USING (stay)
 GROUP BY i.stay;
 
--- HbA1c in percent (NGSP), glucose in mg/dL; a value in another unit, or in none, is not used. The highest counts.
+-- HbA1c in percent (NGSP), glucose in mg/dL; a value in another unit, or in none, is not used, nor one that is not finite: NaN
+-- is above every number here. The highest counts.
 CREATE TABLE stay_lab_columns AS
 SELECT stay, count(*) AS num_lab_procedures,
   max(CASE unit WHEN '%' THEN value WHEN 'mmol/mol' THEN 0.09148 * value + 2.152 END)
-    FILTER (loinc IN ('4548-4', '17856-6', '59261-8')) AS a1c,
+    FILTER (isfinite(value) AND loinc IN ('4548-4', '17856-6', '59261-8')) AS a1c,
   max(CASE unit WHEN 'mg/dL' THEN value WHEN 'mmol/L' THEN 18.016 * value END)
-    FILTER (loinc IN ('2345-7', '2339-0', '14749-6')) AS glucose
+    FILTER (isfinite(value) AND loinc IN ('2345-7', '2339-0', '14749-6')) AS glucose
 FROM (
   SELECT i.stay, l.*
   FROM index_stays i JOIN stay_visits v USING (patient, stay_number) JOIN labs l ON l.visit = v.visit

@@ -20,8 +20,12 @@ SELECT
     WHEN race IN ('2076-8', '1002-5', '2131-1') THEN 'Other'
   END AS race,
   CAST(left(deceased_date, 10) AS DATE) AS death_date,
-  -- FHIR does not say how long a patient was observed: until the last day that the export knows of.
-  (SELECT max(CAST(left(coalesce(end_time, start_time), 10) AS DATE)) FROM fhir_encounter) AS followed_until
+  -- FHIR does not say how long a patient was observed: until the last day that the export knows of. A day that is still to
+  -- come is a mistyped year.
+  (
+    SELECT max(day) FROM (SELECT CAST(left(coalesce(end_time, start_time), 10) AS DATE) AS day FROM fhir_encounter), extract
+    WHERE day <= coalesce(until, day)
+  ) AS followed_until
 FROM fhir_patient;
 
 CREATE VIEW visits AS
@@ -46,8 +50,13 @@ SELECT
     -- UB-04 patient discharge status, as US Core has it.
     WHEN regexp_matches(discharge, '^[0-9]+$') THEN CASE CAST(discharge AS INTEGER)
       WHEN 1 THEN '1' WHEN 2 THEN '2' WHEN 3 THEN '3' WHEN 4 THEN '4' WHEN 5 THEN '5' WHEN 6 THEN '6' WHEN 7 THEN '7'
-      WHEN 9 THEN '9' WHEN 20 THEN '11' WHEN 30 THEN '12' WHEN 40 THEN '19' WHEN 41 THEN '20' WHEN 42 THEN '21'
+      WHEN 8 THEN '8' WHEN 9 THEN '9' WHEN 20 THEN '11' WHEN 30 THEN '12' WHEN 40 THEN '19' WHEN 41 THEN '20' WHEN 42 THEN '21'
       WHEN 50 THEN '13' WHEN 51 THEN '14' WHEN 61 THEN '15' WHEN 62 THEN '22' WHEN 63 THEN '23' WHEN 65 THEN '28'
+      WHEN 43 THEN '27' WHEN 64 THEN '24' WHEN 66 THEN '29' WHEN 70 THEN '30'
+      -- The same with a planned readmission.
+      WHEN 81 THEN '1' WHEN 82 THEN '2' WHEN 83 THEN '3' WHEN 84 THEN '4' WHEN 85 THEN '5' WHEN 86 THEN '6'
+      WHEN 88 THEN '27' WHEN 89 THEN '15' WHEN 90 THEN '22' WHEN 91 THEN '23' WHEN 92 THEN '24' WHEN 93 THEN '28'
+      WHEN 94 THEN '29' WHEN 95 THEN '30'
       ELSE '18' END
     -- http://terminology.hl7.org/CodeSystem/discharge-disposition
     ELSE CASE discharge

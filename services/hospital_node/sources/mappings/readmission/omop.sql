@@ -25,20 +25,25 @@ SELECT
   CAST(visit_occurrence_id AS VARCHAR) AS visit,
   CAST(person_id AS VARCHAR) AS patient,
   CASE
-    WHEN visit_concept_id IN (9201, 262, 8717) THEN 'inpatient'
-    WHEN visit_concept_id = 9203 THEN 'emergency'
-    WHEN visit_concept_id = 9202 THEN 'outpatient'
+    -- Intensive care (32037, 581379) may be a visit of its own: part of the stay, or going back to the ward would look like a
+    -- readmission.
+    WHEN visit_concept_id IN (9201, 262, 8717, 32037, 581379) THEN 'inpatient'
+    WHEN visit_concept_id IN (9203, 8870) THEN 'emergency'
+    -- Outpatient, office, outpatient hospital, at home, by telephone or video.
+    WHEN visit_concept_id IN (9202, 581477, 8756, 581476, 5083) THEN 'outpatient'
   END AS kind,
   visit_start_date AS start_date,
-  visit_end_date AS end_date,
+  -- 32220, still patient: the CDM dates the end of a visit that goes on with the day of the extract.
+  CASE WHEN coalesce(visit_type_concept_id, 0) <> 32220 THEN visit_end_date END AS end_date,
   -- 262: an emergency room visit that became an inpatient stay. Urgent and elective are not told apart in the CDM.
   CASE WHEN visit_concept_id = 262 THEN '1' END AS admission_type,
   CASE
     WHEN visit_concept_id = 262 OR admitted_from_concept_id IN (8870, 9203) THEN '7'
     WHEN admitted_from_concept_id IN (8717, 9201) THEN '4'
     WHEN admitted_from_concept_id IN (8863, 8676) THEN '5'
-    WHEN admitted_from_concept_id = 8940 THEN '1'
-    WHEN admitted_from_concept_id = 9202 THEN '2'
+    WHEN admitted_from_concept_id IN (8920, 8970, 8971) THEN '6'
+    WHEN admitted_from_concept_id IN (8940, 581477) THEN '1'
+    WHEN admitted_from_concept_id IN (9202, 8756) THEN '2'
   END AS admission_source,
   CASE
     -- No concept: the CDM's convention for "home, or not known".
@@ -63,8 +68,11 @@ SELECT
   CASE
     WHEN s.vocabulary_id IN ('ICD9CM') THEN 'ICD-9'
     WHEN s.vocabulary_id IN ('ICD10', 'ICD10CM', 'ICD10GM') THEN 'ICD-10'
-    -- A source value without a concept: ICD-9 begins with a digit, or with V and two digits.
-    WHEN s.concept_id IS NULL AND regexp_matches(c.condition_source_value, '^(V?[0-9]{2,3}(\.?[0-9]*)|E[0-9]{3}.*)$') THEN 'ICD-9'
+    -- A source value without a concept: ICD-9 begins with a digit, with V and two digits, with E9, or with E8 if a dot comes
+    -- after three digits. E1165, without its dot, is ICD-10's diabetes and no external cause.
+    WHEN s.concept_id IS NULL AND regexp_matches(
+      c.condition_source_value, '^(V?[0-9]{2,3}(\.?[0-9]*)|E8[0-9]{2}\.[0-9]|E9[0-9]{2}(\.?[0-9])?)$'
+    ) THEN 'ICD-9'
     WHEN s.concept_id IS NULL AND regexp_matches(c.condition_source_value, '^[A-Z][0-9][0-9A-Z]') THEN 'ICD-10'
   END AS system,
   -- Primary diagnosis, primary admission, primary discharge.
