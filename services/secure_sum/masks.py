@@ -17,7 +17,7 @@ from services.secure_sum.derive import MaskPlan, mask_key_pair, pair_key, seed_c
 from services.secure_sum.parameters import DEFAULT
 from services.secure_sum.wire import Layout
 
-__all__ = ["MaskPlan", "coefficients", "mask_key_pair", "pair_key", "seed_commitment", "self_key"]
+__all__ = ["MaskPlan", "coefficients", "mask_key_pair", "of_segment", "pair_key", "seed_commitment", "self_key"]
 
 _COEFFICIENT_BYTES: Final = 8
 _BLOCK_BYTES: Final = 64

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from services.secure_sum import masks, public, secret
-from services.secure_sum.encoding import Coefficients
+from services.secure_sum.encoding import Coefficients, contribution_limit
 from services.secure_sum.encryption import Encryptor, PublicEncryptor
 from services.secure_sum.epoch import EpochKeys
 from services.secure_sum.masks import MaskPlan
@@ -24,6 +24,8 @@ Segments = tuple[bytes, ...]
 
 RING_BITS: Final = 48
 RING: Final = 1 << RING_BITS
+LARGEST: Final = 10**6
+MOST_HOSPITALS: Final = 8
 
 
 def centred(value: int) -> int:
@@ -51,6 +53,8 @@ class Arithmetic(Protocol):
     length: int
     lanes: int
     parameter_set: str
+    largest: int
+    """|value| of a hospital at most, so that no sum of `MOST_HOSPITALS` leaves its lane."""
 
     def prepare(self) -> Segments:
         """Whatever a hospital makes before the group is known."""
@@ -74,6 +78,7 @@ class Plain:
 
     lanes = 1
     parameter_set = DEFAULT.name
+    largest = LARGEST
 
     def __init__(self, length: int = 8) -> None:
         self.length = length
@@ -109,6 +114,7 @@ class Encrypted:
         self.lanes = lanes
         self.parameter_set = parameter_set
         self.layout = layout_of(parameter_set, length, lanes)
+        self.largest = min(LARGEST, contribution_limit(self.layout.params, lanes, MOST_HOSPITALS))
         self._group_key = keys.group_key
         self._encryptor: Encryptor = secret.SecretEncryptor(keys.group_key)
         if self.layout.params.public_key:

@@ -91,7 +91,8 @@ class World:
         return Coordinator(self.registry, self.ciphertexts, self.roster, self.arithmetic, self.patient)
 
     def _draw(self, attempt: AttemptRef) -> Integers:
-        return tuple(self.random.randint(-(10**6), 10**6) for _ in range(self.arithmetic.length))
+        largest = self.arithmetic.largest
+        return tuple(self.random.randint(-largest, largest) for _ in range(self.arithmetic.length))
 
     # --- the run
 
