@@ -20,6 +20,7 @@ from services.common.errors import Code
 from services.common.grpc.client import call
 from services.common.ids import new_id
 from services.common.postgres import Database, migrate
+from services.privacy.chain import RECOVERED, next_entry
 from services.registry.domain.events import OWN_TYPES, PROMOTION_TYPES
 from services.registry.relay import Relay
 from services.transparency.checkpoint import generate_key, load_signing_key
@@ -36,7 +37,7 @@ from tests.integration.registry.harness import (
     running_registry,
     striking,
 )
-from tests.integration.registry.test_ledgers import chain, reporting
+from tests.integration.registry.test_ledgers import AT, chain, reporting
 from tests.support.requests import csr
 from tests.support.stores import PostgresDatabase
 
@@ -166,6 +167,7 @@ async def test_the_real_audit_log_takes_every_kind_of_event(postgres: PostgresDa
             await registry.survive(job, 2, attempt)
             await call(registry.service().CommitRound, burning(job, 2, attempt))
             ledger = chain(job.job_id)
+            ledger.append(next_entry(ledger[-1].head, RECOVERED, AT, basis="all-spent", epsilon=100.0, delta=1.0))
             for entries, head in ((ledger, None), ([], ledger[0].head)):
                 await call(registry.hospital("email").ReportLedger, reporting(entries, head, by="email"))
             request = pb.SetHospitalStatusRequest(
