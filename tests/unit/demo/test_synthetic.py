@@ -40,7 +40,7 @@ def test_hospitals_differ_in_size_and_case_mix(cohort: CohortFiles) -> None:
         rows = connection.execute(
             "select hospital, count(distinct e.patient_nbr), avg((discharge_disposition_id = '1')::int) "
             f"from '{cohort.encounters}' e join read_csv('{cohort.partition}', all_varchar = true) p "
-            "using (patient_nbr) group by 1 order by 1::int"
+            "using (patient_nbr) group by hospital order by hospital::int"
         ).fetchall()
     assert [patients for _h, patients, _share in rows] == list(SMALL)
     shares = [share for _h, _patients, share in rows]
