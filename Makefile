@@ -56,7 +56,7 @@ test-slow: $(SYNCED)  ## Run the tests that take minutes
 
 PEERS := .cache/bench-peers
 .PHONY: bench-peers
-bench-peers: $(SYNCED)  ## Secure sums of fedmesh, Flower and NVFlare side by side; fails when a limit is missed (an hour)
+bench-peers: $(SYNCED)  ## Secure sums of fedmesh, Flower and NVFlare side by side; fails when a limit is missed (half an hour; ARGS="--runs 1": a quarter)
 	@mkdir -p $(PEERS)
 	@for size in 2048 100000 1000000; do \
 	  $(RUN) fedmesh bench secure-sum --params $$size --rounds 3 --report $(PEERS)/fedmesh-$$size.json || exit 1; done
