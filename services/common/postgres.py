@@ -43,6 +43,9 @@ class Statements(Protocol):
 # frozen, or behind a network that lost it, says nothing at all: TCP goes on believing in it for a quarter of an hour.
 ANSWER_S: Final = 5.0
 CHECK_S: Final = 1.5
+# How long a service may say nothing in a transaction before PostgreSQL ends it: one that is frozen there keeps its
+# locks, the audit log's among them, and nothing but its own work is ever waited for there.
+IDLE_S: Final = 3.0
 # A connection that ended a transaction so recently is not asked whether it is there.
 TRUSTED_S: Final = 0.5
 # Calls that may wait for each connection of a pool. After an outage everybody comes at once: those beyond are refused
@@ -174,6 +177,8 @@ class Database:
             conninfo(config),
             min_size=1,
             max_size=config.pool_max,
+            # All connect at once: a server of several that is frozen costs each of them its `connect_timeout`.
+            num_workers=config.pool_max,
             timeout=_CONNECT_WAIT_S,
             open=False,
             check=self._check,
@@ -182,7 +187,7 @@ class Database:
             kwargs={
                 "autocommit": True,
                 "row_factory": dict_row,
-                "options": "-c statement_timeout=20000 -c idle_in_transaction_session_timeout=30000",
+                "options": f"-c statement_timeout=20000 -c idle_in_transaction_session_timeout={IDLE_S * 1000:.0f}",
                 "connect_timeout": 3,
             },
         )
@@ -335,7 +340,7 @@ async def store_errors() -> AsyncIterator[None]:
         raise FedmeshError(Code.STORE_FULL, "the database has no room: free disk space and try again") from error
     except (pg.SerializationFailure, pg.DeadlockDetected):
         raise
-    except (psycopg.OperationalError, PoolTimeout) as error:
+    except (psycopg.OperationalError, pg.IdleInTransactionSessionTimeout, PoolTimeout) as error:
         raise FedmeshError(Code.STORE_UNAVAILABLE, "the database cannot be reached: try again") from error
 
 

@@ -265,3 +265,30 @@ async def test_a_call_that_is_cancelled_at_any_step_leaves_no_connection_that_an
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 assert await database.run_tx("after", count) == 3, (steps, work)
+
+
+async def test_who_falls_silent_in_a_transaction_keeps_no_lock(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IDLE_S", 0.2)
+    async with opened(postgres.config("audit_service")) as database:
+        locked, ended = asyncio.Event(), asyncio.Event()
+
+        async def lock(connection: Connection) -> int:
+            await connection.execute("select pg_advisory_xact_lock(7)")
+            locked.set()
+            return 0
+
+        async def fall_silent(connection: Connection) -> int:
+            await lock(connection)
+            await ended.wait()
+            return await ask(connection)
+
+        silent = asyncio.create_task(database.run_tx("silent", fall_silent))
+        await locked.wait()
+        assert await database.run_tx("waiting", lock) == 0
+        ended.set()
+        # No INTERNAL: the caller comes again.
+        with pytest.raises(FedmeshError) as caught:
+            await silent
+        assert caught.value.code is Code.STORE_UNAVAILABLE
