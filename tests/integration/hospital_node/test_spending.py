@@ -13,6 +13,7 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.recovery import Evidence, recover_ledger
 from services.hospital_node.store.ledger import read_ledger
 from services.privacy.chain import Head, next_entry
+from services.secure_sum.roster import MemberKeys, sign_roster, succeed, verify_successor
 from tests.integration.hospital_node.conftest import Consortium
 
 H1 = "h1"
@@ -136,3 +137,34 @@ async def test_a_ledger_that_is_lost_for_good_is_recovered_and_spends_nothing_tw
     consortium.tell([H1], consortium.task(pb.TASK_KIND_TRAIN))
     declined = (await consortium.centre.reported("decline", [H1]))[H1]
     assert declined.code == Code.BUDGET_EXHAUSTED.value
+
+
+async def test_a_ledger_and_keys_that_are_lost_together_spend_nothing_anew(
+    consortium: Consortium, tmp_path: Path
+) -> None:
+    """A founding member comes back with an empty disk, and with keys that a later roster lists."""
+    node = consortium.nodes[H1]
+    consortium.create_job()
+    await consortium.start([H1])
+    await uploaded(consortium)
+    await consortium.centre.until(lambda: len(kinds(consortium)) == 2, "the first charge")
+    await node.kill()
+    shutil.rmtree(node.config.data_dir)
+    consortium.keys[H1] = MemberKeys.generate(H1)
+    consortium.keys[H1].save(tmp_path / "new.keys")
+    consortium.reconfigure(H1, member_keys=tmp_path / "new.keys")
+    statement = succeed(consortium.roster, [keys.public() for keys in consortium.keys.values()])
+    signatures = {name: sign_roster(statement, consortium.keys[name]) for name in consortium.roster.ids if name != H1}
+    consortium.roster = verify_successor(consortium.roster, statement, signatures)
+    consortium.centre.publish_roster(consortium.roster, statement, signatures)
+    consortium.create_job()
+    await consortium.restart(H1)
+    consortium.tell([H1], consortium.task(pb.TASK_KIND_TRAIN))
+    declined = (await consortium.centre.reported("decline", [H1]))[H1]
+    assert declined.code == Code.CONFIG_INVALID.value
+    assert "it was a member before" in declined.reason
+    assert differing() == 1
+    assert read_ledger(node.config.data_dir) == []
+    # The registry was shown the empty ledger, and so has it in its audit trail.
+    shown = [request for name, kind, request in consortium.centre.reports if kind == "ledger" and name == H1]
+    assert shown[-1].head.seq == 0
