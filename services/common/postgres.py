@@ -105,6 +105,19 @@ class AnsweringConnection(psycopg.AsyncConnection[DictRow]):
                 if opening is not None:
                     await self.execute(*opening)
 
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        """As psycopg's, which stays in that mode when it is cancelled as it enters it: then no statement would be
+        answered when it is made, and every count of rows be -1. Such a connection is closed. Raises: psycopg.Error.
+        """
+        try:
+            async with super().pipeline() as pipeline:
+                yield pipeline
+        finally:
+            # Pipelines do not nest here.
+            if self.info.pipeline_status is not psycopg.pq.PipelineStatus.OFF:
+                await self.close()
+
     async def end(self) -> None:
         """Commit. Raises: psycopg.Error."""
         await self.commit()

@@ -244,3 +244,24 @@ async def test_several_servers_are_tried_by_migrations_and_pools(postgres: Postg
     assert migrate(several("audit_migrator"), "audit", MIGRATIONS)
     async with opened(several("audit_service")) as database:
         assert await database.run_tx("ask", ask) == 1
+
+
+async def test_a_call_that_is_cancelled_at_any_step_leaves_no_connection_that_answers_otherwise(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a process that has much to do: psycopg lets others run between its steps.
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0.0)
+
+    async def count(connection: Statements) -> int:
+        return (await connection.execute("select generate_series(1, 3)")).rowcount
+
+    async with opened(postgres.config("audit_service").model_copy(update={"pool_max": 1})) as database:
+        assert await database.run_tx("fill", count) == 3
+        for steps in range(12):
+            for work in (database.run_tx, database.ask):
+                task = asyncio.create_task(work("cancelled", count))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                assert await database.run_tx("after", count) == 3, (steps, work)
