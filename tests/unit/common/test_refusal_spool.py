@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from services.common.identity import Identity, Kind
 from services.common.refusal_book import Changes, Entry, Refusal, RefusalBook
 from services.common.refusal_book import Kind as RefusalKind
 from services.common.refusal_spool import DAMAGED, FILE, RefusalSpool, open_spool
+from services.common.refusals import RefusalEvent
 from tests.unit.common.test_refusals import Told, running
 
 BYTES = 4 << 20
@@ -135,6 +137,39 @@ async def test_what_was_answered_before_a_kill_is_told_by_the_next_process_under
         ]
     assert [event.event_id for event in next_one.events] == [item.event_id for item in before]
     assert kept(tmp_path / "killed") == []
+
+
+class TakenThenKilled(Told):
+    """Its process is killed when the log has taken what it sends first, before it knows."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(RefusalSpool(folder / "live", BYTES))
+        self.folder = folder
+
+    async def send(self, events: Sequence[RefusalEvent]) -> None:
+        await super().send(events)
+        if len(self.events) == len(events):
+            copied(self.folder / "live", self.folder / "killed")
+
+
+async def test_what_the_log_took_just_before_a_kill_is_sent_again_to_the_byte(tmp_path: Path) -> None:
+    first = TakenThenKilled(tmp_path)
+    await first.note(times=3)
+    async with running(first):
+        await first.holds(1)
+    async with running(Told(RefusalSpool(tmp_path / "killed", BYTES))) as next_one:
+        await next_one.holds(2)
+    assert next_one.events == first.events
+    assert [json.loads(event.body_json)["count"] for event in first.events] == [1, 2]
+
+
+async def test_what_is_not_told_when_a_process_ends_in_good_order_is_on_disk(tmp_path: Path) -> None:
+    told = Told(RefusalSpool(tmp_path, BYTES))
+    told.errors = [FedmeshError(Code.SERVICE_UNAVAILABLE, "away")] * 1000
+    async with running(told):
+        await told.note(times=4)
+    assert told.events == []
+    assert [(item.count, item.growing) for item in kept(tmp_path)] == [(1, False), (3, False)]
 
 
 class Watched(RefusalSpool):
