@@ -29,7 +29,7 @@ KINDS_OF_ONE: Final = 16
 KINDS: Final = 512
 # Entries of one caller that wait at once, apart from the one of what is beyond.
 ENTRIES_OF_ONE: Final = 64
-# Of the entries, as many may wait beside them for callers that are beyond a bound, by name.
+# For so many entries that may wait, one caller beyond its bound is counted under its own name.
 _PART_GATHERED: Final = 8
 _OTHERS: Final = "various"
 _FURTHER: Final = "further refusals, not told one by one"
