@@ -263,24 +263,15 @@ class Database:
         async with self._connection(timeout_s) as connection:
             yield connection
 
-    @asynccontextmanager
-    async def _begun(
-        self, isolation: psycopg.IsolationLevel, opening: Statement | None
-    ) -> AsyncIterator[AnsweringConnection]:
-        """A connection in a transaction; the pool rolls back what fails in it. A connection that turns out to be lost
-        as it begins is passed over: nothing was done on it.
+    async def _use(self, use: Callable[[AnsweringConnection], Awaitable[ResultT]]) -> ResultT:
+        """`use` a pooled connection; the pool rolls back what fails. One that turns out to be lost before anything was
+        done on it (`_LostAtOnceError`) is passed over for another one.
         """
         ending = time.monotonic() + _CONNECT_WAIT_S
         while True:
-            async with self._admitted(ending - time.monotonic()) as connection:
-                try:
-                    await connection.begin(isolation, opening)
-                except psycopg.OperationalError:
-                    if not connection.closed:
-                        raise
-                else:
-                    yield connection
-                    return
+            with suppress(_LostAtOnceError):
+                async with store_errors(), self._admitted(ending - time.monotonic()) as connection:
+                    return await use(connection)
 
     async def run_tx(
         self,
@@ -298,13 +289,18 @@ class Database:
         Raises: FedmeshError(STORE_UNAVAILABLE) when PostgreSQL is away, (STORE_FULL) when its disk is full,
             (LOST_RACE) when conflicts persist; whatever `body` or the opening raises.
         """
+
+        async def use(connection: AnsweringConnection) -> ResultT:
+            with _lost_at_once(connection):
+                await connection.begin(isolation, opening)
+            result = await body(connection)
+            await connection.end()
+            return result
+
         with _TX_SECONDS.labels(name).time():
             for attempt in range(1, _MAX_TRIES + 1):
                 try:
-                    async with store_errors(), self._begun(isolation, opening) as connection:
-                        result = await body(connection)
-                        await connection.end()
-                        return result
+                    return await self._use(use)
                 except (pg.SerializationFailure, pg.DeadlockDetected, pg.UniqueViolation) as error:
                     _TX_RETRIES.labels(name, type(error).__name__).inc()
                     log.info("transaction_retried", name=name, attempt=attempt, reason=type(error).__name__)
@@ -319,16 +315,29 @@ class Database:
 
         Raises: as `run_tx`.
         """
+
+        async def use(connection: AnsweringConnection) -> ResultT:
+            # The statement is the first thing on its connection, and it reads: lost with it, nothing was done.
+            with _lost_at_once(connection):
+                return await body(Question(connection, opening))
+
         with _TX_SECONDS.labels(name).time():
-            ending = time.monotonic() + _CONNECT_WAIT_S
-            while True:
-                async with store_errors(), self._admitted(ending - time.monotonic()) as connection:
-                    try:
-                        return await body(Question(connection, opening))
-                    except psycopg.OperationalError:
-                        # One that was lost has done nothing, and another may be there.
-                        if not connection.closed:
-                            raise
+            return await self._use(use)
+
+
+class _LostAtOnceError(Exception):
+    """A connection was lost before anything was done on it."""
+
+
+@contextmanager
+def _lost_at_once(connection: AnsweringConnection) -> Iterator[None]:
+    """Raises: _LostAtOnceError for what fails because the connection was lost."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        if connection.closed:
+            raise _LostAtOnceError from error
+        raise
 
 
 @asynccontextmanager
