@@ -16,6 +16,7 @@ from loadtests.chaos.addresses import Addresses
 from loadtests.chaos.names import DOMAIN
 from loadtests.chaos.network import Control
 from loadtests.chaos.postgres import PatroniCluster
+from loadtests.chaos.priority import HOSPITAL_NICE, MEASURING_NICE, at_nice
 from loadtests.chaos.programs import Programs
 from loadtests.chaos.redis_cluster import RedisCluster
 from services.bench.secure_sum import PLAN, SEED
@@ -121,7 +122,7 @@ class ChaosMesh:
         }
         path = self.folder / "config" / "network.json"
         write_private(path, json.dumps(config))
-        argv = [sys.executable, "-m", "loadtests.chaos.network", "--config", str(path)]
+        argv = at_nice(MEASURING_NICE, [sys.executable, "-m", "loadtests.chaos.network", "--config", str(path)])
         ready = (self.folder / "control.sock").exists
         self.supervisor.start(ChildSpec(name=NETWORK, argv=argv, ready=ready, rank=-2))
         self.supervisor.wait_ready([NETWORK], 30)
@@ -229,8 +230,7 @@ class ChaosMesh:
             vector.write_text(json.dumps(facts), encoding="utf-8")
             path = self.folder / "config" / f"{name}.yaml"
             write_private(path, yaml.safe_dump(self._hospital_config(name)))
-            # On two cores they give way to the services: elsewhere they have machines of their own.
-            argv = ["nice", "-n", "5", sys.executable, "-m", "services.bench.hospital", "--config", str(path)]
+            argv = at_nice(HOSPITAL_NICE, [sys.executable, "-m", "services.bench.hospital", "--config", str(path)])
             self.supervisor.start(ChildSpec(name=name, argv=argv, env=SINGLE_THREADED, rank=2))
 
     def _hospital_config(self, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from loadtests.chaos.ledger import Committed, Findings, Hospital, Round, Stored, Truth, compare, rounds_of
+from loadtests.chaos.ledger import Committed, Findings, Hospital, Round, Stored, Truth, compare, counted, rounds_of
 from loadtests.chaos.mesh import ChaosMesh
 from loadtests.chaos.records import rows
 from services.audit.fsck import check_log
@@ -38,16 +38,6 @@ def judge(mesh: ChaosMesh, params: int, lanes: int) -> Findings:
     findings = compare(truth, stored, expected)
     findings.notes += [f"audit fsck: {problem}" for problem in log.problems]
     return findings
-
-
-def counted(stored: Stored) -> dict[Round, Round]:
-    """Rounds with survivors, and what hospitals call them: they count states, and a burnt version makes none."""
-    burnt = [key for key, found in stored.rounds.items() if found.burnt]
-    return {
-        (job, version): (job, version - sum(1 for other, before in burnt if other == job and before < version))
-        for job, version in stored.survivors
-        if (job, version) not in burnt
-    }
 
 
 def _digest(key: Round, names: frozenset[str], numbers: dict[str, int], params: int, lanes: int) -> str:

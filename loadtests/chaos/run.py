@@ -22,6 +22,7 @@ from loadtests.chaos.faults_network import ALL
 from loadtests.chaos.figures import SLOW_MS, Figures, Window, judge, measure
 from loadtests.chaos.ledger import Findings
 from loadtests.chaos.mesh import ChaosMesh
+from loadtests.chaos.priority import MEASURING_NICE, at_nice
 from loadtests.chaos.probe import CREATE
 from loadtests.chaos.programs import find_programs
 from loadtests.chaos.reading import judge as judge_ledger
@@ -177,7 +178,7 @@ class Run:
     def _start(self, name: str, config: dict[str, Any]) -> None:
         path = self.mesh.folder / "config" / f"{name}.json"
         write_private(path, json.dumps(config))
-        argv = [sys.executable, "-m", f"loadtests.chaos.{name}", "--config", str(path)]
+        argv = at_nice(MEASURING_NICE, [sys.executable, "-m", f"loadtests.chaos.{name}", "--config", str(path)])
         self.mesh.supervisor.start(ChildSpec(name=name, argv=argv, rank=3, grace_s=DRAIN_S))
 
     def _warm_up(self) -> None:

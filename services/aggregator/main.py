@@ -24,6 +24,7 @@ from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
 from services.common.redis_watch import RedisWatch
+from services.common.refusal_spool import open_spool
 from services.common.refusals import RefusalEvent, RefusalLog
 from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
@@ -89,7 +90,7 @@ async def main(config: AggregatorConfig) -> None:
                     background=background,
                     dependencies=ready,
                     admit=standing.admit,
-                    refusals=RefusalLog(identity, tell, SystemClock()),
+                    refusals=RefusalLog(identity, tell, SystemClock(), spool=open_spool(config.server.refusals)),
                 )
             finally:
                 await computer.close()

@@ -23,6 +23,7 @@ from services.common.identity import Identity
 from services.common.ids import new_id
 from services.common.postgres import Database, require_migrated
 from services.common.postgres_watch import PostgresWatch
+from services.common.refusal_spool import RefusalSpool, open_spool
 from services.common.refusals import RefusalEvent, RefusalLog
 from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
@@ -75,20 +76,20 @@ async def main(config: AuditConfig) -> None:
                 background=[sequencer.run, standing.run, WitnessWatch(store).run, PostgresWatch(database).run],
                 dependencies=database.ready,
                 admit=standing.admit,
-                refusals=build_refusals(log, load_tls(config.server.tls).identity),
+                refusals=build_refusals(log, load_tls(config.server.tls).identity, open_spool(config.server.refusals)),
             )
     finally:
         await database.close()
         shutdown_telemetry()
 
 
-def build_refusals(log: LogUseCases, service: Identity) -> RefusalLog:
+def build_refusals(log: LogUseCases, service: Identity, spool: RefusalSpool | None = None) -> RefusalLog:
     """What tells this log of the callers that it refused."""
 
     async def tell(refused: Sequence[RefusalEvent]) -> None:
         await log.append(service, new_id(), [_event(item) for item in refused])
 
-    return RefusalLog(service, tell, SystemClock())
+    return RefusalLog(service, tell, SystemClock(), spool=spool)
 
 
 def _event(refused: RefusalEvent) -> Event:

@@ -12,7 +12,7 @@ from services.cli.reconciliation import compare_ledgers, reported_ledgers
 from services.cli.witnesses import known_rosters, log_key, look_at
 from services.common.errors import FedmeshError
 from services.common.grpc.client import call
-from services.common.refusals import REFUSALS
+from services.common.refusal_book import REFUSALS
 from services.embedded.stack import COMPILER, SERVICES, Part, Stack
 from services.hospital_node.store.ledger import LEDGER_FILE
 

@@ -1,6 +1,7 @@
 """The registry's copies of privacy ledgers, and how they compare with the hospitals' own."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,8 @@ from services.secure_sum.roster import as_roster
 
 @dataclass(frozen=True)
 class Reported:
-    """What the registry has of one hospital. signed: its newest entry carries the signature of the hospital's key."""
+    """What the registry has of one hospital. signed: its newest entry carries the signature of a key of the hospital's,
+    its present one or, until it reports again, one that it had before."""
 
     hospital_id: str
     entries: tuple[Entry, ...]
@@ -45,8 +47,10 @@ class Verdict:
 async def reported_ledgers(registry: Any) -> ReportedLedgers:
     """Everything that the registry has, whose chains are checked. Asked as an operator."""
     rosters = (await call(registry.ListRosters, registry_pb2.ListRostersRequest())).rosters
-    members = as_roster(rosters[-1].statement).statement.members if rosters else ()
-    keys = {member.hospital_id: member.signing_key for member in members}
+    keys: dict[str, set[str]] = defaultdict(set)
+    for roster in rosters:
+        for member in as_roster(roster.statement).statement.members:
+            keys[member.hospital_id].add(member.signing_key)
     heads = (await call(registry.ListLedgers, registry_pb2.ListLedgersRequest())).ledgers
     return ReportedLedgers(
         tuple(
@@ -54,15 +58,18 @@ async def reported_ledgers(registry: Any) -> ReportedLedgers:
                 Reported(
                     found.hospital_id,
                     await _entries(registry, found.hospital_id),
-                    Head(found.head.seq, found.head.sha256).signed_by(
-                        found.hospital_id, keys.get(found.hospital_id, ""), found.head.signature
-                    ),
+                    _is_signed(found, keys[found.hospital_id]),
                     found.uncharged,
                 )
                 for found in heads
             ]
         )
     )
+
+
+def _is_signed(found: registry_pb2.HospitalLedger, keys: Iterable[str]) -> bool:
+    head = Head(found.head.seq, found.head.sha256)
+    return any(head.signed_by(found.hospital_id, key, found.head.signature) for key in keys)
 
 
 async def _entries(registry: Any, hospital_id: str) -> tuple[Entry, ...]:

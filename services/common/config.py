@@ -122,6 +122,22 @@ class LimitsConfig(Section):
     )
 
 
+class RefusalsConfig(Section):
+    """Where refused calls wait until the audit log has them."""
+
+    directory: Path | None = Field(
+        default=None,
+        description="folder of this process alone, made when it is not there; without it they wait in memory and are "
+        "lost with the process",
+    )
+    max_bytes: int = Field(
+        default=16 << 20,
+        ge=4 << 20,
+        le=1 << 30,
+        description="of the files in it; what would take more is told by its number alone",
+    )
+
+
 class ServerConfig(Section):
     listen: Address = Field(description="host:port of the mTLS listener")
     health_listen: Address | None = Field(
@@ -140,6 +156,7 @@ class ServerConfig(Section):
         default=3600.0, ge=10, description="seconds after which a client is asked to connect anew, to spread load"
     )
     limits: LimitsConfig = Field(default=LimitsConfig(), description="what clients may take at once")
+    refusals: RefusalsConfig = Field(default=RefusalsConfig(), description="where refused calls wait for the audit log")
 
 
 class ClientConfig(Section):

@@ -43,6 +43,9 @@ class Statements(Protocol):
 # frozen, or behind a network that lost it, says nothing at all: TCP goes on believing in it for a quarter of an hour.
 ANSWER_S: Final = 5.0
 CHECK_S: Final = 1.5
+# How long a service may say nothing in a transaction before PostgreSQL ends it: one that is frozen there keeps its
+# locks, the audit log's among them, and nothing but its own work is ever waited for there.
+IDLE_S: Final = 3.0
 # A connection that ended a transaction so recently is not asked whether it is there.
 TRUSTED_S: Final = 0.5
 # Calls that may wait for each connection of a pool. After an outage everybody comes at once: those beyond are refused
@@ -105,6 +108,19 @@ class AnsweringConnection(psycopg.AsyncConnection[DictRow]):
                 if opening is not None:
                     await self.execute(*opening)
 
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        """As psycopg's, which stays in that mode when it is cancelled as it enters it: then no statement would be
+        answered when it is made, and every count of rows be -1. Such a connection is closed. Raises: psycopg.Error.
+        """
+        try:
+            async with super().pipeline() as pipeline:
+                yield pipeline
+        finally:
+            # Pipelines do not nest here.
+            if self.info.pipeline_status is not psycopg.pq.PipelineStatus.OFF:
+                await self.close()
+
     async def end(self) -> None:
         """Commit. Raises: psycopg.Error."""
         await self.commit()
@@ -161,6 +177,8 @@ class Database:
             conninfo(config),
             min_size=1,
             max_size=config.pool_max,
+            # All connect at once: a server of several that is frozen costs each of them its `connect_timeout`.
+            num_workers=config.pool_max,
             timeout=_CONNECT_WAIT_S,
             open=False,
             check=self._check,
@@ -169,7 +187,7 @@ class Database:
             kwargs={
                 "autocommit": True,
                 "row_factory": dict_row,
-                "options": "-c statement_timeout=20000 -c idle_in_transaction_session_timeout=30000",
+                "options": f"-c statement_timeout=20000 -c idle_in_transaction_session_timeout={IDLE_S * 1000:.0f}",
                 "connect_timeout": 3,
             },
         )
@@ -245,24 +263,15 @@ class Database:
         async with self._connection(timeout_s) as connection:
             yield connection
 
-    @asynccontextmanager
-    async def _begun(
-        self, isolation: psycopg.IsolationLevel, opening: Statement | None
-    ) -> AsyncIterator[AnsweringConnection]:
-        """A connection in a transaction; the pool rolls back what fails in it. A connection that turns out to be lost
-        as it begins is passed over: nothing was done on it.
+    async def _use(self, use: Callable[[AnsweringConnection], Awaitable[ResultT]]) -> ResultT:
+        """`use` a pooled connection; the pool rolls back what fails. One that turns out to be lost before anything was
+        done on it (`_LostAtOnceError`) is passed over for another one.
         """
         ending = time.monotonic() + _CONNECT_WAIT_S
         while True:
-            async with self._admitted(ending - time.monotonic()) as connection:
-                try:
-                    await connection.begin(isolation, opening)
-                except psycopg.OperationalError:
-                    if not connection.closed:
-                        raise
-                else:
-                    yield connection
-                    return
+            with suppress(_LostAtOnceError):
+                async with store_errors(), self._admitted(ending - time.monotonic()) as connection:
+                    return await use(connection)
 
     async def run_tx(
         self,
@@ -280,13 +289,18 @@ class Database:
         Raises: FedmeshError(STORE_UNAVAILABLE) when PostgreSQL is away, (STORE_FULL) when its disk is full,
             (LOST_RACE) when conflicts persist; whatever `body` or the opening raises.
         """
+
+        async def use(connection: AnsweringConnection) -> ResultT:
+            with _lost_at_once(connection):
+                await connection.begin(isolation, opening)
+            result = await body(connection)
+            await connection.end()
+            return result
+
         with _TX_SECONDS.labels(name).time():
             for attempt in range(1, _MAX_TRIES + 1):
                 try:
-                    async with store_errors(), self._begun(isolation, opening) as connection:
-                        result = await body(connection)
-                        await connection.end()
-                        return result
+                    return await self._use(use)
                 except (pg.SerializationFailure, pg.DeadlockDetected, pg.UniqueViolation) as error:
                     _TX_RETRIES.labels(name, type(error).__name__).inc()
                     log.info("transaction_retried", name=name, attempt=attempt, reason=type(error).__name__)
@@ -301,16 +315,29 @@ class Database:
 
         Raises: as `run_tx`.
         """
+
+        async def use(connection: AnsweringConnection) -> ResultT:
+            # The statement is the first thing on its connection, and it reads: lost with it, nothing was done.
+            with _lost_at_once(connection):
+                return await body(Question(connection, opening))
+
         with _TX_SECONDS.labels(name).time():
-            ending = time.monotonic() + _CONNECT_WAIT_S
-            while True:
-                async with store_errors(), self._admitted(ending - time.monotonic()) as connection:
-                    try:
-                        return await body(Question(connection, opening))
-                    except psycopg.OperationalError:
-                        # One that was lost has done nothing, and another may be there.
-                        if not connection.closed:
-                            raise
+            return await self._use(use)
+
+
+class _LostAtOnceError(Exception):
+    """A connection was lost before anything was done on it."""
+
+
+@contextmanager
+def _lost_at_once(connection: AnsweringConnection) -> Iterator[None]:
+    """Raises: _LostAtOnceError for what fails because the connection was lost."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        if connection.closed:
+            raise _LostAtOnceError from error
+        raise
 
 
 @asynccontextmanager
@@ -322,7 +349,7 @@ async def store_errors() -> AsyncIterator[None]:
         raise FedmeshError(Code.STORE_FULL, "the database has no room: free disk space and try again") from error
     except (pg.SerializationFailure, pg.DeadlockDetected):
         raise
-    except (psycopg.OperationalError, PoolTimeout) as error:
+    except (psycopg.OperationalError, pg.IdleInTransactionSessionTimeout, PoolTimeout) as error:
         raise FedmeshError(Code.STORE_UNAVAILABLE, "the database cannot be reached: try again") from error
 
 

@@ -11,6 +11,7 @@ from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
 from services.common.redis_watch import RedisWatch
+from services.common.refusal_spool import open_spool
 from services.common.refusals import RefusalEvent, RefusalLog
 from services.common.standing import Standing, registry_members
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
@@ -87,7 +88,7 @@ async def main(config: CoordinatorConfig) -> None:
                 [endpoint(usecases)],
                 background=background,
                 admit=standing.admit,
-                refusals=RefusalLog(identity, tell, clock),
+                refusals=RefusalLog(identity, tell, clock, spool=open_spool(config.server.refusals)),
                 dependencies=lambda: redis_ready(redis),
             )
     finally:

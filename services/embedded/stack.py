@@ -319,8 +319,8 @@ class Stack:
     def _make_identities(self) -> None:
         from services.transparency.checkpoint import generate_key, load_signing_key
 
-        private_folder(self.folder / "keys")
-        private_folder(self.folder / "config")
+        for name in ("keys", "config", "refusals"):
+            private_folder(self.folder / name)
         for name in SERVICES:
             self._issued(Kind.SERVICE, name)
         for key, verifier, name in (
@@ -369,6 +369,7 @@ class Stack:
                 "listen": self.target(name),
                 "tls": _tls_section(self._issued(Kind.SERVICE, name)),
                 "drain_s": 5.0,
+                "refusals": {"directory": str(self.folder / "refusals" / name)},
             },
             "telemetry": self._telemetry(name),
         }

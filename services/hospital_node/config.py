@@ -297,7 +297,8 @@ def _require_own_files(config: HospitalConfig) -> None:
 def read_membership(config: HospitalConfig) -> tuple[MemberKeys, Roster]:
     """This hospital's own keys and the founding roster.
 
-    The roster need not list the hospital: it may have joined by a later one.
+    The roster need not list the hospital, nor these keys of it: it may have joined, or got other keys, by a later one.
+    Nothing is spent before one is known that lists them (`usecases.spending`).
 
     Raises: FedmeshError(CONFIG_INVALID).
     """
@@ -311,10 +312,6 @@ def read_membership(config: HospitalConfig) -> tuple[MemberKeys, Roster]:
         roster = load_roster_file(config.roster)
     except FedmeshError as error:
         raise FedmeshError(Code.CONFIG_INVALID, f"{config.roster}: {error.message}") from error
-    if config.hospital_id in roster and keys.public() not in roster.statement.members:
-        raise FedmeshError(
-            Code.CONFIG_INVALID, f"{config.roster} lists {config.hospital_id} with other keys than {config.member_keys}"
-        )
     return keys, roster
 
 

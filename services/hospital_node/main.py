@@ -168,7 +168,7 @@ def _tools(
     return Tools(
         mesh=mesh,
         ledger=ledger,
-        spending=Spending(keys, ledger, mesh),
+        spending=Spending(keys, rosters, ledger, mesh),
         state=state,
         worker=worker,
         summer=summer,

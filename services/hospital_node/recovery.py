@@ -92,7 +92,7 @@ async def recover_ledger(config: HospitalConfig, evidence: Evidence, clock: Cloc
     """Look at what can be recovered, and do it when `write`.
 
     Raises: FedmeshError(WRONG_STATE) for a folder with a ledger, (PROOF_INVALID) for a copy or a log that is not to be
-        trusted, (CONFIG_INVALID) for settings and approvals, errors of the registry.
+        trusted, (CONFIG_INVALID) for settings, approvals and keys that no roster lists, errors of the registry.
     """
     keys, founding = read_membership(config)
     lock = open_data_dir(config.data_dir)
@@ -102,6 +102,7 @@ async def recover_ledger(config: HospitalConfig, evidence: Evidence, clock: Cloc
         async with MeshChannel(config.registry.target, config.tls) as channel:
             copy = RegistryCopy(config.hospital_id, channel)
             rosters = await copy.rosters(founding)
+            _require_listed(keys, rosters[-1])
             reported = await recovering.read_copy(copy, config.hospital_id, _signing_keys(config, keys, rosters))
             interrupted = recovering.finish(place, reported, write=write)
             if interrupted is not None:
@@ -114,6 +115,17 @@ async def recover_ledger(config: HospitalConfig, evidence: Evidence, clock: Cloc
             return replace(outlook, done=done)
     finally:
         os.close(lock)
+
+
+def _require_listed(keys: MemberKeys, newest: Roster) -> None:
+    """Raises: FedmeshError(CONFIG_INVALID) while the registry would take no report under these keys."""
+    own = keys.public()
+    if own not in newest.statement.members:
+        raise FedmeshError(
+            Code.CONFIG_INVALID,
+            f"roster version {newest.statement.version}, the newest, does not list {own.hospital_id} with the keys in"
+            " its member_keys: a ledger is recovered once one does",
+        )
 
 
 def _outlook(

@@ -27,6 +27,7 @@ from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.grpc.strangers import StrangersServer
 from services.common.postgres import Database, require_migrated
 from services.common.postgres_watch import PostgresWatch
+from services.common.refusal_spool import open_spool
 from services.common.refusals import RefusalEvent, RefusalLog
 from services.common.standing import Standing
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
@@ -218,7 +219,8 @@ def build_refusals(config: RegistryConfig, store: PostgresStore, clock: Clock, r
         await store.run("access.refused", None, lambda tx: tx.outbox.add(events))
         relay.wake()
 
-    return RefusalLog(load_tls(config.server.tls).identity, tell, clock)
+    identity = load_tls(config.server.tls).identity
+    return RefusalLog(identity, tell, clock, spool=open_spool(config.server.refusals))
 
 
 def build_usecases(config: RegistryConfig, store: PostgresStore, clock: Clock, relay: Relay) -> UseCases:

@@ -33,6 +33,7 @@ def test_the_chart_installs_checks_and_upgrades(cluster: Cluster) -> None:
     assert "audit: applied 0001_log" in first
     for name in SERVICES:
         cluster.start_service(name)
+        assert (cluster.folder / name / "var/lib/fedmesh/refusals/refusals.sqlite").exists()
     check = named(cluster.objects, "Pod", "fedmesh-check")["spec"]
     said = cluster.run(check, check["containers"][0])
     assert sorted(line.split()[1] for line in said.splitlines() if line.startswith("OK ")) == sorted(SERVICES)

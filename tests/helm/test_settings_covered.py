@@ -20,6 +20,7 @@ TUNING = "a default that is right for a pod, changed by whoever measured that it
 LEFT: dict[str, dict[str, str]] = {
     "every service": {
         "server.max_connection_age_s": TUNING,
+        "server.refusals.max_bytes": "the default, for which every `spool` that the schema lets in has room",
         "server.people.allow_loopback_issuer": "never on Kubernetes: such an issuer asks nobody for a proof",
         "postgres.pool_max": TUNING,
         "standing": TUNING,

@@ -117,7 +117,8 @@ class PodFolder:
 
     def rewrite(self, text: str) -> str:
         """A text with this machine's paths and addresses in place of the pod's."""
-        for old, new in {"/etc/fedmesh": f"{self.folder}/etc/fedmesh", **self.replace}.items():
+        own = {path: f"{self.folder}{path}" for path in ("/etc/fedmesh", "/var/lib/fedmesh/refusals")}
+        for old, new in {**own, **self.replace}.items():
             text = text.replace(old, new)
         return text
 

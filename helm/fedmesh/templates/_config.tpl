@@ -10,7 +10,8 @@
       "metrics_listen" (printf "0.0.0.0:%v" $values.ports.metrics)
       "tls" (fromYaml (include "fedmesh.tlsFiles" .))
       "drain_s" $values.drain.callsSeconds
-      "limits" (fromYaml (include "fedmesh.limits" $root))) -}}
+      "limits" (fromYaml (include "fedmesh.limits" $root))
+      "refusals" (dict "directory" "/var/lib/fedmesh/refusals")) -}}
 {{- if $values.people.enabled -}}
 {{- $_ := set $config.server "people" (fromYaml (include "fedmesh.people" $root)) -}}
 {{- end -}}

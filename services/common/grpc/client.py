@@ -19,6 +19,7 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.certificates import note_own
 from services.common.grpc.keepalive import client_keepalive
 from services.common.grpc.objective import FAILED, objective_label
+from services.common.grpc.retry_line import RetryLine
 from services.common.grpc.second_try import Budget, first_answer
 from services.common.grpc.server import MAX_MESSAGE_BYTES, bounded_read_ahead
 from services.common.grpc.wire import from_rpc_error, to_status
@@ -46,6 +47,8 @@ _LEAVE_S: Final = 300.0
 # Not by gRPC's retries: with them gRPC 1.85 now and then ended the process when a replica died under an upload
 # ("ILLEGAL STATE: FORWARDED_BATCH", https://github.com/grpc/grpc/issues/40283).
 _TRIES: Final = 4
+# Before its patience ends a call makes a last try, whoever else waits.
+_CLOSE_S: Final = 0.5
 
 _SERVICE_CONFIG: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
@@ -78,13 +81,14 @@ class MeshChannel:
         self._looked_at = time.monotonic()
         self._stamps = file_stamps(tls)
         self._budget = Budget(self._connect_anew, self._connected)
+        self._line = RetryLine()
         self._channel = self._connect()
         self._leaving: set[asyncio.Task[None]] = set()
 
     def stub(self, make: Callable[[grpc.aio.Channel], StubT]) -> StubT:
         """The generated stub of a service on this channel."""
         # It looks like a channel to a stub, which only ever asks it for methods.
-        return make(cast(grpc.aio.Channel, _Methods(self._current, self._bearer, self._budget)))
+        return make(cast(grpc.aio.Channel, _Methods(self._current, self._bearer, self._budget, self._line)))
 
     async def close(self) -> None:
         for task in self._leaving:
@@ -149,11 +153,16 @@ class _Methods:
     """The methods of a channel that may be another one at every call."""
 
     def __init__(
-        self, current: Callable[[], grpc.aio.Channel], bearer: Callable[[], str | None] | None, budget: Budget
+        self,
+        current: Callable[[], grpc.aio.Channel],
+        bearer: Callable[[], str | None] | None,
+        budget: Budget,
+        line: RetryLine,
     ) -> None:
         self._current = current
         self._bearer = bearer
         self._budget = budget
+        self._line = line
 
     def unary_unary(self, *method: Any, **codec: Any) -> Callable[..., Any]:
         return self._method("unary_unary", method, codec)
@@ -183,6 +192,7 @@ class _Methods:
         begin.path = method[0]  # type: ignore[attr-defined]
         if kind == "unary_unary" and objective_label(method[0]) == "yes":
             begin.second_tries = self._budget  # type: ignore[attr-defined]
+            begin.retry_line = self._line  # type: ignore[attr-defined]
         return begin
 
 
@@ -253,12 +263,18 @@ def _known(path: str) -> str:
 
 async def _tried(method: Callable[..., Any], request: Any, timeout_s: float, patience_s: float) -> Any:
     budget: Budget | None = getattr(method, "second_tries", None)
+    line: RetryLine | None = getattr(method, "retry_line", None)
     tries = _Tries(timeout_s, patience_s)
     async for attempt in tries:
         with attempt:
-            if budget is None or callable(request) or timeout_s > DEFAULT_TIMEOUT_S:
+            # Those that may take long are few, and are not to keep a line waiting.
+            if budget is None or line is None or callable(request) or timeout_s > DEFAULT_TIMEOUT_S:
                 return await _once(method, request, tries.time_left_s())
-            return await first_answer(partial(_once, method, request), tries.time_left_s(), budget)
+            begin = partial(_once, method, request)
+            if attempt.retry_state.attempt_number == 1:
+                return await first_answer(begin, tries.time_left_s(), budget)
+            async with line.turn(tries.patience_left_s()):
+                return await first_answer(begin, tries.time_left_s(), budget)
     raise AssertionError("tenacity reraises")
 
 
@@ -379,6 +395,10 @@ class _Tries(AsyncRetrying):
         if elapsed_s < self._patience_s:
             return self._timeout_s
         return max(self._timeout_s - elapsed_s, 0.0)
+
+    def patience_left_s(self) -> float:
+        """Seconds in which a try may still begin with its whole deadline."""
+        return max(0.0, self._began + self._patience_s - time.monotonic() - _CLOSE_S)
 
     def _is_last(self, state: RetryCallState) -> bool:
         if time.monotonic() - self._began < self._patience_s:

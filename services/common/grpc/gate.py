@@ -27,7 +27,7 @@ from services.common.grpc.wire import INTERNAL_TEXT, to_status
 from services.common.identity import Identity, Kind, parse_identity
 from services.common.people.person import Person, require_rights
 from services.common.people.sign_in import SignIn
-from services.common.refusals import REFUSALS, Refusal
+from services.common.refusal_book import REFUSALS, Refusal
 from services.common.telemetry import CALLS, IN_FLIGHT, LATENCY, exemplar, get_logger
 from services.common.tracing import fail_span, tracer
 
@@ -60,8 +60,8 @@ _peer: ContextVar[Peer] = ContextVar("peer")
 Admit = Callable[[Peer], None]
 """Raises FedmeshError for a caller that is to be refused, whatever it asks."""
 
-Refused = Callable[[Refusal], None]
-"""Told of every call that is refused for who makes it."""
+Refused = Callable[[Refusal], Awaitable[None]]
+"""Told of every call that is refused for who makes it, before its caller is."""
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -124,7 +124,7 @@ class Gate(grpc.aio.ServerInterceptor):
                         return await behaviour(self._guarded(request) if messages else request, context)
                 except Exception as error:
                     call["error"] = error
-                    self._note(method, call.get("caller"), error)
+                    await self._note(method, call.get("caller"), error)
                     await abort(context, method, error)
 
         return answer
@@ -139,15 +139,15 @@ class Gate(grpc.aio.ServerInterceptor):
                             yield response
                 except Exception as error:
                     call["error"] = error
-                    self._note(method, call.get("caller"), error)
+                    await self._note(method, call.get("caller"), error)
                     await abort(context, method, error)
 
         return answer
 
-    def _note(self, method: str, who: Identity | None, error: Exception) -> None:
+    async def _note(self, method: str, who: Identity | None, error: Exception) -> None:
         if self._refused is not None and isinstance(error, FedmeshError) and error.code in REFUSALS:
             # `/package.Service/Method`, without the package.
-            self._refused(Refusal(who, method.rsplit(".", 1)[-1], error.code, error.message))
+            await self._refused(Refusal(who, method.rsplit(".", 1)[-1], error.code, error.message))
 
     async def _guarded(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """The messages, as long as their caller is admitted; then what makes them is closed."""

@@ -24,6 +24,9 @@ _FULL: Final = 4.0
 _TOGETHER_S: Final = 10.0
 # By then a keepalive ping has noticed it.
 _AGAIN_S: Final = 30.0
+# A call that others have overtaken meets a silent replica: so many others, while it waited so many times `WAIT_S`.
+_OVERTAKERS: Final = 4
+_OVERTAKEN_WAITS: Final = 3
 
 
 class Budget:
@@ -32,7 +35,7 @@ class Budget:
     Half a minute earns one as well: a channel with a call now and then could otherwise not pay for hours after it met a
     time in which all were slow. A second try that answers sooner than `WAIT_S` gives its token back: it went around a
     silent replica, and the others have time for it. Where all replicas are slow it does not, and the budget ends. Two
-    of them within ten seconds say that a connection is silent.
+    of them within ten seconds say that a connection is silent; new connections come with a full budget.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Budget:
         self._silent = silent
         self._connected = connected
         self._went_around = self._told = -math.inf
+        self.quick = 0
+        """Calls that were answered within `WAIT_S`, ever."""
 
     def earn(self) -> None:
         """For a call, and for the time since the one before."""
@@ -68,6 +73,8 @@ class Budget:
         now = self._now()
         if now - self._told > _AGAIN_S and self._connected():
             self._told = now
+            # Those who wait on the old connections may all have to go over the new ones.
+            self._tokens = _FULL
             self._silent()
 
     def spend(self) -> bool:
@@ -89,7 +96,8 @@ async def first_answer(
     Raises: FedmeshError as `begin`.
     """
     loop = asyncio.get_running_loop()
-    ends = loop.time() + timeout_s
+    started, quick_before = loop.time(), budget.quick
+    ends = started + timeout_s
     budget.earn()
     first = loop.create_task(begin(timeout_s))
     second: asyncio.Task[Any] | None = None
@@ -101,13 +109,16 @@ async def first_answer(
             done, under_way = await asyncio.wait(under_way, timeout=looks_again, return_when=asyncio.FIRST_COMPLETED)
             for ended in sorted(done, key=_mendable):
                 answered = not _mendable(ended)
+                if answered and loop.time() - started < wait_s:
+                    budget.quick += 1
                 if answered and ended is second and loop.time() - began < wait_s:
                     budget.went_around()
                 if _met_its_deadline(ended):
                     budget.met_silence()
                 if answered or not under_way:
                     return ended.result()
-            if not done and made == MOST - 1:
+            overtaken = budget.quick - quick_before >= _OVERTAKERS and loop.time() - started > _OVERTAKEN_WAITS * wait_s
+            if not done and (made == MOST - 1 or overtaken):
                 # The last one goes over new connections.
                 budget.met_silence()
             if not done and ends - loop.time() > wait_s and budget.spend():

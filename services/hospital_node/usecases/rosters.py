@@ -1,5 +1,7 @@
 """The rosters that this hospital believes in: the founding one, which it was given, and what follows from it."""
 
+import hashlib
+
 from services.common.errors import Code, FedmeshError
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.ports import Mesh, NodeState, RosterFacts
@@ -45,9 +47,24 @@ class Rosters:
         """The version of a roster of the chain; 0 for any other."""
         return self._chain[sha256].statement.version if sha256 in self._chain else 0
 
+    def signing_keys(self, hospital_id: str) -> dict[str, int]:
+        """All signing keys (64 hex digits) by which rosters of the chain list a hospital, oldest first, and the version
+        of the first roster that does.
+
+        Whoever hides a roster hides all after it: a chain that reaches a hospital's present key has all earlier ones.
+        """
+        found: dict[str, int] = {}
+        for roster in self._chain.values():
+            if hospital_id in roster:
+                found.setdefault(roster.signing_key(hospital_id).hex(), roster.statement.version)
+        return found
+
     async def refresh(self, patience_s: float) -> None:
         """Take what the registry has after the newest roster, as far as it is in order."""
         for facts in await self._mesh.list_rosters(self.newest.statement.version, patience_s):
+            if hashlib.sha256(facts.statement).hexdigest() in self._chain:
+                # Taken meanwhile, by another look at the registry.
+                continue
             try:
                 following = verify_successor(self.newest, facts.statement, facts.signatures)
             except FedmeshError as error:

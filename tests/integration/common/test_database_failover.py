@@ -244,3 +244,51 @@ async def test_several_servers_are_tried_by_migrations_and_pools(postgres: Postg
     assert migrate(several("audit_migrator"), "audit", MIGRATIONS)
     async with opened(several("audit_service")) as database:
         assert await database.run_tx("ask", ask) == 1
+
+
+async def test_a_call_that_is_cancelled_at_any_step_leaves_no_connection_that_answers_otherwise(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a process that has much to do: psycopg lets others run between its steps.
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", 0.0)
+
+    async def count(connection: Statements) -> int:
+        return (await connection.execute("select generate_series(1, 3)")).rowcount
+
+    async with opened(postgres.config("audit_service").model_copy(update={"pool_max": 1})) as database:
+        assert await database.run_tx("fill", count) == 3
+        for steps in range(12):
+            for work in (database.run_tx, database.ask):
+                task = asyncio.create_task(work("cancelled", count))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                assert await database.run_tx("after", count) == 3, (steps, work)
+
+
+async def test_who_falls_silent_in_a_transaction_keeps_no_lock(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IDLE_S", 0.2)
+    async with opened(postgres.config("audit_service")) as database:
+        locked, ended = asyncio.Event(), asyncio.Event()
+
+        async def lock(connection: Connection) -> int:
+            await connection.execute("select pg_advisory_xact_lock(7)")
+            locked.set()
+            return 0
+
+        async def fall_silent(connection: Connection) -> int:
+            await lock(connection)
+            await ended.wait()
+            return await ask(connection)
+
+        silent = asyncio.create_task(database.run_tx("silent", fall_silent))
+        await locked.wait()
+        assert await database.run_tx("waiting", lock) == 0
+        ended.set()
+        # No INTERNAL: the caller comes again.
+        with pytest.raises(FedmeshError) as caught:
+            await silent
+        assert caught.value.code is Code.STORE_UNAVAILABLE

@@ -14,7 +14,7 @@ from services.common.config import ServerConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call, stream
 from services.common.grpc.server import Endpoint, MeshServer
-from services.common.refusals import Refusal
+from services.common.refusal_book import Refusal
 from services.common.standing import Member, Standing, StandingConfig
 from services.embedded.ca import create_ca
 from tests.integration.common.test_people import people_config
@@ -55,8 +55,11 @@ class Setup:
         descriptor = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"]
         add = registry_pb2_grpc.add_RegistryServiceServicer_to_server
         self.server = MeshServer(
-            config, [Endpoint(descriptor, add, Registry())], admit=self.standing.admit, refused=self.refused.append
+            config, [Endpoint(descriptor, add, Registry())], admit=self.standing.admit, refused=self._note
         )
+
+    async def _note(self, refusal: Refusal) -> None:
+        self.refused.append(refusal)
 
     async def _read(self) -> list[Member]:
         return self.members

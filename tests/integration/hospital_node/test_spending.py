@@ -13,7 +13,9 @@ from services.common.errors import Code, FedmeshError
 from services.hospital_node.recovery import Evidence, recover_ledger
 from services.hospital_node.store.ledger import read_ledger
 from services.privacy.chain import Head, next_entry
+from services.secure_sum.roster import MemberKeys, sign_roster, succeed, verify_successor
 from tests.integration.hospital_node.conftest import Consortium
+from tests.support.hospital import changed_plan
 
 H1 = "h1"
 
@@ -136,3 +138,47 @@ async def test_a_ledger_that_is_lost_for_good_is_recovered_and_spends_nothing_tw
     consortium.tell([H1], consortium.task(pb.TASK_KIND_TRAIN))
     declined = (await consortium.centre.reported("decline", [H1]))[H1]
     assert declined.code == Code.BUDGET_EXHAUSTED.value
+
+
+def replace_keys(consortium: Consortium, path: Path) -> None:
+    """A roster that lists other keys of the hospital, signed by the others; its node has them when it starts again."""
+    consortium.keys[H1] = MemberKeys.generate(H1)
+    consortium.keys[H1].save(path)
+    consortium.reconfigure(H1, member_keys=path)
+    statement = succeed(consortium.roster, [keys.public() for keys in consortium.keys.values()])
+    signatures = {name: sign_roster(statement, consortium.keys[name]) for name in consortium.roster.ids if name != H1}
+    consortium.roster = verify_successor(consortium.roster, statement, signatures)
+    consortium.centre.publish_roster(consortium.roster, statement, signatures)
+    consortium.create_job()
+
+
+async def test_a_founding_member_under_new_keys_goes_on_with_its_ledger_and_spends_nothing_without(
+    consortium: Consortium, tmp_path: Path
+) -> None:
+    node = consortium.nodes[H1]
+    consortium.reconfigure(H1, privacy={"allow_without_privacy": True})
+    consortium.create_job(changed_plan("readmission-logistic"))
+    await consortium.start([H1])
+    await uploaded(consortium)
+    await consortium.centre.until(lambda: len(kinds(consortium)) == 2, "the first charge")
+    await node.kill()
+    replace_keys(consortium, tmp_path / "second.keys")
+    await consortium.restart(H1)
+    await uploaded(consortium)
+    await consortium.centre.until(lambda: len(kinds(consortium)) == 4, "the charge under new keys")
+    head, signature = consortium.centre.ledgers[H1][-1].head, consortium.centre.ledger_signatures[H1]
+    assert head.signed_by(H1, consortium.keys[H1].public().signing_key, signature)
+    assert differing() == 0
+    await node.kill()
+    shutil.rmtree(node.config.data_dir)
+    replace_keys(consortium, tmp_path / "third.keys")
+    await consortium.restart(H1)
+    consortium.tell([H1], consortium.task(pb.TASK_KIND_TRAIN))
+    declined = (await consortium.centre.reported("decline", [H1]))[H1]
+    assert declined.code == Code.CONFIG_INVALID.value
+    assert "it was a member before" in declined.reason
+    assert differing() == 1
+    assert read_ledger(node.config.data_dir) == []
+    # The registry was shown the empty ledger, and so has it in its audit trail.
+    shown = [request for name, kind, request in consortium.centre.reports if kind == "ledger" and name == H1]
+    assert shown[-1].head.seq == 0

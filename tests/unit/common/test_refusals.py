@@ -11,7 +11,9 @@ from prometheus_client import REGISTRY
 from services.common.clock import FakeClock
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity, Kind
-from services.common.refusals import KINDS, KINDS_OF_ONE, WAITING, WINDOW_S, Refusal, RefusalEvent, RefusalLog
+from services.common.refusal_book import ENTRIES_OF_ONE, KINDS, KINDS_OF_ONE, WINDOW_S, Refusal
+from services.common.refusal_spool import RefusalSpool
+from services.common.refusals import WAITING, RefusalEvent, RefusalLog
 
 REGISTRY_SERVICE = Identity("test.local", Kind.SERVICE, "registry")
 
@@ -19,12 +21,12 @@ REGISTRY_SERVICE = Identity("test.local", Kind.SERVICE, "registry")
 class Told:
     """A refusal log, what it sent, and the time that it sees. errors: what sending raises next, oldest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, spool: RefusalSpool | None = None) -> None:
         self.events: list[RefusalEvent] = []
         self.errors: list[FedmeshError] = []
         self.poison = ""
         self.seconds = 0.0
-        self.log = RefusalLog(REGISTRY_SERVICE, self.send, FakeClock(), now=lambda: self.seconds)
+        self.log = RefusalLog(REGISTRY_SERVICE, self.send, FakeClock(), now=lambda: self.seconds, spool=spool)
         self.changed = asyncio.Event()
 
     async def send(self, events: Sequence[RefusalEvent]) -> None:
@@ -35,10 +37,10 @@ class Told:
         self.events.extend(events)
         self.changed.set()
 
-    def note(self, caller: str = "north", method: str = "S/M", reason: str = "why", times: int = 1) -> None:
+    async def note(self, caller: str = "north", method: str = "S/M", reason: str = "why", times: int = 1) -> None:
         who = Identity("test.local", Kind.HOSPITAL, caller) if caller else None
         for _ in range(times):
-            self.log.note(Refusal(who, method, Code.PERMISSION_DENIED, reason))
+            await self.log.note(Refusal(who, method, Code.PERMISSION_DENIED, reason))
 
     async def holds(self, number: int) -> list[dict[str, Any]]:
         """The bodies, once there are so many."""
@@ -65,7 +67,7 @@ def dropped(bound: str) -> float:
 
 async def test_the_first_refusal_is_told_at_once_and_repetitions_as_one_entry_with_their_number() -> None:
     async with running(Told()) as told:
-        told.note(times=5)
+        await told.note(times=5)
         (first,) = await told.holds(1)
         assert first["count"] == 1
         event = told.events[0]
@@ -73,20 +75,20 @@ async def test_the_first_refusal_is_told_at_once_and_repetitions_as_one_entry_wi
         assert first["caller"] == "spiffe://test.local/hospital/north"
         assert (first["method"], first["code"], first["reason"]) == ("S/M", "permission-denied", "why")
         told.seconds = WINDOW_S
-        told.note(caller="")
+        await told.note(caller="")
         bodies = await told.holds(3)
         assert [(body["caller"], body["count"]) for body in bodies[1:]] == [
             ("spiffe://test.local/hospital/north", 4),
             ("unknown", 1),
         ]
-        told.note()
+        await told.note()
         assert (await told.holds(4))[-1]["count"] == 1
         assert len({event.event_id for event in told.events}) == 4
 
 
 async def test_what_is_known_at_the_end_is_told_before_the_process_ends() -> None:
     async with running(Told()) as told:
-        told.note(times=3)
+        await told.note(times=3)
         await told.holds(1)
     assert [json.loads(event.body_json)["count"] for event in told.events] == [1, 2]
 
@@ -94,10 +96,10 @@ async def test_what_is_known_at_the_end_is_told_before_the_process_ends() -> Non
 async def test_no_caller_makes_more_than_a_few_entries_whatever_it_varies() -> None:
     async with running(Told()) as told:
         for number in range(1000):
-            told.note(reason=f"made up {number}")
-        told.note(caller="south")
+            await told.note(reason=f"made up {number}")
+        await told.note(caller="south")
         told.seconds = WINDOW_S
-        told.note(caller="east")
+        await told.note(caller="east")
         bodies = await told.holds(KINDS_OF_ONE + 4)
         north = [body for body in bodies if body["caller"].endswith("north")]
         assert len(north) == KINDS_OF_ONE + 2
@@ -105,17 +107,43 @@ async def test_no_caller_makes_more_than_a_few_entries_whatever_it_varies() -> N
         assert {body["reason"] for body in north[KINDS_OF_ONE:]} == {"various"}
 
 
-def test_memory_is_bounded_and_what_is_lost_is_counted() -> None:
+async def test_what_is_beyond_the_bounds_is_told_by_its_number() -> None:
     told = Told()
-    before, lost = dropped("kinds"), dropped("queue")
+    before = {bound: dropped(bound) for bound in ("kinds", "queue", "caller")}
     for number in range(KINDS + 7):
-        told.note(caller=f"h{number}")
-    assert dropped("kinds") == before + 7
+        await told.note(caller=f"h{number}")
+    assert dropped("kinds") == before["kinds"] + 7
     for window in range(1, 4):
         told.seconds = window * WINDOW_S
         for number in range(KINDS):
-            told.note(caller=f"h{number}")
-    assert dropped("queue") == lost + 4 * KINDS - WAITING
+            await told.note(caller=f"h{number}")
+    assert dropped("queue") == before["queue"] + 4 * KINDS - WAITING
+    assert dropped("caller") == before["caller"]
+    # As many callers as there is room for are named, and all others are one.
+    beyond = WAITING // 8
+    async with running(told):
+        bodies = await told.holds(WAITING + beyond)
+    gathered = {body["caller"]: body["count"] for body in bodies if body["code"] == "various"}
+    assert len(bodies) - len(gathered) == WAITING
+    assert sorted(gathered.values())[:-1] == [2] * (beyond - 1)
+    assert gathered["various"] == 4 * KINDS - WAITING - 2 * (beyond - 1) + 7
+
+
+async def test_a_caller_who_goes_on_while_the_log_is_away_pushes_nobody_out() -> None:
+    told, before = Told(), dropped("caller")
+    for window in range(ENTRIES_OF_ONE):
+        told.seconds = window * WINDOW_S
+        await told.note(times=3)
+    await told.note(caller="south")
+    async with running(told):
+        bodies = await told.holds(ENTRIES_OF_ONE + 2)
+    north = [body for body in bodies if body["caller"].endswith("north")]
+    assert [body["caller"][-5:] for body in bodies if body not in north] == ["south"]
+    assert len(north) == ENTRIES_OF_ONE + 1
+    assert sum(body["count"] for body in north) == 3 * ENTRIES_OF_ONE
+    # In the end, so that it is whole; it tells from when to when.
+    assert (bodies[-1]["method"], bodies[-1]["reason"]) == ("various", "further refusals, not told one by one")
+    assert dropped("caller") == before + bodies[-1]["count"]
 
 
 async def test_refusals_wait_while_the_log_is_away_and_one_that_it_never_takes_holds_up_no_other() -> None:
@@ -123,7 +151,7 @@ async def test_refusals_wait_while_the_log_is_away_and_one_that_it_never_takes_h
     told.errors = [FedmeshError(Code.SERVICE_UNAVAILABLE, "away")]
     told.poison = "poison"
     for reason in ("before", "poison", "after"):
-        told.note(reason=reason)
+        await told.note(reason=reason)
     async with running(told):
         assert [body["reason"] for body in await told.holds(2)] == ["before", "after"]
     assert dropped("audit") == lost + 1

@@ -126,6 +126,22 @@ async def test_two_silences_are_told_once() -> None:
     assert told == ["silent"]
 
 
+async def test_a_call_that_others_overtake_tells_without_a_budget_and_then_has_one() -> None:
+    told: list[str] = []
+    budget = Budget(lambda: told.append("silent"))
+    while budget.spend():
+        pass
+    replicas = Replicas(None, "b")
+    asked = asyncio.ensure_future(replicas.answer(budget))
+    await asyncio.sleep(20 * QUICK)
+    # However long it waits: where all are slow, new connections help nobody.
+    assert (told, replicas.begun) == ([], 1)
+    for _ in range(4):
+        await first_answer(Replicas("a").begin, 60.0, budget)
+    assert await asked == "b"
+    assert told == ["silent"]
+
+
 async def test_a_call_that_met_its_deadline_tells() -> None:
     told: list[str] = []
     with pytest.raises(FedmeshError):

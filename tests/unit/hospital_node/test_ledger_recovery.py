@@ -189,6 +189,15 @@ def test_a_hospital_that_had_reported_nothing(hospital: Hospital) -> None:
     assert len(hospital.copy.entries) == 1
 
 
+def test_two_people_can_say_that_nothing_was_ever_spent(hospital: Hospital) -> None:
+    """As of a member that got other keys before its first job: its ledger is empty, and the log tells of none."""
+    hospital.lose()
+    hospital.copy = Copy()
+    said = Recovery(Basis.APPROVED, 0.0, 0.0)
+    assert what_is_unknown(hospital.reported(), Head(), newest_told([], "north"), said) is said
+    assert hospital.recover(said).left("north-ward") == 0.5
+
+
 @pytest.mark.parametrize(
     "change",
     [

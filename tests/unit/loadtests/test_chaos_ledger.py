@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtests.chaos.ledger import Committed, Findings, Hospital, Stored, Truth, compare, rounds_of
-from loadtests.chaos.reading import counted
+from loadtests.chaos.ledger import Committed, Findings, Hospital, Stored, Truth, compare, counted, rounds_of
 
 JOB = "job-1"
 NAMES = ("h1", "h2", "h3", "h4")
@@ -110,6 +109,14 @@ def test_a_sum_that_is_not_the_survivors_is_wrong() -> None:
 def test_too_few_hospitals_with_the_sum_are_wrong() -> None:
     quiet = {name: replace(own, sums={}) for name, own in HOSPITALS.items() if name != "h1"}
     assert found(truth=replace(TRUTH, hospitals={**HOSPITALS, **quiet})).inexact == 1
+
+
+def test_the_round_that_the_end_interrupted_may_be_with_a_few_hospitals_but_not_with_a_wrong_sum() -> None:
+    stored = replace(STORED, survivors={**STORED.survivors, (JOB, 2): (1, frozenset(NAMES))})
+    expected = {**EXPECTED, (JOB, 2): "second"}
+    assert found(stored=stored, expected=expected).inexact == 0
+    wrong = {**HOSPITALS, "h1": replace(HOSPITALS["h1"], sums={1: "digest", 2: "other"})}
+    assert found(truth=replace(TRUTH, hospitals=wrong), stored=stored, expected=expected).inexact == 1
 
 
 def test_a_ciphertext_that_the_hospital_did_not_send_is_wrong() -> None:
