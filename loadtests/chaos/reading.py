@@ -105,7 +105,12 @@ def read_stored(connection: "psycopg.Connection[tuple[Any, ...]]", log_wrong: in
             charges[(hospital, job, number, attempt)] += 1
     waiting = fetch("select count(*) from registry.outbox where log_index is null").fetchone()
     return Stored(
-        entries=tuple(_entry(*row) for row in fetch("select index, event_id, leaf from audit.entries order by index")),
+        entries=tuple(
+            _entry(*row)
+            for row in fetch(
+                "select index, event_id, leaf from audit.entries join audit.events using (index) order by 1"
+            )
+        ),
         plans=tuple(row[0] for row in fetch("select plan_id from registry.plans")),
         rounds=_rounds(connection),
         survivors={

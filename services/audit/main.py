@@ -5,6 +5,7 @@ from datetime import UTC
 
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 
+from services.audit.archive_events import ArchiveEvents
 from services.audit.config import AuditConfig
 from services.audit.domain.event import Event
 from services.audit.sequencer import Sequencer
@@ -70,13 +71,20 @@ async def main(config: AuditConfig) -> None:
         await log.require_own_log()
         async with MeshChannel(config.registry.target, config.server.tls) as registry:
             standing = Standing(registry_members(registry), config.standing)
+            service = load_tls(config.server.tls).identity
             await run_server(
                 config.server,
                 [endpoint(log, witnesses)],
-                background=[sequencer.run, standing.run, WitnessWatch(store).run, PostgresWatch(database).run],
+                background=[
+                    sequencer.run,
+                    standing.run,
+                    WitnessWatch(store).run,
+                    PostgresWatch(database).run,
+                    ArchiveEvents(store, log, service).run,
+                ],
                 dependencies=database.ready,
                 admit=standing.admit,
-                refusals=build_refusals(log, load_tls(config.server.tls).identity, open_spool(config.server.refusals)),
+                refusals=build_refusals(log, service, open_spool(config.server.refusals)),
             )
     finally:
         await database.close()

@@ -171,6 +171,8 @@ class Sequencer:
         extension = extend(frontier, found.known, requests)
         hashes = await _proof_hashes(tx, found.edge, extension, frontier.size)
         if extension.entries:
+            if frontier.size > found.room:
+                await tx.make_room(frontier.size)
             head = await self._sign(tx, extension, frontier)
         return _Committed(head, extension.outcomes, hashes)
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from services.audit.domain.event import MAX_EVENTS, Event, concerns, make_leaf
-from services.audit.ports import Head, Store, Transaction
+from services.audit.ports import Head, Store, Transaction, require_online
 from services.audit.sequencer import Appended, Sequencer, empty_head, require_root
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity, Kind
@@ -19,7 +19,6 @@ from services.transparency.merkle import (
     frontier_nodes,
     inclusion_nodes,
     inclusion_proof,
-    leaf_hash,
     stored_root,
 )
 
@@ -62,16 +61,17 @@ class LogUseCases:
             if index >= size:
                 raise FedmeshError(Code.NOT_FOUND, f"there is no entry {index} in the tree of {size} entries")
             hashes = await tx.hashes(inclusion_nodes(index, size))
-            # Of the body as it is now, not as it was when it came: a changed body does not prove.
-            return size, leaf_hash(await tx.leaf(index)), inclusion_proof(index, size, _reader(hashes))
+            # Of the body as it is now, not as it was when it came: a changed body does not prove. Of an archived entry
+            # the database has the hash alone.
+            return size, await tx.leaf_hash(index), inclusion_proof(index, size, _reader(hashes))
 
         return await self._store.run("inclusion_proof", read)
 
     async def entry(self, caller: Identity, index: int, tree_size: int) -> tuple[bytes, int, list[bytes]]:
         """Leaf of an entry, size of the tree and proof, leaf to root; for a hospital, if it concerns it.
 
-        Raises: FedmeshError(NOT_FOUND) when the tree has no such entry, (INVALID_ARGUMENT) for a tree that is not yet,
-            (PERMISSION_DENIED) for a hospital that the entry does not concern.
+        Raises: FedmeshError(NOT_FOUND) when the tree has no such entry, or it is in an archive, (INVALID_ARGUMENT) for
+            a tree that is not yet, (PERMISSION_DENIED) for a hospital that the entry does not concern.
         """
 
         async def read(tx: Transaction) -> tuple[bytes, int, list[bytes]]:
@@ -138,7 +138,8 @@ class LogUseCases:
 async def read_entries(store: Store, start: int, stop: int) -> AsyncIterator[tuple[int, bytes]]:
     """Index and leaf of the entries from `start` up to, and without, `stop`: page by page, no transaction held open.
 
-    Raises: FedmeshError(STORE_UNAVAILABLE) when the database goes away, (WRONG_STATE) when an entry is missing.
+    Raises: FedmeshError(STORE_UNAVAILABLE) when the database goes away, (NOT_FOUND) when the first of them is in an
+        archive, (WRONG_STATE) when an entry is missing.
     """
     while start < stop:
         first, last = start, min(start + PAGE, stop)
@@ -149,6 +150,7 @@ async def read_entries(store: Store, start: int, stop: int) -> AsyncIterator[tup
             yield index, leaf
             start += 1
         if start == first or (page and page[-1][0] != start - 1):
+            require_online(start, await store.run("archived", lambda tx: tx.archived()))
             raise FedmeshError(Code.WRONG_STATE, f"entry {start} is missing: the database was changed by hand")
 
 

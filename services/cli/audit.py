@@ -8,8 +8,9 @@ from fedmesh.audit.v1 import audit_pb2
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli import receipts, witnesses
+from services.cli import archiving, receipts, witnesses
 from services.cli.inspection import stack_dir
+from services.cli.keys import trusted_key
 from services.cli.mesh import PATIENCE_S, awake, database_of, stub
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.config import PostgresConfig, load_config
@@ -17,7 +18,8 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call, stream
 from services.embedded.stack import Stack
 from services.secure_sum.roster import load_roster_file
-from services.transparency.checkpoint import VerifierKey, open_checkpoint, parse_verifier_key
+from services.transparency.archive import is_archive, read_archives, verify_archive
+from services.transparency.checkpoint import VerifierKey, open_checkpoint
 from services.transparency.export import CHECKPOINT, ExportWriter
 from services.transparency.verify import verify_export
 from services.transparency.witness import witnessed as count_witnesses
@@ -25,6 +27,7 @@ from services.transparency.witness import witnessed as count_witnesses
 app = typer.Typer(help="The audit log.", no_args_is_help=True)
 witnesses.register(app)
 app.command()(receipts.receipt)
+app.command()(archiving.archive)
 
 
 @app.command()
@@ -35,6 +38,9 @@ def export(
         bool, typer.Option("--witnessed", help="Only up to the newest checkpoint that a quorum of hospitals cosigned")
     ] = False,
     roster: witnesses.RosterFile = None,
+    archives: Annotated[
+        Path | None, typer.Option(help="Folder of the archives, for entries that are in archives alone")
+    ] = None,
 ) -> None:
     """Write the whole log, its signed checkpoint and its public key to files that `audit verify` checks offline."""
     import asyncio
@@ -52,7 +58,7 @@ def export(
                     ).checkpoint
                 else:
                     note = await _witnessed_note(stack, opened, verifier, roster)
-                return await _export(opened, out, verifier, note)
+                return await stream_export(opened, out, verifier, note, archives)
 
         with console.status("Exporting the audit log ..."):
             size = asyncio.run(go())
@@ -68,11 +74,23 @@ async def _witnessed_note(stack: Stack, audit: Any, verifier: VerifierKey, roste
     return seen.best[0]
 
 
-async def _export(opened: Any, out: Path, verifier: VerifierKey, note: str) -> int:
+async def stream_export(opened: Any, out: Path, verifier: VerifierKey, note: str, archives: Path | None) -> int:
+    """Write an export of the log up to a checkpoint, from archives as far as they go and the audit service; its size.
+
+    Raises: FedmeshError(NOT_FOUND) for entries that are in archives alone when these are not given; (PROOF_INVALID) for
+        archives that are damaged; as `ExportWriter`.
+    """
     size = open_checkpoint(note, verifier).size
     with ExportWriter(out) as writer:
-        request = audit_pb2.ListEntriesRequest(start_index=0, limit=size)
-        if size:
+        start = 0
+        if archives is not None:
+            for index, leaf in read_archives(archives, verifier):
+                writer.add(index, leaf)
+                start = index + 1
+                if start == size:
+                    break
+        if start < size:
+            request = audit_pb2.ListEntriesRequest(start_index=start, limit=size - start)
             async for entry in stream(opened.ListEntries, request, timeout_s=600):
                 writer.add(entry.index, entry.leaf)
         writer.finish(note, verifier)
@@ -81,7 +99,9 @@ async def _export(opened: Any, out: Path, verifier: VerifierKey, note: str) -> i
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="Folder that `audit export` wrote, or file that `audit receipt` wrote")],
+    path: Annotated[
+        Path, typer.Argument(help="Folder of an export or of one archive, or file that `audit receipt` wrote")
+    ],
     key: Annotated[
         Path | None, typer.Option(help="File with the log's public key from a source you trust; else the export's own")
     ] = None,
@@ -90,20 +110,21 @@ def verify(
         typer.Option(help="The founding roster from a source you trust: counts the hospitals that cosigned"),
     ] = None,
 ) -> None:
-    """Check an export or a receipt with no help from any server. Exit code 1 if anything in it is wrong.
+    """Check an export, an archive or a receipt with no help from any server. Exit code 1 if anything in it is wrong.
 
-    Of an export: signature, every entry, the whole tree; with --roster, also that more than two thirds of the founding
-    roster's hospitals cosigned the checkpoint. A receipt needs --key and --roster.
+    Of an export or archive: signature, every entry, the tree; with --roster, also that more than two thirds of the
+    founding roster's hospitals cosigned the checkpoint. A receipt needs --key and --roster.
     """
     if path.is_file():
         if key is None or roster is None:
             raise FedmeshError(Code.INVALID_ARGUMENT, "a receipt is checked against --key and --roster, give both")
-        verified = receipts.verify_file(path, _trusted_key(key), roster)
+        verified = receipts.verify_file(path, trusted_key(key), roster)
         Console().print(f"[green]OK[/green] {verified.statement}", highlight=False, soft_wrap=True)
         return
     if not path.is_dir():
         raise FedmeshError(Code.NOT_FOUND, f"there is no folder {path}, nor such a file")
-    report = verify_export(path, None if key is None else _trusted_key(key))
+    trusted = None if key is None else trusted_key(key)
+    report = verify_archive(path, trusted) if is_archive(path) else verify_export(path, trusted)
     Console().print(f"[green]OK[/green] {report.statement}", highlight=False, soft_wrap=True)
     if roster is not None:
         _require_witnesses(path, roster)
@@ -126,6 +147,9 @@ def fsck(
         Path | None, typer.Option(help="YAML file with `dsn` and `password_file` of a database outside a stack")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="File with the log's public key; else the stack's own")] = None,
+    archives: Annotated[
+        Path | None, typer.Option(help="Folder of the archives, for entries that are in archives alone")
+    ] = None,
 ) -> None:
     """Derive the whole stored log again from the bodies of its entries, and compare. Exit code 1 if anything differs.
 
@@ -138,14 +162,28 @@ def fsck(
     if config is not None:
         if key is None:
             raise FedmeshError(Code.INVALID_ARGUMENT, "--config needs --key: a database does not say whose log it is")
-        report = asyncio.run(check_log(load_config(PostgresConfig, config), _trusted_key(key)))
+        report = asyncio.run(check_log(load_config(PostgresConfig, config), trusted_key(key), archives))
     else:
         with database_of(stack_dir(folder)) as (stack, database):
-            verifier = witnesses.log_key(stack) if key is None else _trusted_key(key)
-            report = asyncio.run(check_log(database, verifier))
+            verifier = witnesses.log_key(stack) if key is None else trusted_key(key)
+            report = asyncio.run(check_log(database, verifier, archives))
     console = Console()
     for problem in report.problems:
         console.print(f"[red]wrong[/red] {escape(problem)}", highlight=False, soft_wrap=True)
+    for first, last, root in report.unread:
+        console.print(
+            f"archived: entries {first} to {last} are taken from the hashes of their leaves, under root {root}; "
+            "name their archives with --archives",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for first in report.untold:
+        console.print(
+            f"archived: the log does not tell yet of the archive from entry {first} on; the audit service does so "
+            "within a minute",
+            highlight=False,
+            soft_wrap=True,
+        )
     counted = (
         f"{report.entries} entries, {report.nodes} subtree hashes, {report.checkpoints} checkpoints, "
         f"{report.cosignatures} cosignatures"
@@ -154,18 +192,5 @@ def fsck(
         raise FedmeshError(
             Code.PROOF_INVALID, f"{report.wrong} problems in {counted}: the database was changed by hand"
         )
-    console.print(f"[green]OK[/green] {counted}: all follow from the bodies.", highlight=False, soft_wrap=True)
-
-
-def _trusted_key(path: Path) -> VerifierKey:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise FedmeshError(
-            Code.INVALID_ARGUMENT,
-            f"cannot read the key file {path}: {error.strerror}; --key takes a file with the log's public key",
-        ) from error
-    try:
-        return parse_verifier_key(text.strip())
-    except FedmeshError as error:
-        raise FedmeshError(error.code, f"{path} holds no public key of a log: {error.message}") from None
+    also = " and from the hashes of the ranges above" if report.unread else ""
+    console.print(f"[green]OK[/green] {counted}: all follow from the bodies{also}.", highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ Nothing in it depends on when or where it was written: exports of one checkpoint
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -50,7 +50,7 @@ class ExportWriter:
                 raise FedmeshError(Code.ALREADY_EXISTS, f"{folder} is not empty: choose a new folder for the export")
             self._file = (folder / ENTRIES).open("wb")
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise unwritable(folder, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +76,7 @@ class ExportWriter:
         try:
             self._file.write(line)
         except OSError as error:
-            raise _unwritable(self._folder, error) from error
+            raise unwritable(self._folder, error) from error
         self._frontier.append(leaf_hash(leaf))
 
     def finish(self, note: str, verifier: VerifierKey) -> Checkpoint:
@@ -97,7 +97,7 @@ class ExportWriter:
             (self._folder / KEY).write_bytes(f"{verifier}\n".encode())
             (self._folder / MANIFEST).write_bytes(manifest(self._folder, checkpoint))
         except OSError as error:
-            raise _unwritable(self._folder, error) from error
+            raise unwritable(self._folder, error) from error
         return checkpoint
 
 
@@ -126,9 +126,8 @@ def manifest(folder: Path, checkpoint: Checkpoint) -> bytes:
 
     Raises: OSError when one of them cannot be read.
     """
-    files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in file_digests(folder).items()}
     value: dict[str, Any] = {
-        "files": files,
+        "files": listed(file_digests(folder)),
         "format": FORMAT,
         "origin": checkpoint.origin,
         "root": checkpoint.root.hex(),
@@ -137,13 +136,18 @@ def manifest(folder: Path, checkpoint: Checkpoint) -> bytes:
     return canonical_json(value) + b"\n"
 
 
-def file_digests(folder: Path) -> dict[str, tuple[int, str]]:
+def listed(digests: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
+    """What a manifest says of files."""
+    return {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digests.items()}
+
+
+def file_digests(folder: Path, names: Sequence[str] = CONTENT) -> dict[str, tuple[int, str]]:
     """Size in bytes and SHA-256 in hex of every listed file.
 
     Raises: OSError when one of them cannot be read.
     """
     digests = {}
-    for name in CONTENT:
+    for name in names:
         size, digest = 0, hashlib.sha256()
         with (folder / name).open("rb") as file:
             while block := file.read(_BLOCK):
@@ -153,7 +157,8 @@ def file_digests(folder: Path) -> dict[str, tuple[int, str]]:
     return digests
 
 
-def _unwritable(folder: Path, error: OSError) -> FedmeshError:
+def unwritable(folder: Path, error: OSError) -> FedmeshError:
+    """Why a folder could not be written."""
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
         return FedmeshError(Code.STORE_FULL, f"no space left for the export in {folder}")
     return FedmeshError(Code.INVALID_ARGUMENT, f"cannot write the export into {folder}: {error.strerror}")

@@ -6,7 +6,7 @@ the checkpoint is signed by the log's key. What that proves depends on where the
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -58,93 +58,97 @@ def verify_export(folder: Path, trusted: VerifierKey | str | None = None) -> Rep
 
     Raises: FedmeshError(PROOF_INVALID) with the detail `file`, and `entry` where one can be named.
     """
-    _check_names(folder)
-    manifest = _read_manifest(folder)
-    verifier = _read_key(folder, trusted)
-    checkpoint = _read_checkpoint(folder, verifier)
+    check_names(folder, export.FILES)
+    manifest = read_manifest(folder, export.FORMAT)
+    verifier = read_key(folder, trusted)
+    checkpoint = read_checkpoint(folder, verifier)
     _check_entries(folder, checkpoint)
     _check_manifest(folder, manifest, checkpoint)
     return Report(checkpoint.origin, checkpoint.size, checkpoint.root.hex(), str(verifier), trusted is not None)
 
 
-def _check_names(folder: Path) -> None:
+def check_names(folder: Path, files: Sequence[str]) -> None:
+    """Raises: FedmeshError(PROOF_INVALID) unless these files are in the folder, and no other."""
     try:
         present = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise FedmeshError(Code.PROOF_INVALID, f"cannot read {folder}: {error.strerror}", file=str(folder)) from error
-    for name in export.FILES:
+    for name in files:
         if name not in present:
-            raise _invalid(name, "is missing")
-    unlisted = sorted(present - set(export.FILES))
+            raise invalid(name, "is missing")
+    unlisted = sorted(present - set(files))
     if unlisted:
-        raise _invalid(unlisted[0], "is not part of the export")
+        raise invalid(unlisted[0], "is not part of the export")
 
 
-def _read_manifest(folder: Path) -> bytes:
+def read_manifest(folder: Path, form: str) -> bytes:
+    """The manifest, which must be of this format. Raises: FedmeshError(PROOF_INVALID)."""
     raw = _read_small(folder, export.MANIFEST)
     try:
         value = parse_canonical(raw.removesuffix(b"\n"))
     except ValueError as error:
-        raise _invalid(export.MANIFEST, f"is not a manifest: {error}") from None
-    if value.get("format") != export.FORMAT:
-        raise _invalid(export.MANIFEST, f"is not of format {export.FORMAT}")
+        raise invalid(export.MANIFEST, f"is not a manifest: {error}") from None
+    if value.get("format") != form:
+        raise invalid(export.MANIFEST, f"is not of format {form}")
     return raw
 
 
-def _read_key(folder: Path, trusted: VerifierKey | str | None) -> VerifierKey:
-    text = _read_text(folder, export.KEY)
+def read_key(folder: Path, trusted: VerifierKey | str | None) -> VerifierKey:
+    """The key, which must be the trusted one if there is one. Raises: FedmeshError(PROOF_INVALID)."""
+    text = read_text(folder, export.KEY)
     try:
         key = parse_verifier_key(text.removesuffix("\n"))
     except FedmeshError as error:
-        raise _invalid(export.KEY, f"holds no key: {error.message}") from None
+        raise invalid(export.KEY, f"holds no key: {error.message}") from None
     if text != f"{key}\n":
-        raise _invalid(export.KEY, "is more or less than one line with a key")
+        raise invalid(export.KEY, "is more or less than one line with a key")
     if trusted is None:
         return key
     expected = parse_verifier_key(trusted.strip()) if isinstance(trusted, str) else trusted
     if key != expected:
-        raise _invalid(export.KEY, f"holds another key, {key}, than the one you trust, {expected}")
+        raise invalid(export.KEY, f"holds another key, {key}, than the one you trust, {expected}")
     return expected
 
 
-def _read_checkpoint(folder: Path, verifier: VerifierKey) -> Checkpoint:
+def read_checkpoint(folder: Path, verifier: VerifierKey) -> Checkpoint:
+    """The checkpoint, its signature checked. Raises: FedmeshError(PROOF_INVALID)."""
     try:
-        return open_checkpoint(_read_text(folder, export.CHECKPOINT), verifier)
+        return open_checkpoint(read_text(folder, export.CHECKPOINT), verifier)
     except FedmeshError as error:
-        raise _invalid(export.CHECKPOINT, f"is not valid: {error.message}") from None
+        raise invalid(export.CHECKPOINT, f"is not valid: {error.message}") from None
 
 
 def _check_entries(folder: Path, checkpoint: Checkpoint) -> None:
     frontier = Frontier()
-    for line in _lines(folder):
-        frontier.append(_check_entry(frontier.size, line))
+    for line in lines(folder):
+        frontier.append(check_entry(frontier.size, line)[0])
     if frontier.size != checkpoint.size:
-        raise _invalid(export.ENTRIES, f"has {frontier.size} entries, but the checkpoint covers {checkpoint.size}")
+        raise invalid(export.ENTRIES, f"has {frontier.size} entries, but the checkpoint covers {checkpoint.size}")
     if frontier.root() != checkpoint.root:
-        raise _invalid(
+        raise invalid(
             export.ENTRIES, "gives another root than the checkpoint: an entry was changed, left out, added or moved"
         )
 
 
-def _check_entry(index: int, line: bytes) -> bytes:
-    """The leaf hash of a line, once everything in the line is checked."""
+def check_entry(index: int, line: bytes) -> tuple[bytes, bytes]:
+    """Leaf hash and leaf of a line, once everything in the line is checked. Raises: FedmeshError(PROOF_INVALID)."""
     try:
         value = parse_canonical(line.removesuffix(b"\n"))
     except ValueError as error:
-        raise _invalid(export.ENTRIES, f"is damaged at entry {index}: {error}", entry=index) from None
+        raise invalid(export.ENTRIES, f"is damaged at entry {index}: {error}", entry=index) from None
     leaf = value.get("leaf")
     if value.keys() != _LINE_KEYS or not isinstance(leaf, str) or value["index"] != index:
-        raise _invalid(export.ENTRIES, f"has no entry {index} in its place", entry=index)
+        raise invalid(export.ENTRIES, f"has no entry {index} in its place", entry=index)
     try:
         parse_canonical(leaf.encode("utf-8"))
     except ValueError as error:
-        raise _invalid(export.ENTRIES, f"has a wrong leaf at entry {index}: {error}", entry=index) from None
+        raise invalid(export.ENTRIES, f"has a wrong leaf at entry {index}: {error}", entry=index) from None
     digest = leaf_hash(leaf.encode("utf-8"))
     if value["leaf_hash"] != digest.hex():
-        raise _invalid(export.ENTRIES, f"has a leaf that does not match its hash at entry {index}", entry=index)
+        raise invalid(export.ENTRIES, f"has a leaf that does not match its hash at entry {index}", entry=index)
     if export.entry_line(index, leaf.encode("utf-8")) != line:
-        raise _invalid(export.ENTRIES, f"has a line in another form at entry {index}", entry=index)
-    return digest
+        raise invalid(export.ENTRIES, f"has a line in another form at entry {index}", entry=index)
+    return digest, leaf.encode("utf-8")
 
 
 def _check_manifest(folder: Path, manifest: bytes, checkpoint: Checkpoint) -> None:
@@ -158,8 +162,8 @@ def _check_manifest(folder: Path, manifest: bytes, checkpoint: Checkpoint) -> No
     stated, found = _listed_files(manifest), _listed_files(expected)
     differing = [name for name in export.CONTENT if stated.get(name) != found[name]]
     if len(differing) == 1 and stated.keys() == found.keys():
-        raise _invalid(differing[0], f"and what {export.MANIFEST} says of it differ")
-    raise _invalid(export.MANIFEST, "does not describe the files of this export")
+        raise invalid(differing[0], f"and what {export.MANIFEST} says of it differ")
+    raise invalid(export.MANIFEST, "does not describe the files of this export")
 
 
 def _listed_files(manifest: bytes) -> dict[str, Any]:
@@ -167,24 +171,26 @@ def _listed_files(manifest: bytes) -> dict[str, Any]:
     return {name: canonical_json({"": item}) for name, item in files.items()} if isinstance(files, dict) else {}
 
 
-def _lines(folder: Path) -> Iterator[bytes]:
+def lines(folder: Path) -> Iterator[bytes]:
+    """The lines of the entries. Raises: FedmeshError(PROOF_INVALID)."""
     try:
         with (folder / export.ENTRIES).open("rb") as file:
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 if len(line) > MAX_LINE_BYTES or not line.endswith(b"\n"):
-                    raise _invalid(export.ENTRIES, f"is damaged at entry {number}: no end of line", entry=number)
+                    raise invalid(export.ENTRIES, f"is damaged at entry {number}: no end of line", entry=number)
                 yield line
                 number += 1
     except OSError as error:
-        raise _invalid(export.ENTRIES, f"cannot be read: {error.strerror}") from error
+        raise invalid(export.ENTRIES, f"cannot be read: {error.strerror}") from error
 
 
-def _read_text(folder: Path, name: str) -> str:
+def read_text(folder: Path, name: str) -> str:
+    """A small text file. Raises: FedmeshError(PROOF_INVALID)."""
     try:
         return _read_small(folder, name).decode("utf-8")
     except UnicodeDecodeError:
-        raise _invalid(name, "is not UTF-8 text") from None
+        raise invalid(name, "is not UTF-8 text") from None
 
 
 def _read_small(folder: Path, name: str) -> bytes:
@@ -192,11 +198,12 @@ def _read_small(folder: Path, name: str) -> bytes:
         with (folder / name).open("rb") as file:
             raw = file.read(MAX_NOTE_BYTES + 1)
     except OSError as error:
-        raise _invalid(name, f"cannot be read: {error.strerror}") from error
+        raise invalid(name, f"cannot be read: {error.strerror}") from error
     if len(raw) > MAX_NOTE_BYTES:
-        raise _invalid(name, f"is larger than {MAX_NOTE_BYTES} bytes")
+        raise invalid(name, f"is larger than {MAX_NOTE_BYTES} bytes")
     return raw
 
 
-def _invalid(name: str, problem: str, **detail: object) -> FedmeshError:
+def invalid(name: str, problem: str, **detail: object) -> FedmeshError:
+    """What is wrong with a file."""
     return FedmeshError(Code.PROOF_INVALID, f"{name} {problem}", file=name, **detail)

@@ -15,7 +15,6 @@ class Entry:
 
     index: int
     event_id: UUID
-    leaf: bytes
     leaf_hash: bytes
 
 
@@ -25,9 +24,10 @@ Outcome = tuple[Entry, ...] | FedmeshError
 
 @dataclass
 class Extension:
-    """What a batch adds to the log, and what each of its requests is told."""
+    """What a batch adds to the log, and what each of its requests is told. leaves: of the entries, in their order."""
 
     entries: list[Entry] = field(default_factory=list)
+    leaves: list[bytes] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -51,9 +51,10 @@ def extend(frontier: Frontier, known: Mapping[UUID, Entry], requests: Sequence[S
             continue
         for leaf in leaves:
             if leaf.event_id not in placed:
-                entry = Entry(frontier.size, leaf.event_id, leaf.content, leaf_hash(leaf.content))
+                entry = Entry(frontier.size, leaf.event_id, leaf_hash(leaf.content))
                 made.nodes += frontier.append(entry.leaf_hash)
                 made.entries.append(entry)
+                made.leaves.append(leaf.content)
                 placed[leaf.event_id] = entry
         made.outcomes.append(tuple(placed[leaf.event_id] for leaf in leaves))
     return made
@@ -63,8 +64,12 @@ def _conflict(leaves: Sequence[Leaf], placed: Mapping[UUID, Entry]) -> FedmeshEr
     contents: dict[UUID, bytes] = {}
     for leaf in leaves:
         entry = placed.get(leaf.event_id)
-        known = entry.leaf if entry is not None else contents.setdefault(leaf.event_id, leaf.content)
-        if known != leaf.content:
+        # Of an entry in an archive there is no more than its hash.
+        if entry is not None:
+            same = entry.leaf_hash == leaf_hash(leaf.content)
+        else:
+            same = contents.setdefault(leaf.event_id, leaf.content) == leaf.content
+        if not same:
             return FedmeshError(
                 Code.REQUEST_ID_REUSED,
                 f"event id {leaf.event_id} stands for another event already",

@@ -18,9 +18,31 @@ class LogReader:
     async def entries(self, start: int, limit: int) -> list[Row]:
         """Entries from an index on, in order."""
         return await self._rows(
-            "select index, event_id, leaf, leaf_hash from audit.entries where index >= %s order by index limit %s",
+            "select index, leaf, leaf_hash from audit.entries where index >= %s order by index limit %s",
             (start, limit),
         )
+
+    async def leaf_hashes(self, start: int, stop: int) -> dict[int, bytes]:
+        """The hashes that were kept of archived entries, by index."""
+        rows = await self._rows(
+            "select position, hash from audit.nodes where level = 0 and position >= %s and position < %s", (start, stop)
+        )
+        return {row["position"]: row["hash"] for row in rows}
+
+    async def archived(self) -> list[Row]:
+        """The ranges that are in archives alone, in order."""
+        return await self._rows(
+            "select a.first_index, p.stop_index, p.level, a.root, a.manifest, a.event_id"
+            " from audit.archives a join audit.partitions p using (first_index) order by a.first_index",
+            (),
+        )
+
+    async def events(self, event_ids: Sequence[str]) -> dict[str, int]:
+        """The index that the log knows these events by."""
+        rows = await self._rows(
+            "select event_id::text, index from audit.events where event_id = any(%s::uuid[])", (list(event_ids),)
+        )
+        return {row["event_id"]: row["index"] for row in rows}
 
     async def checkpoints(self, above: int, up_to: int) -> dict[int, Row]:
         """Checkpoints over more than `above` and at most `up_to` entries, by size."""
@@ -58,6 +80,7 @@ class LogReader:
         """Rows of the log's tables, whatever is in them."""
         (row,) = await self._rows(
             "select (select count(*) from audit.entries) as entries, (select count(*) from audit.nodes) as nodes,"
+            " (select count(*) from audit.events) as events,"
             " (select count(*) from audit.checkpoints) as checkpoints",
             (),
         )

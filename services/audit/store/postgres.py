@@ -10,11 +10,11 @@ from psycopg.rows import DictRow
 
 from services.audit.domain.batch import Entry, Extension
 from services.audit.domain.witnesses import Alarm, AlarmKind, Cosigned
-from services.audit.ports import Beginning, CosignedHead, Head, Transaction
+from services.audit.ports import Archived, Beginning, CosignedHead, Head, StoredPart, Transaction, require_online
 from services.common.errors import Code, FedmeshError
 from services.common.postgres import Connection, Database
 from services.transparency.checkpoint import Checkpoint
-from services.transparency.merkle import Coordinate
+from services.transparency.merkle import Coordinate, leaf_hash
 
 T = TypeVar("T")
 
@@ -30,6 +30,37 @@ _HASHES: Final = """
       left join audit.entries on wanted.level = 0 and entries.index = wanted.position
 """
 
+# Of an entry in an archive there is the hash of its leaf, among the nodes.
+_KNOWN: Final = """
+    select events.index, events.event_id, coalesce(entries.leaf_hash, nodes.hash) as leaf_hash
+      from audit.events
+      left join audit.entries on entries.index = events.index
+      left join audit.nodes on nodes.level = 0 and nodes.position = events.index
+     where events.event_id = any(%s)
+"""
+
+# Half a partition before the last one is full.
+_ROOM: Final = """
+    select stop_index - (stop_index - first_index) / 2 as room
+      from audit.partitions order by first_index desc limit 1
+"""
+
+_ARCHIVED: Final = """
+    select a.first_index as first, p.stop_index as stop, p.level, a.root, a.manifest, a.detached_by, a.event_id,
+           a.recorded_at, e.event_id is not null as told
+      from audit.archives a join audit.partitions p using (first_index) left join audit.events e using (event_id)
+     order by a.first_index
+"""
+
+# By the time of their last entry. 45 CFR 164.316(b)(2)(i): six years.
+_FULL_PARTS: Final = """
+    select p.first_index as first, p.level, e.recorded_at as newest,
+           e.recorded_at <= clock_timestamp() - make_interval(months => %s) as aged,
+           e.recorded_at + interval '6 years' as keep_until
+      from audit.partitions p join audit.entries e on e.index = p.stop_index - 1
+     order by p.first_index
+"""
+
 # Of the newest checkpoint's tree, as `merkle.frontier_nodes` has it: for every one-bit of its size a subtree.
 _EDGE: Final = """
     select level.level, (head.size >> level.level) - 1 as position, coalesce(nodes.hash, entries.leaf_hash) as hash
@@ -43,10 +74,13 @@ _EDGE: Final = """
 # One statement, so that others wait for the lock no longer than one round trip. PostgreSQL runs what a WITH inserts,
 # whether or not anybody reads it.
 _EXTEND: Final = """
-    with entries as (
-        insert into audit.entries (index, event_id, leaf, leaf_hash, recorded_at)
+    with events as (
+        insert into audit.events (event_id, index)
+        select * from unnest(%(events)s::uuid[], %(indices)s::bigint[])
+    ), entries as (
+        insert into audit.entries (index, leaf, leaf_hash, recorded_at)
         select new.*, %(at)s
-          from unnest(%(indices)s::bigint[], %(events)s::uuid[], %(leaves)s::bytea[], %(leaf_hashes)s::bytea[]) as new
+          from unnest(%(indices)s::bigint[], %(leaves)s::bytea[], %(leaf_hashes)s::bytea[]) as new
     ), nodes as (
         insert into audit.nodes (level, position, hash)
         select * from unnest(%(levels)s::smallint[], %(positions)s::bigint[], %(hashes)s::bytea[])
@@ -74,14 +108,14 @@ class PostgresTransaction:
             await self._connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
             newest = await self._connection.execute(_HEAD)
             edge = await self._connection.execute(_EDGE)
-            known = await self._connection.execute(
-                "select index, event_id, leaf, leaf_hash from audit.entries where event_id = any(%s)",
-                (list(event_ids),),
-            )
+            known = await self._connection.execute(_KNOWN, (list(event_ids),))
+            room = await self._connection.execute(_ROOM)
+        last = await room.fetchone()
         return Beginning(
             _head(await newest.fetchone()),
             await _by_place(edge),
             {row["event_id"]: Entry(**row) async for row in known},
+            0 if last is None else last["room"],
         )
 
     async def head(self) -> Head | None:
@@ -89,11 +123,37 @@ class PostgresTransaction:
         return _head(await cursor.fetchone())
 
     async def leaf(self, index: int) -> bytes:
-        cursor = await self._connection.execute("select leaf from audit.entries where index = %s", (index,))
+        leaf = await self._leaf(index)
+        if leaf is None:
+            require_online(index, await self.archived())
+            raise _missing(index)
+        return leaf
+
+    async def leaf_hash(self, index: int) -> bytes:
+        leaf = await self._leaf(index)
+        if leaf is not None:
+            return leaf_hash(leaf)
+        cursor = await self._connection.execute(
+            "select hash from audit.nodes where level = 0 and position = %s", (index,)
+        )
         row = await cursor.fetchone()
         if row is None:
-            raise FedmeshError(Code.WRONG_STATE, f"entry {index} is missing: the database was changed by hand")
-        return bytes(row["leaf"])
+            raise _missing(index)
+        return bytes(row["hash"])
+
+    async def _leaf(self, index: int) -> bytes | None:
+        cursor = await self._connection.execute("select leaf from audit.entries where index = %s", (index,))
+        row = await cursor.fetchone()
+        return None if row is None else bytes(row["leaf"])
+
+    async def archived(self) -> list[Archived]:
+        return [Archived(**row) async for row in await self._connection.execute(_ARCHIVED)]
+
+    async def full_parts(self, months: int) -> list[StoredPart]:
+        return [StoredPart(**row) async for row in await self._connection.execute(_FULL_PARTS, (months,))]
+
+    async def make_room(self, size: int) -> None:
+        await self._connection.execute("select audit.make_partitions(%s)", (size,))
 
     async def offered(self, period_s: float) -> Head | None:
         # Walks back from the newest: over the checkpoints of one period at most.
@@ -137,7 +197,7 @@ class PostgresTransaction:
         rows = {
             "indices": [entry.index for entry in entries],
             "events": [entry.event_id for entry in entries],
-            "leaves": [entry.leaf for entry in entries],
+            "leaves": extension.leaves,
             "leaf_hashes": [entry.leaf_hash for entry in entries],
             "levels": [node.level for node in nodes],
             "positions": [node.position for node in nodes],
@@ -238,6 +298,10 @@ async def _by_place(rows: AsyncCursor[DictRow]) -> dict[Coordinate, bytes]:
     if any(value is None for value in found.values()):
         raise FedmeshError(Code.WRONG_STATE, "a hash of the tree is missing: the database was changed by hand")
     return found
+
+
+def _missing(index: int) -> FedmeshError:
+    return FedmeshError(Code.WRONG_STATE, f"entry {index} is missing: the database was changed by hand")
 
 
 def _head(row: dict[str, Any] | None) -> Head | None:

@@ -117,8 +117,13 @@ def event(**body: object) -> pb.Event:
 
 
 @pytest.fixture
-def world(postgres: PostgresDatabase, tmp_path: Path) -> World:
-    migrate(postgres.config("audit_migrator"), "audit", MIGRATIONS)
+def migrations() -> Path:
+    return MIGRATIONS
+
+
+@pytest.fixture
+def world(postgres: PostgresDatabase, tmp_path: Path, migrations: Path) -> World:
+    migrate(postgres.config("audit_migrator"), "audit", migrations)
     ca = create_ca(tmp_path / "ca", CONSORTIUM)
     generate_key(tmp_path / "log.key", f"{CONSORTIUM}/audit")
     return World(postgres, ca, tmp_path / "log.key", ca.issue_service("audit"))

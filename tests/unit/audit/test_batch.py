@@ -16,7 +16,7 @@ def leaf(number: int, content: bytes | None = None) -> Leaf:
 
 
 def entry(index: int, number: int) -> Entry:
-    return Entry(index, UUID(int=number), b"%d" % number, leaf_hash(b"%d" % number))
+    return Entry(index, UUID(int=number), leaf_hash(b"%d" % number))
 
 
 def test_new_and_known_events_get_their_places() -> None:
@@ -33,7 +33,8 @@ def test_a_conflict_refuses_its_request_whole_and_no_other() -> None:
     frontier = Frontier()
     requests = [[leaf(1)], [leaf(2), leaf(1, b"other")], [leaf(3), leaf(3, b"other")], [leaf(2, b"taken after all")]]
     made = extend(frontier, {}, requests)
-    assert [item.leaf for item in made.entries] == [b"1", b"taken after all"]
+    assert made.leaves == [b"1", b"taken after all"]
+    assert [item.leaf_hash for item in made.entries] == [leaf_hash(content) for content in made.leaves]
     refused = [outcome for outcome in made.outcomes if isinstance(outcome, FedmeshError)]
     assert [error.code for error in refused] == [Code.REQUEST_ID_REUSED] * 2
     assert [error.detail["event_id"] for error in refused] == [str(UUID(int=1)), str(UUID(int=3))]

@@ -68,7 +68,7 @@ REFUSED: Final = {
 }
 # What changes something, or asks no service as an operator.
 OTHERS: Final = {
-    *(("audit", name) for name in ("evidence", "fsck", "receipt", "verify")),
+    *(("audit", name) for name in ("archive", "evidence", "fsck", "receipt", "verify")),
     *(("models", name) for name in ("alias", "promote", "pull", "tag")),
     *(("privacy", name) for name in ("approve", "approve-recovery", "keygen")),
     *(("roster", name) for name in ("assemble", "check", "found", "publish", "sign", "succeed")),
