@@ -75,15 +75,10 @@ def sum_segment(layout: Layout, index: int, uploads: Iterable[bytes], correction
     params = layout.params
     _require_plain(layout, index, correction)
     c0, c1 = _totals(layout, index, uploads)
-    degree = params.poly_modulus_degree
-    # A polynomial at a time: what is computed on the way stays small, and in the processor's cache.
-    for start in range(0, c1.size, degree):
-        row = c1[start : start + degree]
-        row[:] = ring.reduce(row, params)
-    for start in range(0, c0.size, degree):
-        row, taken = c0[start : start + degree], correction[start : start + degree]
-        row[:] = ring.subtract(ring.reduce(row, params), ring.scale(taken, params), params)
-    return wire.join(c0, wire.pack(c1))
+    packed = wire.pack(ring.reduce(c1, params))
+    del c1
+    c0 = ring.subtract(ring.reduce(c0, params), ring.scale(correction, params), params)
+    return wire.join(c0, packed)
 
 
 def _totals(layout: Layout, index: int, uploads: Iterable[bytes]) -> tuple[Coefficients, Coefficients]:
