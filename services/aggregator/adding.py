@@ -1,6 +1,6 @@
 """What a disposable process does for the aggregator: check a segment of an upload, add segments and take masks off."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from services.secure_sum import masks, public
 from services.secure_sum.derive import MaskPlan
@@ -19,8 +19,8 @@ def check(layout: Layout, index: int, segment: bytes) -> bytes:
     return b""
 
 
-def add(layout: Layout, index: int, uploads: Sequence[bytes], plan: MaskPlan) -> bytes:
-    """A segment of the sum of uploads, without the masks of the plan.
+def add(layout: Layout, index: int, plan: MaskPlan, uploads: Iterable[bytes]) -> bytes:
+    """A segment of the sum of uploads, of which it holds one at a time, without the masks of the plan.
 
     Raises: FedmeshError(CIPHERTEXT_INVALID).
     """

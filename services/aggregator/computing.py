@@ -21,7 +21,7 @@ from services.secure_sum.disposable import DisposablePool
 
 
 class Computer:
-    """at_once: segments in work at a time; each needs memory for one segment of every survivor."""
+    """at_once: segments in work at a time; each needs memory for one upload's segment, whatever their number."""
 
     def __init__(self, store: Sums, chunks: ChunkStore, pool: DisposablePool, at_once: int) -> None:
         self._store = store
@@ -113,24 +113,21 @@ class Computer:
         return whole.hexdigest()
 
     async def _segment(self, held: Sum, survivors: Sequence[str], plan: MaskPlan, blob: Blob, index: int) -> bytes:
-        uploads = await self._uploads(held, survivors, index)
-        metrics.COMPUTE_BYTES.inc(sum(map(len, uploads)))
-        result = await self._pool.run(adding.add, held.layout, index, uploads, plan)
+        uploads = (self._upload(held, hospital_id, index) for hospital_id in survivors)
+        result = await self._pool.run(adding.add, held.layout, index, plan, parts=uploads)
         await self._chunks.write(blob, index, result)
         return result
 
-    async def _uploads(self, held: Sum, survivors: Sequence[str], index: int) -> list[bytes]:
-        uploads = list[bytes]()
-        found = await self._chunks.read_each([held.blob(name) for name in survivors], index)
-        for hospital_id, segment in zip(survivors, found, strict=True):
-            if segment is None:
-                raise FedmeshError(
-                    Code.NOT_FOUND,
-                    f"segment {index} of {hospital_id}'s upload is gone: it must send the same bytes again",
-                    hospital_id=hospital_id,
-                )
-            uploads.append(segment)
-        return uploads
+    async def _upload(self, held: Sum, hospital_id: str, index: int) -> bytes:
+        segment = await self._chunks.read(held.blob(hospital_id), index)
+        if segment is None:
+            raise FedmeshError(
+                Code.NOT_FOUND,
+                f"segment {index} of {hospital_id}'s upload is gone: it must send the same bytes again",
+                hospital_id=hospital_id,
+            )
+        metrics.COMPUTE_BYTES.inc(len(segment))
+        return segment
 
 
 def _noticed(task: "asyncio.Task[Any]") -> None:

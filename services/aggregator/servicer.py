@@ -1,6 +1,6 @@
 """The aggregator's gRPC surface: checks the form of requests, calls a use case, words the answer."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from datetime import UTC
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from services.aggregator.domain.sums import AttemptId, Form, Opened, State, Sum
 from services.aggregator.domain.uploads import UploadHeader
 from services.aggregator.usecases import AggregatorUseCases
 from services.common.errors import Code, FedmeshError
+from services.common.grpc.client import CHUNK_BYTES, PART_BYTES, chunks
 from services.common.grpc.gate import caller
 from services.common.ids import require_name, require_sha256, require_uuid
 from services.secure_sum.opening import MaskKey, Opening
@@ -75,12 +76,13 @@ class AggregatorServicer(rpc.AggregatorServiceServicer):
 
     async def GetSegments(self, request: pb.GetSegmentsRequest, _context: Any) -> AsyncIterator[pb.GetSegmentsResponse]:
         async for found in self._usecases.segments(caller().name, _attempt(request.attempt), request.index):
-            segments = [pb.UploadSegment(hospital_id=name, segment=segment) for name, segment in found.items()]
-            yield pb.GetSegmentsResponse(segments=segments)
+            for answer in _answers(found, in_parts=request.in_parts):
+                yield answer
 
     async def DownloadSum(self, request: pb.DownloadSumRequest, _context: Any) -> AsyncIterator[pb.DownloadSumResponse]:
         async for segment in self._usecases.download(caller().name, _attempt(request.attempt)):
-            yield pb.DownloadSumResponse(chunk=segment)
+            for part in chunks(segment.content, PART_BYTES):
+                yield pb.DownloadSumResponse(chunk=part)
 
     async def GetSum(self, request: pb.GetSumRequest, _context: Any) -> pb.GetSumResponse:
         held = await self._usecases.get(_attempt(request.attempt))
@@ -97,10 +99,34 @@ class AggregatorServicer(rpc.AggregatorServiceServicer):
 
 
 async def _segments(requests: AsyncIterator[pb.UploadRequest]) -> AsyncIterator[bytes]:
+    """The segments, put together from their parts."""
+    parts: list[bytes] = []
     async for request in requests:
-        if request.WhichOneof("part") != "chunk":
+        kind = request.WhichOneof("part")
+        if kind not in ("chunk", "beginning"):
             raise FedmeshError(Code.CHUNK_STREAM_INVALID, "after the header come segments only")
-        yield request.chunk
+        parts.append(request.chunk if kind == "chunk" else request.beginning)
+        if sum(map(len, parts)) > CHUNK_BYTES or not parts[-1]:
+            raise FedmeshError(Code.CHUNK_STREAM_INVALID, "a segment has an empty part, or more than 1 MiB")
+        if kind == "chunk":
+            segment = b"".join(parts)
+            parts.clear()
+            yield segment
+
+
+def _answers(found: Mapping[str, bytes], *, in_parts: bool) -> Iterator[pb.GetSegmentsResponse]:
+    """Segments of uploads in one message, or a large one alone in several."""
+    if not in_parts or len(found) != 1:
+        answer = pb.GetSegmentsResponse()
+        for name, segment in found.items():
+            answer.segments.add(hospital_id=name, segment=segment)
+        yield answer
+        return
+    for name, segment in found.items():
+        for part in chunks(segment, PART_BYTES):
+            answer = pb.GetSegmentsResponse()
+            answer.segments.add(hospital_id=name, segment=part)
+            yield answer
 
 
 def _attempt(message: round_pb2.Attempt) -> AttemptId:

@@ -15,6 +15,7 @@ from services.aggregator.domain.sums import AttemptId, Blob, Contribution, Opene
 from services.aggregator.domain.uploads import UploadHeader, check_header
 from services.aggregator.ports import ChunkStore, Sums
 from services.aggregator.receiving import Receiver, Stream, Streams
+from services.aggregator.sharing import Chunk, SharedReads
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
 from services.common.ids import new_id
@@ -25,8 +26,8 @@ from services.secure_sum.statements import Upload
 # What a hospital could only cause by sending something that no honest node sends.
 _STRIKES: Final = frozenset({Code.CIPHERTEXT_INVALID, Code.CHUNK_STREAM_INVALID, Code.STATEMENT_INVALID})
 
-# Segments that are answered together.
-_MESSAGE_BYTES: Final = 1 << 20
+# Small segments are answered together, up to so many bytes.
+_TOGETHER_BYTES: Final = 64 << 10
 
 
 class Registry(Protocol):
@@ -68,6 +69,7 @@ class AggregatorUseCases:
         self._receiver = parts.receiver
         self._streams = parts.streams
         self._computer = parts.computer
+        self._sums = SharedReads(parts.chunks)
         self._registry = parts.registry
         self._clock = parts.clock
         self._consortium = consortium
@@ -201,7 +203,7 @@ class AggregatorUseCases:
         plan = plan_of(held, survivors, keys, opening)
         return await self._computer.compute(held, survivors, plan), held.layout.sum_bytes
 
-    async def download(self, hospital_id: str, attempt: AttemptId) -> AsyncIterator[bytes]:
+    async def download(self, hospital_id: str, attempt: AttemptId) -> AsyncIterator[Chunk]:
         """The computed sum, segment by segment.
 
         Raises: FedmeshError(NOT_FOUND | PERMISSION_DENIED); (WRONG_STATE) before it is computed.
@@ -211,15 +213,15 @@ class AggregatorUseCases:
         if held.result is None:
             raise FedmeshError(Code.WRONG_STATE, "the sum is not computed yet: wait for the task")
         for index in range(held.layout.segments):
-            segment = await self._chunks.read(held.result[0], index)
+            segment = await self._sums.read(held.result[0], index)
             if segment is None:
                 raise not_open(attempt)
-            metrics.DOWNLOAD_BYTES.inc(len(segment))
+            metrics.DOWNLOAD_BYTES.inc(len(segment.content))
             yield segment
 
     async def segments(self, caller: str, attempt: AttemptId, index: int) -> AsyncIterator[dict[str, bytes]]:
-        """One segment of every counted upload but the caller's own, some hospitals at a time, sorted; those whose
-        segment is lost are left out, for the sum may not need them.
+        """One segment of every counted upload but the caller's own, one hospital at a time or, when they are small,
+        some, sorted; those whose segment is lost are left out, for the sum may not need them.
 
         Raises: FedmeshError(NOT_FOUND | PERMISSION_DENIED); (WRONG_STATE) while the sum is open; (INVALID_ARGUMENT)
             when there is no such segment.
@@ -227,7 +229,7 @@ class AggregatorUseCases:
         held = await self.get(attempt)
         held.require_member(caller)
         held.require_closed()
-        at_once = max(1, _MESSAGE_BYTES // held.layout.upload_segment_bytes(index))
+        at_once = max(1, _TOGETHER_BYTES // held.layout.upload_segment_bytes(index))
         names = sorted(held.contributions.keys() - {caller})
         for start in range(0, len(names), at_once):
             some = names[start : start + at_once]

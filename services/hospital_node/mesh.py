@@ -18,7 +18,7 @@ from fedmesh.registry.v1 import registry_pb2_grpc as registry_rpc
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import MeshChannel, call, chunks, stream
+from services.common.grpc.client import PART_BYTES, MeshChannel, call, chunks, stream
 from services.hospital_node.config import LimitsConfig
 from services.hospital_node.domain.ports import EpochFacts, JobFacts, LedgerStanding, RosterFacts, Seen
 from services.hospital_node.domain.sums import MaskedUpload
@@ -145,21 +145,25 @@ class GrpcMesh:
         def messages() -> Iterable[aggregator_pb.UploadRequest]:
             yield aggregator_pb.UploadRequest(header=header)
             for segment in upload.segments():
-                yield aggregator_pb.UploadRequest(chunk=segment)
+                *beginning, rest = chunks(segment, PART_BYTES)
+                for part in beginning:
+                    yield aggregator_pb.UploadRequest(beginning=part)
+                yield aggregator_pb.UploadRequest(chunk=rest)
 
         await self._transfer(self._aggregator.Upload, messages, patience_s)
 
     async def get_segments(self, attempt: AttemptId, index: int, size: int, patience_s: float) -> dict[str, bytes]:
-        request = aggregator_pb.GetSegmentsRequest(attempt=wire_attempt(attempt), index=index)
-        found: dict[str, bytes] = {}
+        request = aggregator_pb.GetSegmentsRequest(attempt=wire_attempt(attempt), index=index, in_parts=True)
+        found: dict[str, bytearray] = {}
 
         def take(response: Any) -> int:
-            found.update((item.hospital_id, item.segment) for item in response.segments)
+            for item in response.segments:
+                found.setdefault(item.hospital_id, bytearray()).extend(item.segment)
             # Names and all: an answer of nothing but names ends as well.
             return int(response.ByteSize())
 
         await self._download(self._aggregator.GetSegments, request, size, patience_s, found.clear, take)
-        return found
+        return {name: bytes(segment) for name, segment in found.items()}
 
     async def download_sum(self, attempt: AttemptId, into: IO[bytes], size: int, patience_s: float) -> str:
         request = aggregator_pb.DownloadSumRequest(attempt=wire_attempt(attempt))

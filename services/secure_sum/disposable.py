@@ -4,6 +4,9 @@ Code that crashes or hangs on crafted input, numpy's as any other, costs one chi
 child is started by spawn (it inherits no sockets, keys or locks), ignores the terminal's Ctrl-C, leaves no core dump,
 and goes away when its parent does. What a child sends back is a tag and raw bytes, never a pickle: a child that was
 taken over cannot run code in its parent.
+
+A function of many large byte strings takes them one by one: whenever it wants the next, its child asks for it. Nobody
+holds more than one of them, and nothing is sent that the child does not wait for.
 """
 
 import asyncio
@@ -15,8 +18,9 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Final
 
@@ -26,6 +30,7 @@ _RESULT: Final = b"r"
 _REFUSED: Final = b"e"
 _FAILED: Final = b"f"
 _READY: Final = b"k"
+_MORE: Final = b"m"
 
 _START_TIMEOUT_SECONDS: Final = 60.0
 _CRASH_SIGNALS: Final = frozenset(
@@ -55,18 +60,40 @@ class _Worker:
         if not self._ready:
             raise FedmeshError(Code.SERVICE_UNAVAILABLE, "a worker process did not start; try again")
 
-    def call(self, function: Callable[..., bytes], args: tuple[object, ...], timeout_seconds: float) -> bytes:
+    def begin(
+        self, function: Callable[..., bytes], args: tuple[object, ...], fed: bool, timeout_seconds: float
+    ) -> bytes | None:
+        """Begin a call. fed: the function also takes an iterator of parts, see `give`.
+
+        Returns what the function returned, or None when the child asks for the next part.
+        """
+        return self._exchange(lambda: self._pipe.send((function, args, fed)), timeout_seconds)
+
+    def give(self, part: bytes, timeout_seconds: float) -> bytes | None:
+        """Give the part that the child asked for; an empty one says that there is none. Returns as `begin`."""
+        answer = self._exchange(lambda: self._pipe.send_bytes(part), timeout_seconds)
+        if answer is None and not part:
+            raise FedmeshError(Code.INTERNAL, "a worker asked for more than there is")
+        return answer
+
+    def _exchange(self, send: Callable[[], None], timeout_seconds: float) -> bytes | None:
         deadline = time.monotonic() + timeout_seconds
         try:
-            self._pipe.send((function, args))
-            if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
-                raise FedmeshError(
-                    Code.DEADLINE_EXCEEDED, f"the upload was not processed within {timeout_seconds:g} s", stage="worker"
-                )
-            answer = self._pipe.recv_bytes()
+            send()
+            tag = self._receive(deadline)
+            content = None if tag == _MORE else self._receive(deadline)
+        except TimeoutError:
+            raise FedmeshError(
+                Code.DEADLINE_EXCEEDED, f"the upload was not processed within {timeout_seconds:g} s", stage="worker"
+            ) from None
         except (EOFError, OSError) as error:
             raise self._died() from error
-        return _open(answer)
+        return None if content is None else _open(tag, content)
+
+    def _receive(self, deadline: float) -> bytes:
+        if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
+            raise TimeoutError
+        return self._pipe.recv_bytes()
 
     def _died(self) -> FedmeshError:
         self._process.join(timeout=5)
@@ -97,7 +124,7 @@ class DisposablePool:
 
     Args:
         workers: child processes; each is replaced after a crash, a timeout or a cancelled call.
-        timeout_seconds: hard limit for one call, after which its process is killed.
+        timeout_seconds: hard limit for one call, or for what it does with one part, after which its process is killed.
         preload: modules that a child imports when it starts.
     """
 
@@ -132,16 +159,25 @@ class DisposablePool:
         """
         await self.run(_nothing)
 
-    async def run(self, function: Callable[..., bytes], *args: object, timeout_seconds: float | None = None) -> bytes:
+    async def run(
+        self,
+        function: Callable[..., bytes],
+        *args: object,
+        parts: Iterator[Awaitable[bytes]] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> bytes:
         """Run `function(*args)` in a child and return its bytes.
 
-        `function` must be importable by name, return bytes, and report refusals as FedmeshError.
+        `function` must be importable by name, return bytes, and report refusals as FedmeshError. With `parts` it takes
+        one more argument, an iterator of bytes; each part, which is not empty, is awaited when the function wants it.
 
         Raises:
             FedmeshError: what `function` raised; CIPHERTEXT_INVALID if it crashed the process; DEADLINE_EXCEEDED if it
                 ran into the time limit; SERVICE_UNAVAILABLE if the process was killed or did not start, or the pool
                 is closed; INTERNAL for any other exception in `function`.
+            Exception: what a part raised.
         """
+        limit_s = timeout_seconds or self._timeout_seconds
         self.waiting += 1
         try:
             worker = await self._slots.get()
@@ -149,9 +185,11 @@ class DisposablePool:
             self.waiting -= 1
         healthy = False
         try:
-            if self._closed:
-                raise FedmeshError(Code.SERVICE_UNAVAILABLE, "the service is stopping")
-            worker, answer = await self._on_thread(worker, function, args, timeout_seconds or self._timeout_seconds)
+            begin = partial(_Worker.begin, function=function, args=args, fed=parts is not None, timeout_seconds=limit_s)
+            worker, answer = await self._on_thread(worker, begin)
+            while answer is None:
+                give = partial(_Worker.give, part=await self._next(worker, parts), timeout_seconds=limit_s)
+                worker, answer = await self._on_thread(worker, give)
             healthy = True
             if isinstance(answer, FedmeshError):
                 raise answer
@@ -159,17 +197,28 @@ class DisposablePool:
         finally:
             self._slots.put_nowait(worker if healthy else None)
 
+    async def _next(self, worker: _Worker, parts: Iterator[Awaitable[bytes]] | None) -> bytes:
+        """The part that a worker waits for, or nothing after the last one."""
+        try:
+            for awaited in parts or ():
+                part = await awaited
+                if not part:
+                    raise ValueError("a part is empty: that would end them")
+                return part
+            return b""
+        except BaseException:
+            # It is in the middle of a call that nobody will end.
+            self._close_worker(worker)
+            raise
+
     async def _on_thread(
-        self,
-        worker: _Worker | None,
-        function: Callable[..., bytes],
-        args: tuple[object, ...],
-        timeout_seconds: float,
-    ) -> tuple[_Worker, bytes | FedmeshError]:
+        self, worker: _Worker | None, step: Callable[[_Worker], bytes | None]
+    ) -> tuple[_Worker, bytes | FedmeshError | None]:
+        """A step of a call. Returns a worker that may be used again, or raises after closing it."""
+        if self._closed:
+            raise FedmeshError(Code.SERVICE_UNAVAILABLE, "the service is stopping")
         held: list[_Worker] = [] if worker is None else [worker]
-        call = asyncio.get_running_loop().run_in_executor(
-            self._threads, self._call, held, function, args, timeout_seconds
-        )
+        call = asyncio.get_running_loop().run_in_executor(self._threads, self._call, held, step)
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -180,29 +229,30 @@ class DisposablePool:
             raise
 
     def _call(
-        self, held: list[_Worker], function: Callable[..., bytes], args: tuple[object, ...], timeout_seconds: float
-    ) -> tuple[_Worker, bytes | FedmeshError]:
-        """Runs on a thread. Returns a worker that may be used again, or raises after closing it."""
+        self, held: list[_Worker], step: Callable[[_Worker], bytes | None]
+    ) -> tuple[_Worker, bytes | FedmeshError | None]:
+        """Runs on a thread, as `_on_thread`."""
         if not held:
             held.append(_Worker(self._preload))
             self._live.add(held[0])
         worker = held[0]
         try:
             worker.wait_ready()
-            return worker, worker.call(function, args, timeout_seconds)
+            return worker, step(worker)
         except _RefusedError as refused:
             return worker, refused.error
         except BaseException:
             self._close_worker(worker)
             raise
 
-    def _discard(self, call: "asyncio.Future[tuple[_Worker, bytes | FedmeshError]]") -> None:
+    def _discard(self, call: "asyncio.Future[tuple[_Worker, bytes | FedmeshError | None]]") -> None:
         if not call.cancelled() and call.exception() is None:
             self._close_worker(call.result()[0])
 
     def _close_worker(self, worker: _Worker) -> None:
-        self._live.discard(worker)
-        worker.close()
+        if worker in self._live:
+            self._live.discard(worker)
+            worker.close()
 
     async def close(self) -> None:
         """Kill every child, after which calls in flight fail; idempotent."""
@@ -222,8 +272,7 @@ class _RefusedError(Exception):
         self.error = error
 
 
-def _open(answer: bytes) -> bytes:
-    tag, content = answer[:1], answer[1:]
+def _open(tag: bytes, content: bytes) -> bytes:
     if tag == _RESULT:
         return content
     if tag == _REFUSED:
@@ -253,15 +302,29 @@ def _serve(pipe: Connection, preload: tuple[str, ...]) -> None:
         importlib.import_module(module)
     pipe.send_bytes(_READY)
     os.dup2(devnull, 2)
-    while True:
-        try:
-            function, args = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            answer = _RESULT + function(*args)
-        except FedmeshError as error:
-            answer = _REFUSED + json.dumps([error.code.value, error.message, error.detail]).encode()
-        except Exception as error:
-            answer = _FAILED + type(error).__name__.encode()
-        pipe.send_bytes(answer)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            _answer(pipe, *pipe.recv())
+
+
+def _answer(pipe: Connection, function: Callable[..., bytes], args: tuple[object, ...], fed: bool) -> None:
+    tag = _RESULT
+    try:
+        content = function(*args, *([_parts(pipe)] if fed else ()))
+    except FedmeshError as error:
+        tag, content = _REFUSED, json.dumps([error.code.value, error.message, error.detail]).encode()
+    except Exception as error:
+        tag, content = _FAILED, type(error).__name__.encode()
+    # In two messages: one would be a copy.
+    pipe.send_bytes(tag)
+    pipe.send_bytes(content)
+
+
+def _parts(pipe: Connection) -> Iterator[bytes]:
+    """What the parent has for the call, each asked for when it is wanted."""
+
+    def ask() -> bytes:
+        pipe.send_bytes(_MORE)
+        return pipe.recv_bytes()
+
+    return iter(ask, b"")

@@ -5,7 +5,7 @@ they can run in a disposable process (`services.secure_sum.disposable`): the agg
 process that serves requests. Hospitals use `add_masked` on their own bytes, and repeat `sum_segment` to check a sum.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from services.common.errors import Code, FedmeshError
 from services.secure_sum import encoding, ring, uniform, wire
 from services.secure_sum.encoding import Coefficients, Int64Vector
-from services.secure_sum.wire import Bytes, Layout
+from services.secure_sum.wire import Layout
 
 
 def check_segment(layout: Layout, index: int, segment: bytes) -> None:
@@ -62,10 +62,11 @@ def add_masked(layout: Layout, index: int, zeros: bytes, values: Int64Vector, ma
     return add_mask(layout, index, zeros, plain)
 
 
-def sum_segment(layout: Layout, index: int, uploads: Sequence[bytes], correction: Coefficients) -> bytes:
+def sum_segment(layout: Layout, index: int, uploads: Iterable[bytes], correction: Coefficients) -> bytes:
     """Add the segments of uploads and subtract plaintext coefficients, uint64[count] below t; a segment of the sum.
 
-    The result does not depend on the order of the uploads. For its noise see `ParameterSet`.
+    The uploads are taken one after the other and none is kept, so that a generator of them needs memory for one. The
+    result does not depend on their order. For its noise see `ParameterSet`.
 
     Raises:
         FedmeshError: CIPHERTEXT_INVALID if an upload's segment is none, naming its position as `position`;
@@ -73,38 +74,44 @@ def sum_segment(layout: Layout, index: int, uploads: Sequence[bytes], correction
     """
     params = layout.params
     _require_plain(layout, index, correction)
-    most = min(params.max_contributions, ring.lazy_terms(params))
-    if not 1 <= len(uploads) <= most:
-        raise FedmeshError(
-            Code.INVALID_ARGUMENT, f"a sum under {params.name} holds 1 to {most} uploads, not {len(uploads)}"
-        )
-    c0, c1 = (_sum_whole if params.public_key else _sum_seeded)(layout, index, uploads)
+    c0, c1 = _totals(layout, index, uploads)
+    packed = wire.pack(ring.reduce(c1, params))
+    del c1
     c0 = ring.subtract(ring.reduce(c0, params), ring.scale(correction, params), params)
-    return wire.join(c0, wire.pack(c1))
+    return wire.join(c0, packed)
 
 
-def _sum_seeded(layout: Layout, index: int, uploads: Sequence[bytes]) -> tuple[Coefficients, Coefficients]:
-    """The sums of c0, not reduced, and of the expanded c1, reduced."""
-    total = np.zeros(layout.coefficients(index)[1], dtype=np.uint64)
-    seeds: list[Bytes] = []
-    for position, upload in enumerate(uploads):
-        with _named(position):
-            c0, seed = wire.split_upload(layout, index, upload)
-        total += c0
-        seeds.append(seed)
-    return total, _sum_expanded(layout, np.stack(seeds, axis=1))
+def _totals(layout: Layout, index: int, uploads: Iterable[bytes]) -> tuple[Coefficients, Coefficients]:
+    """The sums of c0, uint64[count], and of c1, uint64[ciphertexts * N]; neither is reduced."""
+    params = layout.params
+    most = min(params.max_contributions, ring.lazy_terms(params))
+    c0 = np.zeros(layout.coefficients(index)[1], dtype=np.uint64)
+    c1 = np.zeros((layout.ciphertexts_of(index), params.poly_modulus_degree), dtype=np.uint64)
+    count = 0
+    for count, upload in enumerate(uploads, 1):
+        if count > most:
+            break
+        with _named(count - 1):
+            _add_upload(layout, index, upload, c0, c1)
+    if not 1 <= count <= most:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT,
+            f"a sum under {params.name} holds 1 to {most} uploads, not {'more' if count else 'none'}",
+        )
+    return c0, c1.reshape(-1)
 
 
-def _sum_whole(layout: Layout, index: int, uploads: Sequence[bytes]) -> tuple[Coefficients, Coefficients]:
-    """As `_sum_seeded`, of uploads that have c1 in full: their segments have the form of a sum's."""
-    total = np.zeros(layout.coefficients(index)[1], dtype=np.uint64)
-    rest = np.zeros((layout.ciphertexts_of(index), layout.params.poly_modulus_degree), dtype=np.uint64)
-    for position, upload in enumerate(uploads):
-        with _named(position):
-            c0, c1 = wire.split_sum(layout, index, upload)
-        total += c0
-        rest += c1
-    return total, ring.reduce(rest.reshape(-1), layout.params)
+def _add_upload(layout: Layout, index: int, upload: bytes, c0: Coefficients, c1: Coefficients) -> None:
+    """Add the segment of one upload to the sums, without reducing them."""
+    if layout.params.public_key:
+        # Nothing of it is expanded: it has the form of a sum's segment.
+        own, whole = wire.split_sum(layout, index, upload)
+        c1 += whole
+    else:
+        own, seeds = wire.split_upload(layout, index, upload)
+        for row, seed in zip(c1, seeds, strict=True):
+            row += uniform.expand(seed.tobytes(), layout.params)
+    c0 += own
 
 
 @contextmanager
@@ -114,17 +121,6 @@ def _named(position: int) -> Iterator[None]:
         yield
     except FedmeshError as error:
         raise FedmeshError(error.code, error.message, **error.detail, position=position) from error
-
-
-def _sum_expanded(layout: Layout, seeds: Bytes) -> Coefficients:
-    """The sum of the c1 that uint8[ciphertexts, uploads, 32] expand to, uint64[ciphertexts * N]."""
-    params = layout.params
-    total = np.empty((len(seeds), params.poly_modulus_degree), dtype=np.uint64)
-    for row, of_one in zip(total, seeds, strict=True):
-        row[:] = uniform.expand(of_one[0].tobytes(), params)
-        for seed in of_one[1:]:
-            row += uniform.expand(seed.tobytes(), params)
-    return ring.reduce(total.reshape(-1), params)
 
 
 def _require_plain(layout: Layout, index: int, plain: Coefficients) -> None:

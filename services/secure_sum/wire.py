@@ -182,7 +182,7 @@ def _split(layout: Layout, index: int, segment: bytes, expected: int) -> tuple[C
 
 def join(c0: Coefficients, rest: Bytes) -> bytes:
     """A segment of c0, uint64[count], and the bytes that follow it."""
-    return pack(c0).tobytes() + rest.tobytes()
+    return b"".join((pack(c0).data, rest.data))
 
 
 def pack(coefficients: Coefficients) -> Bytes:

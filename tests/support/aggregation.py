@@ -17,7 +17,7 @@ from fedmesh.aggregator.v1 import aggregator_pb2_grpc as rpc
 from fedmesh.common.v1 import round_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.common.grpc.client import MeshChannel, call, stream
+from services.common.grpc.client import PART_BYTES, MeshChannel, call, chunks, stream
 from services.common.ids import new_id
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.embedded.processes import free_port
@@ -29,7 +29,7 @@ from services.secure_sum.parameters import DEFAULT
 from services.secure_sum.statements import AttemptRef, Signed, adverts_digest
 from services.secure_sum.wire import Layout, layout_of
 from tests.support.fake_registry import FakeRegistry
-from tests.support.secure_sum import Consortium
+from tests.support.secure_sum import Consortium, sum_segments
 from tests.support.service_process import ServiceProcess
 from tests.support.stores import RedisServer
 
@@ -182,7 +182,14 @@ class Attempt:
         return Upload(state.upload, segments)
 
     async def send(
-        self, name: str, made: Upload | None = None, *, replica: int = 0, pause_s: float = 0.0, **changes: Any
+        self,
+        name: str,
+        made: Upload | None = None,
+        *,
+        replica: int = 0,
+        pause_s: float = 0.0,
+        part_bytes: int = PART_BYTES,
+        **changes: Any,
     ) -> pb.UploadResponse:
         """Upload with a header that is right, but for `changes`. pause_s: before each segment."""
         sent = made or self.upload_of(name)
@@ -199,7 +206,10 @@ class Attempt:
             yield pb.UploadRequest(header=pb.UploadHeader(**(fields | changes)))
             for segment in sent.segments:
                 await asyncio.sleep(pause_s)
-                yield pb.UploadRequest(chunk=segment)
+                *beginning, rest = list(chunks(segment, part_bytes)) or [b""]
+                for part in beginning:
+                    yield pb.UploadRequest(beginning=part)
+                yield pb.UploadRequest(chunk=rest)
 
         tls = self.centre.ca.issue_hospital(name)
         answer: pb.UploadResponse = await self.centre.ask(tls, "Upload", messages, replica=replica)
@@ -215,15 +225,21 @@ class Attempt:
         async with MeshChannel(self.centre.aggregators[replica].target, tls) as channel:
             stub = channel.stub(rpc.AggregatorServiceStub)
             request = pb.DownloadSumRequest(attempt=self.ids)
-            return [part.chunk async for part in stream(stub.DownloadSum, request, timeout_s=120)]
+            content = b"".join([part.chunk async for part in stream(stub.DownloadSum, request, timeout_s=120)])
+        return sum_segments(self.layout, content)
 
-    async def segments(self, caller: str, index: int) -> dict[str, bytes]:
+    async def segments(self, caller: str, index: int, *, in_parts: bool = True) -> dict[str, bytes]:
         """The segment of every upload but the caller's own, by hospital."""
         async with MeshChannel(self.centre.aggregators[0].target, self.centre.ca.issue_hospital(caller)) as channel:
             stub = channel.stub(rpc.AggregatorServiceStub)
-            request = pb.GetSegmentsRequest(attempt=self.ids, index=index)
+            request = pb.GetSegmentsRequest(attempt=self.ids, index=index, in_parts=in_parts)
             answers = [answer async for answer in stream(stub.GetSegments, request, timeout_s=120)]
-        return {item.hospital_id: item.segment for answer in answers for item in answer.segments}
+        found: dict[str, bytes] = {}
+        for item in (item for answer in answers for item in answer.segments):
+            assert in_parts or item.hospital_id not in found
+            assert not in_parts or len(item.segment) <= PART_BYTES
+            found[item.hospital_id] = found.get(item.hospital_id, b"") + item.segment
+        return found
 
     async def opened(self, survivors: Iterable[str], replica: int = 0) -> list[bytes]:
         """The downloaded sum, after checking that it decrypts to the sum of the survivors' values."""

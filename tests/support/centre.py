@@ -281,7 +281,12 @@ class _Aggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
     async def Upload(self, requests: AsyncIterator[Any], _context: Any) -> Any:
         centre = self._centre
         header = (await anext(aiter(requests))).header
-        segments = [request.chunk async for request in requests]
+        segments, begun = [], b""
+        async for request in requests:
+            begun += request.beginning or request.chunk
+            if request.WhichOneof("part") == "chunk":
+                segments.append(begun)
+                begun = b""
         hospital = caller().name
         centre.reports.append((hospital, "bytes", b"".join(segments)))
         await centre.notify()

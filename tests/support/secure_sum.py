@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from services.secure_sum.opening import Opening
 from services.secure_sum.roster import MemberKeys, Roster
 from services.secure_sum.shares import SharePair
 from services.secure_sum.statements import Advert, AttemptRef, Share, Signed, Survivors, adverts_digest, parse, sign
+from services.secure_sum.wire import Layout
 
 JOB = "0b3f3c5e-53a5-4f0c-9f43-1d1f3e3c1a11"
 ATTEMPT = AttemptRef(job_id=JOB, round=1, attempt=1)
@@ -25,6 +27,13 @@ Vector = npt.NDArray[np.uint64]
 
 def names(n: int) -> list[str]:
     return [f"hospital-{i:02d}" for i in range(1, n + 1)]
+
+
+def sum_segments(layout: Layout, content: bytes) -> list[bytes]:
+    """A downloaded sum, cut into its segments."""
+    lengths = [layout.sum_segment_bytes(index) for index in range(layout.segments)]
+    assert len(content) == sum(lengths)
+    return [content[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)]
 
 
 def make_keys(n: int) -> list[MemberKeys]:

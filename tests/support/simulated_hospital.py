@@ -24,6 +24,7 @@ from services.secure_sum.member import Member, MemberState
 from services.secure_sum.roster import MemberKeys, Roster
 from services.secure_sum.statements import Advert, AttemptRef, Share, Signed, Upload, parse, sign
 from services.secure_sum.wire import layout_of
+from tests.support.secure_sum import sum_segments
 
 PATIENCE_S = 30.0
 
@@ -294,7 +295,8 @@ class SimulatedHospital:
         request = aggregator_pb2.DownloadSumRequest(attempt=attempt)
         while True:
             try:
-                return [part.chunk async for part in stream(stub.DownloadSum, request, timeout_s=5)]
+                content = b"".join([part.chunk async for part in stream(stub.DownloadSum, request, timeout_s=5)])
+                return sum_segments(self._layout, content)
             except FedmeshError as error:
                 if not error.retryable:
                     raise

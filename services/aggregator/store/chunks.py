@@ -40,14 +40,15 @@ class RedisChunks(ChunkStore):
 
     async def write(self, blob: Blob, index: int, content: bytes) -> None:
         async with redis_errors():
-            await self._client.set(_key(blob, index), _sealed(content), pxat=milliseconds(blob.expires_at))
+            sealed = _digest(content) + content
+            await self._client.set(_key(blob, index), sealed, pxat=milliseconds(blob.expires_at))
 
     async def read_each(self, blobs: Sequence[Blob], index: int) -> list[bytes | None]:
         async with redis_errors():
             kept: Any = await self._client.mget([_key(blob, index) for blob in blobs])
         return [
-            None if content is None else _opened(content, blob, index)
-            for blob, content in zip(blobs, kept, strict=True)
+            None if each is None else _opened(each[:_DIGEST_BYTES], each[_DIGEST_BYTES:], blob, index)
+            for blob, each in zip(blobs, kept, strict=True)
         ]
 
     async def drop(self, blob: Blob, count: int) -> None:
@@ -121,7 +122,9 @@ class DirectoryChunks(ChunkStore):
         with _os_errors():
             folder.mkdir(mode=0o700, exist_ok=True)
             try:
-                unfinished.write_bytes(_sealed(content))
+                with unfinished.open("wb") as file:
+                    file.write(_digest(content))
+                    file.write(content)
                 unfinished.rename(folder / str(index))
             except OSError:
                 unfinished.unlink(missing_ok=True)
@@ -133,10 +136,11 @@ class DirectoryChunks(ChunkStore):
             return None
         with _os_errors():
             try:
-                kept = (self._folder(blob) / str(index)).read_bytes()
+                with (self._folder(blob) / str(index)).open("rb", buffering=0) as file:
+                    digest, content = file.read(_DIGEST_BYTES), file.readall()
             except FileNotFoundError:
                 return None
-        return _opened(kept, blob, index)
+        return _opened(digest, content, blob, index)
 
 
 @contextmanager
@@ -149,13 +153,12 @@ def _os_errors() -> Iterator[None]:
         raise FedmeshError(Code.STORE_UNAVAILABLE, "the directory of chunks cannot be used: try again") from error
 
 
-def _sealed(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest() + content
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
-def _opened(kept: bytes, blob: Blob, index: int) -> bytes | None:
-    content = kept[_DIGEST_BYTES:]
-    if hashlib.sha256(content).digest() != kept[:_DIGEST_BYTES]:
+def _opened(digest: bytes, content: bytes, blob: Blob, index: int) -> bytes | None:
+    if _digest(content) != digest:
         log.error("chunk_damaged", blob=blob.blob_id, index=index)
         return None
     return content

@@ -32,6 +32,9 @@ ResponseT = TypeVar("ResponseT")
 StubT = TypeVar("StubT")
 
 CHUNK_BYTES: Final = 1024 * 1024
+# Where many streams are open at a time, messages are smaller: both ends hold each of them several times over, as a
+# message, as its encoding, and as what gRPC makes of that.
+PART_BYTES: Final = 64 * 1024
 DEFAULT_TIMEOUT_S: Final = 10.0
 # TCP, TLS and HTTP/2 take four round trips, more when packets are lost, and a moment on a machine that is busy.
 _CONNECT_MS: Final = 5_000
@@ -367,9 +370,9 @@ def _now(ready: Coroutine[Any, Any, Any]) -> Any:
     raise RuntimeError("the call has no status yet")
 
 
-def chunks(content: bytes) -> Iterable[bytes]:
-    """Cut bytes into chunks of at most 1 MiB, in order."""
-    return (content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES))
+def chunks(content: bytes, size: int = CHUNK_BYTES) -> Iterable[bytes]:
+    """Cut bytes into chunks of at most 1 MiB, or another size, in order."""
+    return (content[start : start + size] for start in range(0, len(content), size))
 
 
 class _Tries(AsyncRetrying):

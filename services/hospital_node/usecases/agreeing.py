@@ -20,8 +20,8 @@ from services.secure_sum.epoch import EpochKeys
 
 log = get_logger(__name__)
 
-# What a message says around a segment: whose it is, and lengths.
-_NAME_BYTES: Final = 128
+# What messages say around a segment, however many parts it has: whose it is, and lengths.
+_NAMES_BYTES: Final = 2048
 # The aggregator must not know beforehand which segments will be looked at.
 _CHOICE: Final = random.SystemRandom()
 
@@ -119,7 +119,7 @@ class AgreeSteps(Steps):
         Raises: FedmeshError(NOT_FOUND) when the aggregator has one of them no more.
         """
         terms = check.terms
-        size = terms.roster.size * (terms.layout.upload_segment_bytes(index) + _NAME_BYTES)
+        size = terms.roster.size * (terms.layout.upload_segment_bytes(index) + _NAMES_BYTES)
         # Perhaps with some whose uploads were counted but not listed.
         found = await self._t.mesh.get_segments(task.attempt, index, size, self.patience(task))
         lost = check.uploads.keys() - found.keys() - {self._t.policy.hospital_id}

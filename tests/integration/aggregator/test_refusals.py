@@ -60,6 +60,7 @@ async def test_segments_that_are_not_the_signed_ones_are_strikes(centre: Centre)
         ([first, second + b"x"], Code.CHUNK_STREAM_INVALID),
         ([first + second], Code.CHUNK_STREAM_INVALID),
         ([first, b""], Code.CHUNK_STREAM_INVALID),
+        ([bytes((1 << 20) + 1)], Code.CHUNK_STREAM_INVALID),
         ([first, flipped(second)], Code.CHUNK_STREAM_INVALID),
         ([flipped(first, 0), second], Code.CHUNK_STREAM_INVALID),
     ]

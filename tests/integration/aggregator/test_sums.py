@@ -15,7 +15,7 @@ from fedmesh.common.v1 import round_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import MeshChannel, call, stream
+from services.common.grpc.client import CHUNK_BYTES, PART_BYTES, MeshChannel, call, stream
 from services.common.ids import new_id
 from services.secure_sum import masks, opening, public, secret
 from services.secure_sum.parameters import BFV_N4096_Q60_T44_PK_V1, DEFAULT
@@ -62,7 +62,8 @@ async def test_a_sum_of_several_segments_with_a_dropout_is_exact(centre: Centre)
     assert await attempt.open() == len(attempt.upload_of("hospital-01").content)
     survivors = attempt.sharers[:4]
     for number, name in enumerate(survivors, 1):
-        answer = await attempt.send(name)
+        # In parts, and in whole segments as well.
+        answer = await attempt.send(name, part_bytes=(PART_BYTES, CHUNK_BYTES)[number % 2])
         assert (answer.contributors, answer.already_counted) == (number, False)
         assert answer.contribution.ciphertext_sha256 == attempt.upload_of(name).sha256
     assert await code_of(attempt.download("hospital-01")) is Code.WRONG_STATE
@@ -83,6 +84,7 @@ async def test_a_sum_of_several_segments_with_a_dropout_is_exact(centre: Centre)
     for index in range(attempt.layout.segments):
         found = await attempt.segments("hospital-05", index)
         assert list(found) == survivors
+        assert await attempt.segments("hospital-05", index, in_parts=False) == found
         uploads = list(found.values())
         assert uploads == [attempt.upload_of(name).segments[index] for name in survivors]
         correction = masks.coefficients(plan, *attempt.layout.coefficients(index))

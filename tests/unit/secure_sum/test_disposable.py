@@ -5,8 +5,10 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +133,100 @@ async def test_errors_cross_the_pipe(pool: DisposablePool) -> None:
         await pool.run(fail)
     assert failed.value.code is Code.INTERNAL
     assert "secret detail" not in str(failed.value)
+
+
+def joined(separator: bytes, parts: Iterator[bytes]) -> bytes:
+    return separator.join(parts)
+
+
+def first_of(parts: Iterator[bytes]) -> bytes:
+    return next(parts)
+
+
+def total(parts: Iterator[bytes]) -> bytes:
+    return str(sum(map(len, parts))).encode()
+
+
+def refuse_second(parts: Iterator[bytes]) -> bytes:
+    first_of(parts)
+    next(parts)
+    return refuse()
+
+
+def ask_for_ever(parts: Iterator[bytes]) -> bytes:
+    # What a child that was taken over may do.
+    reduced: Any = parts.__reduce__()
+    while True:
+        reduced[1][0]()
+
+
+async def given(part: bytes) -> bytes:
+    await asyncio.sleep(0)
+    return part
+
+
+async def test_parts_are_given_when_they_are_asked_for(pool: DisposablePool) -> None:
+    texts = [b"a", b"b" * 100_000, b"c"]
+    assert await pool.run(joined, b"-", parts=map(given, texts)) == b"-".join(texts)
+    assert await pool.run(joined, b"-", parts=map(given, [])) == b""
+    # Whoever wants no more is given no more, and what is left over disturbs nobody.
+    for function in (first_of, refuse_second):
+        left = iter(texts)
+        with suppress(FedmeshError):
+            assert await pool.run(function, parts=map(given, left)) == b"a"
+        assert next(left) == (b"c" if function is refuse_second else texts[1])
+    assert await pool.run(own_pid)
+
+
+async def test_a_part_that_fails_or_is_empty_ends_the_call_and_its_worker(pool: DisposablePool) -> None:
+    async def lost() -> bytes:
+        raise FedmeshError(Code.NOT_FOUND, "gone")
+
+    before = int(await pool.run(own_pid))
+    with pytest.raises(FedmeshError) as caught:
+        await pool.run(total, parts=iter([given(b"x"), lost()]))
+    assert caught.value.code is Code.NOT_FOUND
+    assert gone(before)
+    with pytest.raises(ValueError, match="empty"):
+        await pool.run(total, parts=map(given, [b"x", b"", b"y"]))
+    assert await pool.run(total, parts=map(given, [b"x", b"yz"])) == b"3"
+
+
+async def test_a_worker_that_asks_for_more_than_there_is_is_ended(pool: DisposablePool) -> None:
+    before = int(await pool.run(own_pid))
+    with pytest.raises(FedmeshError) as caught:
+        await pool.run(ask_for_ever, parts=map(given, [b"x"]))
+    assert caught.value.code is Code.INTERNAL
+    assert gone(before)
+
+
+async def test_a_cancelled_call_that_waits_for_a_part_kills_its_worker(pool: DisposablePool) -> None:
+    before = int(await pool.run(own_pid))
+    waiting, never = asyncio.Event(), asyncio.Event()
+
+    async def part() -> bytes:
+        waiting.set()
+        await never.wait()
+        return b"x"
+
+    call = asyncio.create_task(pool.run(total, parts=iter([part()])))
+    await waiting.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert gone(before)
+    assert await pool.run(own_pid)
+
+
+async def test_a_worker_that_hangs_over_a_part_ends_at_the_limit(pool: DisposablePool) -> None:
+    with pytest.raises(FedmeshError) as caught:
+        await pool.run(hang_over, parts=map(given, [b"x" * 1_000_000]), timeout_seconds=0.2)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+
+
+def hang_over(parts: Iterator[bytes]) -> bytes:
+    next(parts)
+    return hang()
 
 
 async def test_closing_ends_calls_in_flight_and_leaves_no_process(tmp_path: Path) -> None:

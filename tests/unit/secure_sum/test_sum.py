@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -209,6 +210,22 @@ def test_only_as_many_uploads_as_the_set_allows_are_added() -> None:
         with pytest.raises(FedmeshError, match="1 to 16") as caught:
             public.sum_segment(form, 0, [upload] * count, correction)
         assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def test_adding_holds_as_much_for_sixteen_uploads_as_for_four() -> None:
+    form = layout(SEGMENT * 2)
+    upload = next(secret.encrypt_zeros(KEY, form))
+    correction = np.zeros(SEGMENT, np.uint64)
+
+    def held(count: int) -> int:
+        tracemalloc.start()
+        try:
+            public.sum_segment(form, 0, (bytes(bytearray(upload)) for _ in range(count)), correction)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert held(16) < held(4) + len(upload) // 2
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fedmesh.common.v1 import round_pb2 as fedmesh_dot_common_dot_v1_dot_round__
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fedmesh/aggregator/v1/aggregator.proto\x12\x15\x66\x65\x64mesh.aggregator.v1\x1a\x1e\x66\x65\x64mesh/common/v1/access.proto\x1a\x1d\x66\x65\x64mesh/common/v1/round.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\tSignerKey\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x13\n\x0bsigning_key\x18\x02 \x01(\x0c\"[\n\x07MaskKey\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x10\n\x08mask_key\x18\x03 \x01(\x0c\x12\x17\n\x0fseed_commitment\x18\x04 \x01(\x0c\"\x85\x02\n\x0eOpenSumRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\x12(\n\x04\x66orm\x18\x03 \x01(\x0b\x32\x1a.fedmesh.common.v1.SumForm\x12\r\n\x05group\x18\x04 \x03(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07signers\x18\x06 \x03(\x0b\x32 .fedmesh.aggregator.v1.SignerKey\x12\x16\n\x0e\x61\x64verts_sha256\x18\x07 \x01(\t\"\'\n\x0fOpenSumResponse\x12\x14\n\x0cupload_bytes\x18\x01 \x01(\x04\"_\n\rUploadRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.fedmesh.aggregator.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xd3\x01\n\x0cUploadHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\x12(\n\x04\x66orm\x18\x03 \x01(\x0b\x32\x1a.fedmesh.common.v1.SumForm\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x19\n\x11\x63iphertext_sha256\x18\x05 \x01(\t\x12)\n\x06upload\x18\x06 \x01(\x0b\x32\x19.fedmesh.common.v1.Signed\"v\n\x0eUploadResponse\x12\x35\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x1f.fedmesh.common.v1.Contribution\x12\x14\n\x0c\x63ontributors\x18\x02 \x01(\r\x12\x17\n\x0f\x61lready_counted\x18\x03 \x01(\x08\"p\n\x0f\x43loseSumRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\x12\x1c\n\x14minimum_contributors\x18\x03 \x01(\r\"n\n\x10\x43loseSumResponse\x12\x36\n\rcontributions\x18\x01 \x03(\x0b\x32\x1f.fedmesh.common.v1.ContributionJ\x04\x08\x02\x10\x03J\x04\x08\x03\x10\x04R\nsum_sha256R\nsize_bytes\"\xc7\x01\n\x11\x43omputeSumRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\x12\x11\n\tsurvivors\x18\x03 \x03(\t\x12\x31\n\tmask_keys\x18\x04 \x03(\x0b\x32\x1e.fedmesh.aggregator.v1.MaskKey\x12+\n\x07opening\x18\x05 \x01(\x0b\x32\x1a.fedmesh.common.v1.Opening\"<\n\x12\x43omputeSumResponse\x12\x12\n\nsum_sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"P\n\x12GetSegmentsRequest\x12+\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\x12\r\n\x05index\x18\x02 \x01(\r\"M\n\x13GetSegmentsResponse\x12\x36\n\x08segments\x18\x01 \x03(\x0b\x32$.fedmesh.aggregator.v1.UploadSegment\"5\n\rUploadSegment\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x0f\n\x07segment\x18\x02 \x01(\x0c\"A\n\x12\x44ownloadSumRequest\x12+\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\"$\n\x13\x44ownloadSumResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"<\n\rGetSumRequest\x12+\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\"\x8c\x01\n\x0eGetSumResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.fedmesh.aggregator.v1.SumState\x12\x36\n\rcontributions\x18\x02 \x03(\x0b\x32\x1f.fedmesh.common.v1.Contribution\x12\x12\n\nsum_sha256\x18\x03 \x01(\t\"T\n\x11\x44iscardSumRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\"\x14\n\x12\x44iscardSumResponse*g\n\x08SumState\x12\x19\n\x15SUM_STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSUM_STATE_OPEN\x10\x01\x12\x14\n\x10SUM_STATE_CLOSED\x10\x02\x12\x16\n\x12SUM_STATE_COMPUTED\x10\x03\x32\xec\x06\n\x11\x41ggregatorService\x12\x63\n\x07OpenSum\x12%.fedmesh.aggregator.v1.OpenSumRequest\x1a&.fedmesh.aggregator.v1.OpenSumResponse\"\t\xca\xc1\x18\x05\n\x01\x04\x10\x01\x12`\n\x06Upload\x12$.fedmesh.aggregator.v1.UploadRequest\x1a%.fedmesh.aggregator.v1.UploadResponse\"\x07\xca\xc1\x18\x03\n\x01\x01(\x01\x12\x66\n\x08\x43loseSum\x12&.fedmesh.aggregator.v1.CloseSumRequest\x1a\'.fedmesh.aggregator.v1.CloseSumResponse\"\t\xca\xc1\x18\x05\n\x01\x04\x10\x01\x12j\n\nComputeSum\x12(.fedmesh.aggregator.v1.ComputeSumRequest\x1a).fedmesh.aggregator.v1.ComputeSumResponse\"\x07\xca\xc1\x18\x03\n\x01\x04\x12r\n\x0bGetSegments\x12).fedmesh.aggregator.v1.GetSegmentsRequest\x1a*.fedmesh.aggregator.v1.GetSegmentsResponse\"\n\x90\x02\x01\xca\xc1\x18\x03\n\x01\x01\x30\x01\x12o\n\x0b\x44ownloadSum\x12).fedmesh.aggregator.v1.DownloadSumRequest\x1a*.fedmesh.aggregator.v1.DownloadSumResponse\"\x07\xca\xc1\x18\x03\n\x01\x01\x30\x01\x12i\n\x06GetSum\x12$.fedmesh.aggregator.v1.GetSumRequest\x1a%.fedmesh.aggregator.v1.GetSumResponse\"\x12\x90\x02\x01\xca\xc1\x18\x0b\n\x02\x04\x02\x10\x01\x1a\x03\x01\x04\x05\x12l\n\nDiscardSum\x12(.fedmesh.aggregator.v1.DiscardSumRequest\x1a).fedmesh.aggregator.v1.DiscardSumResponse\"\t\xca\xc1\x18\x05\n\x01\x04\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fedmesh/aggregator/v1/aggregator.proto\x12\x15\x66\x65\x64mesh.aggregator.v1\x1a\x1e\x66\x65\x64mesh/common/v1/access.proto\x1a\x1d\x66\x65\x64mesh/common/v1/round.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\tSignerKey\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x13\n\x0bsigning_key\x18\x02 \x01(\x0c\"[\n\x07MaskKey\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x10\n\x08mask_key\x18\x03 \x01(\x0c\x12\x17\n\x0fseed_commitment\x18\x04 \x01(\x0c\"\x85\x02\n\x0eOpenSumRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\x12(\n\x04\x66orm\x18\x03 \x01(\x0b\x32\x1a.fedmesh.common.v1.SumForm\x12\r\n\x05group\x18\x04 \x03(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07signers\x18\x06 \x03(\x0b\x32 .fedmesh.aggregator.v1.SignerKey\x12\x16\n\x0e\x61\x64verts_sha256\x18\x07 \x01(\t\"\'\n\x0fOpenSumResponse\x12\x14\n\x0cupload_bytes\x18\x01 \x01(\x04\"t\n\rUploadRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.fedmesh.aggregator.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x13\n\tbeginning\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"\xd3\x01\n\x0cUploadHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\x12(\n\x04\x66orm\x18\x03 \x01(\x0b\x32\x1a.fedmesh.common.v1.SumForm\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x19\n\x11\x63iphertext_sha256\x18\x05 \x01(\t\x12)\n\x06upload\x18\x06 \x01(\x0b\x32\x19.fedmesh.common.v1.Signed\"v\n\x0eUploadResponse\x12\x35\n\x0c\x63ontribution\x18\x01 \x01(\x0b\x32\x1f.fedmesh.common.v1.Contribution\x12\x14\n\x0c\x63ontributors\x18\x02 \x01(\r\x12\x17\n\x0f\x61lready_counted\x18\x03 \x01(\x08\"p\n\x0f\x43loseSumRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\x12\x1c\n\x14minimum_contributors\x18\x03 \x01(\r\"n\n\x10\x43loseSumResponse\x12\x36\n\rcontributions\x18\x01 \x03(\x0b\x32\x1f.fedmesh.common.v1.ContributionJ\x04\x08\x02\x10\x03J\x04\x08\x03\x10\x04R\nsum_sha256R\nsize_bytes\"\xc7\x01\n\x11\x43omputeSumRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\x12\x11\n\tsurvivors\x18\x03 \x03(\t\x12\x31\n\tmask_keys\x18\x04 \x03(\x0b\x32\x1e.fedmesh.aggregator.v1.MaskKey\x12+\n\x07opening\x18\x05 \x01(\x0b\x32\x1a.fedmesh.common.v1.Opening\"<\n\x12\x43omputeSumResponse\x12\x12\n\nsum_sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"b\n\x12GetSegmentsRequest\x12+\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\x12\r\n\x05index\x18\x02 \x01(\r\x12\x10\n\x08in_parts\x18\x03 \x01(\x08\"M\n\x13GetSegmentsResponse\x12\x36\n\x08segments\x18\x01 \x03(\x0b\x32$.fedmesh.aggregator.v1.UploadSegment\"5\n\rUploadSegment\x12\x13\n\x0bhospital_id\x18\x01 \x01(\t\x12\x0f\n\x07segment\x18\x02 \x01(\x0c\"A\n\x12\x44ownloadSumRequest\x12+\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\"$\n\x13\x44ownloadSumResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"<\n\rGetSumRequest\x12+\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\"\x8c\x01\n\x0eGetSumResponse\x12.\n\x05state\x18\x01 \x01(\x0e\x32\x1f.fedmesh.aggregator.v1.SumState\x12\x36\n\rcontributions\x18\x02 \x03(\x0b\x32\x1f.fedmesh.common.v1.Contribution\x12\x12\n\nsum_sha256\x18\x03 \x01(\t\"T\n\x11\x44iscardSumRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1a.fedmesh.common.v1.Attempt\"\x14\n\x12\x44iscardSumResponse*g\n\x08SumState\x12\x19\n\x15SUM_STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSUM_STATE_OPEN\x10\x01\x12\x14\n\x10SUM_STATE_CLOSED\x10\x02\x12\x16\n\x12SUM_STATE_COMPUTED\x10\x03\x32\xec\x06\n\x11\x41ggregatorService\x12\x63\n\x07OpenSum\x12%.fedmesh.aggregator.v1.OpenSumRequest\x1a&.fedmesh.aggregator.v1.OpenSumResponse\"\t\xca\xc1\x18\x05\n\x01\x04\x10\x01\x12`\n\x06Upload\x12$.fedmesh.aggregator.v1.UploadRequest\x1a%.fedmesh.aggregator.v1.UploadResponse\"\x07\xca\xc1\x18\x03\n\x01\x01(\x01\x12\x66\n\x08\x43loseSum\x12&.fedmesh.aggregator.v1.CloseSumRequest\x1a\'.fedmesh.aggregator.v1.CloseSumResponse\"\t\xca\xc1\x18\x05\n\x01\x04\x10\x01\x12j\n\nComputeSum\x12(.fedmesh.aggregator.v1.ComputeSumRequest\x1a).fedmesh.aggregator.v1.ComputeSumResponse\"\x07\xca\xc1\x18\x03\n\x01\x04\x12r\n\x0bGetSegments\x12).fedmesh.aggregator.v1.GetSegmentsRequest\x1a*.fedmesh.aggregator.v1.GetSegmentsResponse\"\n\x90\x02\x01\xca\xc1\x18\x03\n\x01\x01\x30\x01\x12o\n\x0b\x44ownloadSum\x12).fedmesh.aggregator.v1.DownloadSumRequest\x1a*.fedmesh.aggregator.v1.DownloadSumResponse\"\x07\xca\xc1\x18\x03\n\x01\x01\x30\x01\x12i\n\x06GetSum\x12$.fedmesh.aggregator.v1.GetSumRequest\x1a%.fedmesh.aggregator.v1.GetSumResponse\"\x12\x90\x02\x01\xca\xc1\x18\x0b\n\x02\x04\x02\x10\x01\x1a\x03\x01\x04\x05\x12l\n\nDiscardSum\x12(.fedmesh.aggregator.v1.DiscardSumRequest\x1a).fedmesh.aggregator.v1.DiscardSumResponse\"\t\xca\xc1\x18\x05\n\x01\x04\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,8 +40,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_AGGREGATORSERVICE'].methods_by_name['GetSum']._serialized_options = b'\220\002\001\312\301\030\013\n\002\004\002\020\001\032\003\001\004\005'
   _globals['_AGGREGATORSERVICE'].methods_by_name['DiscardSum']._options = None
   _globals['_AGGREGATORSERVICE'].methods_by_name['DiscardSum']._serialized_options = b'\312\301\030\005\n\001\004\020\001'
-  _globals['_SUMSTATE']._serialized_start=2169
-  _globals['_SUMSTATE']._serialized_end=2272
+  _globals['_SUMSTATE']._serialized_start=2208
+  _globals['_SUMSTATE']._serialized_end=2311
   _globals['_SIGNERKEY']._serialized_start=161
   _globals['_SIGNERKEY']._serialized_end=214
   _globals['_MASKKEY']._serialized_start=216
@@ -51,37 +51,37 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_OPENSUMRESPONSE']._serialized_start=573
   _globals['_OPENSUMRESPONSE']._serialized_end=612
   _globals['_UPLOADREQUEST']._serialized_start=614
-  _globals['_UPLOADREQUEST']._serialized_end=709
-  _globals['_UPLOADHEADER']._serialized_start=712
-  _globals['_UPLOADHEADER']._serialized_end=923
-  _globals['_UPLOADRESPONSE']._serialized_start=925
-  _globals['_UPLOADRESPONSE']._serialized_end=1043
-  _globals['_CLOSESUMREQUEST']._serialized_start=1045
-  _globals['_CLOSESUMREQUEST']._serialized_end=1157
-  _globals['_CLOSESUMRESPONSE']._serialized_start=1159
-  _globals['_CLOSESUMRESPONSE']._serialized_end=1269
-  _globals['_COMPUTESUMREQUEST']._serialized_start=1272
-  _globals['_COMPUTESUMREQUEST']._serialized_end=1471
-  _globals['_COMPUTESUMRESPONSE']._serialized_start=1473
-  _globals['_COMPUTESUMRESPONSE']._serialized_end=1533
-  _globals['_GETSEGMENTSREQUEST']._serialized_start=1535
-  _globals['_GETSEGMENTSREQUEST']._serialized_end=1615
-  _globals['_GETSEGMENTSRESPONSE']._serialized_start=1617
-  _globals['_GETSEGMENTSRESPONSE']._serialized_end=1694
-  _globals['_UPLOADSEGMENT']._serialized_start=1696
-  _globals['_UPLOADSEGMENT']._serialized_end=1749
-  _globals['_DOWNLOADSUMREQUEST']._serialized_start=1751
-  _globals['_DOWNLOADSUMREQUEST']._serialized_end=1816
-  _globals['_DOWNLOADSUMRESPONSE']._serialized_start=1818
-  _globals['_DOWNLOADSUMRESPONSE']._serialized_end=1854
-  _globals['_GETSUMREQUEST']._serialized_start=1856
-  _globals['_GETSUMREQUEST']._serialized_end=1916
-  _globals['_GETSUMRESPONSE']._serialized_start=1919
-  _globals['_GETSUMRESPONSE']._serialized_end=2059
-  _globals['_DISCARDSUMREQUEST']._serialized_start=2061
-  _globals['_DISCARDSUMREQUEST']._serialized_end=2145
-  _globals['_DISCARDSUMRESPONSE']._serialized_start=2147
-  _globals['_DISCARDSUMRESPONSE']._serialized_end=2167
-  _globals['_AGGREGATORSERVICE']._serialized_start=2275
-  _globals['_AGGREGATORSERVICE']._serialized_end=3151
+  _globals['_UPLOADREQUEST']._serialized_end=730
+  _globals['_UPLOADHEADER']._serialized_start=733
+  _globals['_UPLOADHEADER']._serialized_end=944
+  _globals['_UPLOADRESPONSE']._serialized_start=946
+  _globals['_UPLOADRESPONSE']._serialized_end=1064
+  _globals['_CLOSESUMREQUEST']._serialized_start=1066
+  _globals['_CLOSESUMREQUEST']._serialized_end=1178
+  _globals['_CLOSESUMRESPONSE']._serialized_start=1180
+  _globals['_CLOSESUMRESPONSE']._serialized_end=1290
+  _globals['_COMPUTESUMREQUEST']._serialized_start=1293
+  _globals['_COMPUTESUMREQUEST']._serialized_end=1492
+  _globals['_COMPUTESUMRESPONSE']._serialized_start=1494
+  _globals['_COMPUTESUMRESPONSE']._serialized_end=1554
+  _globals['_GETSEGMENTSREQUEST']._serialized_start=1556
+  _globals['_GETSEGMENTSREQUEST']._serialized_end=1654
+  _globals['_GETSEGMENTSRESPONSE']._serialized_start=1656
+  _globals['_GETSEGMENTSRESPONSE']._serialized_end=1733
+  _globals['_UPLOADSEGMENT']._serialized_start=1735
+  _globals['_UPLOADSEGMENT']._serialized_end=1788
+  _globals['_DOWNLOADSUMREQUEST']._serialized_start=1790
+  _globals['_DOWNLOADSUMREQUEST']._serialized_end=1855
+  _globals['_DOWNLOADSUMRESPONSE']._serialized_start=1857
+  _globals['_DOWNLOADSUMRESPONSE']._serialized_end=1893
+  _globals['_GETSUMREQUEST']._serialized_start=1895
+  _globals['_GETSUMREQUEST']._serialized_end=1955
+  _globals['_GETSUMRESPONSE']._serialized_start=1958
+  _globals['_GETSUMRESPONSE']._serialized_end=2098
+  _globals['_DISCARDSUMREQUEST']._serialized_start=2100
+  _globals['_DISCARDSUMREQUEST']._serialized_end=2184
+  _globals['_DISCARDSUMRESPONSE']._serialized_start=2186
+  _globals['_DISCARDSUMRESPONSE']._serialized_end=2206
+  _globals['_AGGREGATORSERVICE']._serialized_start=2314
+  _globals['_AGGREGATORSERVICE']._serialized_end=3190
 # @@protoc_insertion_point(module_scope)

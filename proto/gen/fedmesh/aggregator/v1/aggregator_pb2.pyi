@@ -180,8 +180,11 @@ class UploadRequest(google.protobuf.message.Message):
 
     HEADER_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
+    BEGINNING_FIELD_NUMBER: builtins.int
     chunk: builtins.bytes
-    """The next segment, exactly as long as the form says, at most 1 MiB."""
+    """The next segment, exactly as long as the form says, at most 1 MiB; or the rest of one that began."""
+    beginning: builtins.bytes
+    """A part of the next segment; further ones may follow, and at last its rest as `chunk`. Small parts need less memory."""
     @property
     def header(self) -> global___UploadHeader:
         """What is coming."""
@@ -191,10 +194,11 @@ class UploadRequest(google.protobuf.message.Message):
         *,
         header: global___UploadHeader | None = ...,
         chunk: builtins.bytes = ...,
+        beginning: builtins.bytes = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "chunk"] | None: ...
+    def HasField(self, field_name: typing.Literal["beginning", b"beginning", "chunk", b"chunk", "header", b"header", "part", b"part"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["beginning", b"beginning", "chunk", b"chunk", "header", b"header", "part", b"part"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "chunk", "beginning"] | None: ...
 
 global___UploadRequest = UploadRequest
 
@@ -394,8 +398,11 @@ class GetSegmentsRequest(google.protobuf.message.Message):
 
     ATTEMPT_FIELD_NUMBER: builtins.int
     INDEX_FIELD_NUMBER: builtins.int
+    IN_PARTS_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Which segment, from 0."""
+    in_parts: builtins.bool
+    """The caller puts segments together from parts."""
     @property
     def attempt(self) -> fedmesh.common.v1.round_pb2.Attempt:
         """The attempt; its uploads must be closed."""
@@ -405,9 +412,10 @@ class GetSegmentsRequest(google.protobuf.message.Message):
         *,
         attempt: fedmesh.common.v1.round_pb2.Attempt | None = ...,
         index: builtins.int = ...,
+        in_parts: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["attempt", b"attempt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "index", b"index"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "in_parts", b"in_parts", "index", b"index"]) -> None: ...
 
 global___GetSegmentsRequest = GetSegmentsRequest
 
@@ -420,7 +428,9 @@ class GetSegmentsResponse(google.protobuf.message.Message):
     SEGMENTS_FIELD_NUMBER: builtins.int
     @property
     def segments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___UploadSegment]:
-        """Sorted by hospital, over all messages of the stream; 1 MiB a message, or one segment."""
+        """Sorted by hospital, over all messages of the stream; at most 64 KiB a message, or one segment. In parts, a segment
+        above 64 KiB comes in several messages, one after the other.
+        """
 
     def __init__(
         self,
@@ -442,7 +452,7 @@ class UploadSegment(google.protobuf.message.Message):
     hospital_id: builtins.str
     """Whose upload."""
     segment: builtins.bytes
-    """At most 1 MiB; its SHA-256 stands in the hospital's `upload` statement."""
+    """At most 1 MiB; its SHA-256 stands in the hospital's `upload` statement. Or the next part of it."""
     def __init__(
         self,
         *,
@@ -476,13 +486,13 @@ global___DownloadSumRequest = DownloadSumRequest
 
 @typing.final
 class DownloadSumResponse(google.protobuf.message.Message):
-    """The next segment of the sum."""
+    """More of the sum."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CHUNK_FIELD_NUMBER: builtins.int
     chunk: builtins.bytes
-    """Exactly one segment of the encrypted sum, at most 1 MiB, in order."""
+    """The next bytes of the encrypted sum, at most 1 MiB, from its first segment to the last."""
     def __init__(
         self,
         *,
