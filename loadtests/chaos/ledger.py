@@ -100,7 +100,7 @@ class Findings:
 
 
 def compare(truth: Truth, stored: Stored, expected: Mapping[Round, str]) -> Findings:
-    """Hold what is stored against what was acknowledged. expected: digest of the exact sum of each stored round."""
+    """Hold what is stored against what was acknowledged. expected: digests of the exact sums of rounds' survivors."""
     findings = Findings()
     _compare_log(truth, stored, findings)
     _compare_rounds(truth, stored, findings)
@@ -123,12 +123,14 @@ def compare(truth: Truth, stored: Stored, expected: Mapping[Round, str]) -> Find
 
 
 def counted(stored: Stored) -> dict[Round, Round]:
-    """Rounds with survivors, and what hospitals call them: they count states, and a burnt version makes none."""
+    """Rounds with survivors, and what hospitals call them: they count states, and a burnt version makes none.
+
+    A burnt version is counted as the state that it would have made, as the next one is.
+    """
     burnt = [key for key, found in stored.rounds.items() if found.burnt]
     return {
         (job, version): (job, version - sum(1 for other, before in burnt if other == job and before < version))
         for job, version in stored.survivors
-        if (job, version) not in burnt
     }
 
 
@@ -197,19 +199,23 @@ def _compare_ledgers(truth: Truth, stored: Stored, findings: Findings) -> None:
 def _compare_sums(truth: Truth, stored: Stored, expected: Mapping[Round, str], findings: Findings) -> None:
     """Every sum that a hospital decrypted is that of a round's survivors, and t hospitals have each committed one's.
 
-    A hospital's notes do not say the job. The round that the end of the run interrupted may be with a few hospitals.
+    A hospital's notes do not say the job. The round that the end of the run interrupted may be with a few hospitals; so
+    may the sum of a burnt version, with those that had opened it and came too late for the sum of the next.
     """
-    right: dict[int, set[str]] = {}
-    for (_, state), digest in expected.items():
-        right.setdefault(state, set()).add(digest)
-    agreed = {state for key, (_, state) in counted(stored).items() if key in stored.rounds}
+    exact: dict[int, set[str]] = {}
+    agreed: dict[int, set[str]] = {}
+    for key, (_, state) in counted(stored).items():
+        digest = expected.get(key, "")
+        exact.setdefault(state, set()).add(digest)
+        if key in stored.rounds and not stored.rounds[key].burnt:
+            agreed.setdefault(state, set()).add(digest)
     for name, own in truth.hospitals.items():
         for state, digest in own.sums.items():
-            if digest not in right.get(state, ()):
+            if digest not in exact.get(state, ()):
                 findings.wrong(f"the sum that {name} decrypted in round {state}")
     needed = threshold(len(truth.hospitals)) if truth.hospitals else 0
-    for state in sorted(agreed & set(right)):
-        have = sum(1 for own in truth.hospitals.values() if own.sums.get(state) in right[state])
+    for state, digests in sorted(agreed.items()):
+        have = sum(1 for own in truth.hospitals.values() if own.sums.get(state) in digests)
         if have < needed:
             findings.wrong(f"only {have} hospitals hold the sum of round {state}, {needed} agreed to it")
 

@@ -32,8 +32,7 @@ def judge(mesh: ChaosMesh, params: int, lanes: int) -> Findings:
         stored = read_stored(connection, log.wrong)
     numbers = {name: number for number, name in enumerate(mesh.hospitals)}
     expected = {
-        state: _digest(state, stored.survivors[key][1], numbers, params, lanes)
-        for key, state in counted(stored).items()
+        key: _digest(state, stored.survivors[key][1], numbers, params, lanes) for key, state in counted(stored).items()
     }
     findings = compare(truth, stored, expected)
     findings.notes += [f"audit fsck: {problem}" for problem in log.problems]

@@ -47,7 +47,7 @@ def test_hospitals_count_states_and_a_burnt_version_has_none() -> None:
     burnt = replace(ROUND, burnt=True)
     three = {(JOB, version): (1, frozenset(NAMES)) for version in (1, 2, 3)}
     stored = replace(STORED, rounds={(JOB, 1): ROUND, (JOB, 2): burnt, (JOB, 3): ROUND}, survivors=three)
-    assert counted(stored) == {(JOB, 1): (JOB, 1), (JOB, 3): (JOB, 2)}
+    assert counted(stored) == {(JOB, 1): (JOB, 1), (JOB, 2): (JOB, 2), (JOB, 3): (JOB, 2)}
 
 
 def test_what_agrees_has_no_findings() -> None:
@@ -117,6 +117,24 @@ def test_the_round_that_the_end_interrupted_may_be_with_a_few_hospitals_but_not_
     assert found(stored=stored, expected=expected).inexact == 0
     wrong = {**HOSPITALS, "h1": replace(HOSPITALS["h1"], sums={1: "digest", 2: "other"})}
     assert found(truth=replace(TRUTH, hospitals=wrong), stored=stored, expected=expected).inexact == 1
+
+
+def test_the_exact_sum_of_a_burnt_version_is_no_wrong_sum() -> None:
+    burnt = Committed(attempt=1, sum_sha256="", burnt=True, contributions={})
+    stored = replace(
+        STORED,
+        rounds={(JOB, 1): burnt, (JOB, 2): ROUND},
+        survivors={(JOB, 1): (1, frozenset(NAMES[:3])), (JOB, 2): (2, frozenset(NAMES))},
+        entries=(*STORED.entries[:2], (2, "e2", "round.burnt", (JOB, 1)), (3, "e3", "round.committed", (JOB, 2))),
+    )
+    hospitals = {
+        name: replace(own, revealed=frozenset(), ciphertexts={(JOB, 2, 2): CIPHERTEXTS[name]})
+        for name, own in HOSPITALS.items()
+    }
+    late = {**hospitals, "h1": replace(hospitals["h1"], sums={1: "of the burnt"})}
+    truth = replace(TRUTH, rounds={(JOB, 2): ROUND}, hospitals=late)
+    assert found(truth, stored, {(JOB, 1): "of the burnt", (JOB, 2): "digest"}).inexact == 0
+    assert found(truth, stored, {(JOB, 1): "another", (JOB, 2): "digest"}).inexact == 1
 
 
 def test_a_ciphertext_that_the_hospital_did_not_send_is_wrong() -> None:
