@@ -217,6 +217,10 @@ class World:
             self._note("busy", hospital.id)
             return
         except FedmeshError as error:
+            if self._is_over(task) and not set(task.cohort) <= set(self.roster.ids):
+                # Never begun here, and replayed after the roster changed: a member is right to refuse it.
+                self._note("of an earlier roster", hospital.id)
+                return
             raise Violation(f"{hospital.id} refuses {task.step.name} from an honest centre: {error}") from error
         if crash == "unsaved":
             self._crash(hospital, crash)
@@ -228,6 +232,9 @@ class World:
             return
         self.oracle.sent(outcome.answer)
         self._post(Envelope("centre", outcome.answer))
+
+    def _is_over(self, task: Task) -> bool:
+        return all(coordinator.run.attempt.round > task.attempt.round for coordinator in self.coordinators)
 
     def _crashes(self) -> bool:
         return self.random.random() < self.weather.crash
