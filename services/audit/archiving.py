@@ -13,7 +13,7 @@ from services.common.config import PostgresConfig
 from services.common.errors import Code, FedmeshError
 from services.common.postgres import Database
 from services.secure_sum.roster import Roster
-from services.transparency.archive import ArchiveReport, ArchiveWriter, Part, sync, verify_archive
+from services.transparency.archive import ArchiveWriter, Part, sync, verify_archive
 from services.transparency.checkpoint import VerifierKey, open_checkpoint
 from services.transparency.cosignature import attach
 from services.transparency.merkle import Coordinate, inclusion_nodes, inclusion_proof
@@ -75,7 +75,7 @@ async def _write(
     kept = f"keep until {stored.keep_until:%Y-%m-%d} at least"
     target = folder / part.folder
     if target.exists():
-        _require(verify_archive(target, verifier), part)
+        verify_archive(target, verifier).require(part)
         say(f"{part.folder}: is there and in order; {kept}")
         return
     say(f"{part.folder}: writing {part.stop - part.first} entries ...")
@@ -88,15 +88,10 @@ async def _write(
         async for index, leaf in read_entries(store, part.first, part.stop):
             writer.add(index, leaf)
         writer.finish(note, proof, verifier)
-    _require(verify_archive(partial, verifier), part)
+    verify_archive(partial, verifier).require(part)
     partial.rename(target)
     sync(folder)
     say(f"{part.folder}: written and read back; {kept}")
-
-
-def _require(report: ArchiveReport, part: Part) -> None:
-    if report.part != part:
-        raise FedmeshError(Code.PROOF_INVALID, f"{part.folder} holds entries from {report.part.first} on")
 
 
 async def _proof(store: PostgresStore, part: Part, size: int) -> list[bytes]:

@@ -63,8 +63,7 @@ def _next(connection: psycopg.Connection[Any]) -> Part | None:
 
 def _verified(folder: Path, part: Part, verifier: VerifierKey, rosters: Sequence[Roster]) -> ArchiveReport:
     report = verify_archive(folder, verifier)
-    if report.part != part:
-        raise FedmeshError(Code.PROOF_INVALID, f"{folder} holds entries from {report.part.first} on")
+    report.require(part)
     counted = best_witnessed(report.note, rosters)
     if not counted.complete:
         raise FedmeshError(

@@ -1,7 +1,7 @@
 """The registry's copies of privacy ledgers, and how they compare with the hospitals' own."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -58,18 +58,16 @@ async def reported_ledgers(registry: Any) -> ReportedLedgers:
                 Reported(
                     found.hospital_id,
                     await _entries(registry, found.hospital_id),
-                    _is_signed(found, keys[found.hospital_id]),
+                    Head(found.head.seq, found.head.sha256).signer(
+                        found.hospital_id, keys[found.hospital_id], found.head.signature
+                    )
+                    is not None,
                     found.uncharged,
                 )
                 for found in heads
             ]
         )
     )
-
-
-def _is_signed(found: registry_pb2.HospitalLedger, keys: Iterable[str]) -> bool:
-    head = Head(found.head.seq, found.head.sha256)
-    return any(head.signed_by(found.hospital_id, key, found.head.signature) for key in keys)
 
 
 async def _entries(registry: Any, hospital_id: str) -> tuple[Entry, ...]:

@@ -5,6 +5,7 @@ key of its roster entry: nobody else can make the registry, or later the hospita
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -61,6 +62,10 @@ class Head:
         except (InvalidSignature, ValueError):
             return False
         return True
+
+    def signer(self, hospital_id: str, signing_keys: Iterable[str], signature: bytes) -> str | None:
+        """The one of a hospital's roster keys that signed this head, if any did."""
+        return next((key for key in signing_keys if self.signed_by(hospital_id, key, signature)), None)
 
 
 @dataclass(frozen=True)

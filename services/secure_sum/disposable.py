@@ -200,12 +200,13 @@ class DisposablePool:
     async def _next(self, worker: _Worker, parts: Iterator[Awaitable[bytes]] | None) -> bytes:
         """The part that a worker waits for, or nothing after the last one."""
         try:
-            for awaited in parts or ():
-                part = await awaited
-                if not part:
-                    raise ValueError("a part is empty: that would end them")
-                return part
-            return b""
+            awaited = next(parts, None) if parts else None
+            if awaited is None:
+                return b""
+            part = await awaited
+            if not part:
+                raise ValueError("a part is empty: that would end them")
+            return part
         except BaseException:
             # It is in the middle of a call that nobody will end.
             self._close_worker(worker)

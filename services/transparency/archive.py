@@ -14,8 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from services.common.errors import Code, FedmeshError
 from services.transparency import verify
@@ -27,12 +26,12 @@ from services.transparency.export import (
     ENTRIES,
     KEY,
     MANIFEST,
-    entry_line,
+    EntriesWriter,
     file_digests,
     listed,
     unwritable,
 )
-from services.transparency.merkle import Frontier, leaf_hash, verify_inclusion
+from services.transparency.merkle import Frontier, verify_inclusion
 
 FORMAT: Final = "fedmesh-audit-archive/1"
 PROOF: Final = "proof"
@@ -82,6 +81,11 @@ class ArchiveReport:
     key: str
     trusted: bool
 
+    def require(self, part: Part) -> None:
+        """Raises: FedmeshError(PROOF_INVALID) when the archive is of another part."""
+        if self.part != part:
+            raise FedmeshError(Code.PROOF_INVALID, f"{part.folder} holds entries from {self.part.first} on")
+
     @property
     def statement(self) -> str:
         """The result in words, with its limits."""
@@ -97,46 +101,20 @@ class ArchiveReport:
         )
 
 
-class ArchiveWriter:
-    """Writes an archive entry by entry, in constant memory: `add` all of the part in order, then `finish` once.
+class ArchiveWriter(EntriesWriter):
+    """Writes an archive entry by entry: `add` all of the part in order, then `finish` once.
 
-    Used as a context manager. Without `finish` there is no manifest, and such a folder verifies as nothing.
+    Without `finish` there is no manifest, and such a folder verifies as nothing.
     """
 
     def __init__(self, folder: Path, part: Part) -> None:
         """Raises: FedmeshError(INVALID_ARGUMENT) when the folder is there or unusable, (STORE_FULL) without room."""
-        self._folder = folder
         self._part = part
-        self._frontier = Frontier()
         try:
             folder.mkdir(parents=True)
-            self._file = (folder / ENTRIES).open("wb")
+            super().__init__(folder, part.first)
         except OSError as error:
             raise unwritable(folder, error) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def add(self, index: int, leaf: bytes) -> None:
-        """Write the next entry.
-
-        Raises: FedmeshError(PROOF_INVALID) when it is not the next entry or not text; (STORE_FULL) without room.
-        """
-        expected = self._part.first + self._frontier.size
-        if index != expected:
-            raise FedmeshError(Code.PROOF_INVALID, f"entry {index} came where entry {expected} belongs", entry=index)
-        try:
-            self._file.write(entry_line(index, leaf))
-        except ValueError:
-            raise FedmeshError(Code.PROOF_INVALID, f"entry {index} is not UTF-8 text", entry=index) from None
-        except OSError as error:
-            raise unwritable(self._folder, error) from error
-        self._frontier.append(leaf_hash(leaf))
 
     def finish(self, note: str, proof: Sequence[bytes], verifier: VerifierKey) -> None:
         """Check the entries against the signed checkpoint, and have all files on the disk.
@@ -146,14 +124,14 @@ class ArchiveWriter:
         Raises: FedmeshError(PROOF_INVALID) when the entries are not those under the checkpoint; (STORE_FULL).
         """
         checkpoint = open_checkpoint(note, verifier)
-        if self._frontier.size != 1 << self._part.level:
+        if self.frontier.size != 1 << self._part.level:
             raise FedmeshError(
-                Code.PROOF_INVALID, f"{self._frontier.size} entries came, and not {1 << self._part.level}"
+                Code.PROOF_INVALID, f"{self.frontier.size} entries came, and not {1 << self._part.level}"
             )
-        root = self._frontier.root()
+        root = self.frontier.root()
         self._part.verify(root, proof, checkpoint)
         try:
-            self._file.close()
+            self.close()
             (self._folder / CHECKPOINT).write_bytes(note.encode())
             (self._folder / KEY).write_bytes(f"{verifier}\n".encode())
             (self._folder / PROOF).write_bytes(_proof_lines(proof))

@@ -32,25 +32,18 @@ FILES: Final = (*CONTENT, MANIFEST)
 _BLOCK: Final = 1 << 20
 
 
-class ExportWriter:
-    """Writes an export entry by entry, in constant memory; for sources that are streams.
+class EntriesWriter:
+    """Writes `entries.jsonl` in a folder that is there, entry by entry, in constant memory: `add` all in order.
 
-    Used as a context manager: `add` every entry, then `finish` once. Without `finish` there is no manifest, and such
-    a folder verifies as nothing.
+    Used as a context manager. first: index of the first entry. frontier: the tree of what was added.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises: FedmeshError(ALREADY_EXISTS) when the folder has content, (INVALID_ARGUMENT) when it is unusable,
-        (STORE_FULL) without room."""
+    def __init__(self, folder: Path, first: int) -> None:
+        """Raises: OSError."""
         self._folder = folder
-        self._frontier = Frontier()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise FedmeshError(Code.ALREADY_EXISTS, f"{folder} is not empty: choose a new folder for the export")
-            self._file = (folder / ENTRIES).open("wb")
-        except OSError as error:
-            raise unwritable(folder, error) from error
+        self._first = first
+        self.frontier = Frontier()
+        self._file = (folder / ENTRIES).open("wb")
 
     def __enter__(self) -> Self:
         return self
@@ -58,17 +51,16 @@ class ExportWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.close()
 
     def add(self, index: int, leaf: bytes) -> None:
         """Write the next entry. `leaf` is the exact bytes that were hashed.
 
         Raises: FedmeshError(PROOF_INVALID) when it is not the next entry or not text; (STORE_FULL) without room.
         """
-        if index != self._frontier.size:
-            raise FedmeshError(
-                Code.PROOF_INVALID, f"entry {index} came where entry {self._frontier.size} belongs", entry=index
-            )
+        expected = self._first + self.frontier.size
+        if index != expected:
+            raise FedmeshError(Code.PROOF_INVALID, f"entry {index} came where entry {expected} belongs", entry=index)
         try:
             line = entry_line(index, leaf)
         except ValueError:
@@ -77,7 +69,29 @@ class ExportWriter:
             self._file.write(line)
         except OSError as error:
             raise unwritable(self._folder, error) from error
-        self._frontier.append(leaf_hash(leaf))
+        self.frontier.append(leaf_hash(leaf))
+
+    def close(self) -> None:
+        """Raises: OSError when what is left cannot be written."""
+        self._file.close()
+
+
+class ExportWriter(EntriesWriter):
+    """Writes an export entry by entry: `add` every entry, then `finish` once; for sources that are streams.
+
+    Without `finish` there is no manifest, and such a folder verifies as nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises: FedmeshError(ALREADY_EXISTS) when the folder has content, (INVALID_ARGUMENT) when it is unusable,
+        (STORE_FULL) without room."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise FedmeshError(Code.ALREADY_EXISTS, f"{folder} is not empty: choose a new folder for the export")
+            super().__init__(folder, 0)
+        except OSError as error:
+            raise unwritable(folder, error) from error
 
     def finish(self, note: str, verifier: VerifierKey) -> Checkpoint:
         """Check the entries against the signed checkpoint and complete the export.
@@ -86,13 +100,13 @@ class ExportWriter:
             (STORE_FULL) without room.
         """
         checkpoint = open_checkpoint(note, verifier)
-        if (checkpoint.size, checkpoint.root) != (self._frontier.size, self._frontier.root()):
+        if (checkpoint.size, checkpoint.root) != (self.frontier.size, self.frontier.root()):
             raise FedmeshError(
                 Code.PROOF_INVALID,
-                f"the {self._frontier.size} entries are not those of the checkpoint over {checkpoint.size} entries",
+                f"the {self.frontier.size} entries are not those of the checkpoint over {checkpoint.size} entries",
             )
         try:
-            self._file.close()
+            self.close()
             (self._folder / CHECKPOINT).write_bytes(note.encode())
             (self._folder / KEY).write_bytes(f"{verifier}\n".encode())
             (self._folder / MANIFEST).write_bytes(manifest(self._folder, checkpoint))

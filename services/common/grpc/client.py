@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from typing import Any, Final, TypeVar, cast
 
@@ -270,11 +270,9 @@ async def _tried(method: Callable[..., Any], request: Any, timeout_s: float, pat
             # Those that may take long are few, and are not to keep a line waiting.
             if budget is None or line is None or callable(request) or timeout_s > DEFAULT_TIMEOUT_S:
                 return await _once(method, request, tries.time_left_s())
-            begin = partial(_once, method, request)
-            if attempt.retry_state.attempt_number == 1:
-                return await first_answer(begin, tries.time_left_s(), budget)
-            async with line.turn(tries.patience_left_s()):
-                return await first_answer(begin, tries.time_left_s(), budget)
+            first = attempt.retry_state.attempt_number == 1
+            async with nullcontext() if first else line.turn(tries.patience_left_s()):
+                return await first_answer(partial(_once, method, request), tries.time_left_s(), budget)
     raise AssertionError("tenacity reraises")
 
 

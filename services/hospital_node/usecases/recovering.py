@@ -34,7 +34,7 @@ async def read_copy(copy: LedgerCopy, hospital_id: str, signing_keys: Collection
     """
     standing, uncharged = await copy.head()
     head = standing.head
-    if head.seq and not any(head.signed_by(hospital_id, key, standing.signature) for key in signing_keys):
+    if head.seq and head.signer(hospital_id, signing_keys, standing.signature) is None:
         raise _invalid(f"its newest entry {head.seq} is not signed by {hospital_id}")
     entries: list[Entry] = []
     while len(entries) < head.seq:

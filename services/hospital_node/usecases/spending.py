@@ -185,7 +185,7 @@ class Spending:
         DIFFERS.set(1)
         own = self._keys.hospital_id
         keys = self._rosters.signing_keys(own)
-        signer = next((key for key in keys if standing.head.signed_by(own, key, standing.signature)), "")
+        signer = standing.head.signer(own, keys, standing.signature) or ""
         log.error(
             "ledger_differs",
             own=head.seq,
