@@ -32,25 +32,16 @@ from services.privacy.budget import Limit
 from services.privacy.chain import Head
 from services.privacy.recovery import RecoveryApproval, read_recovery_approval
 from services.secure_sum.roster import MemberKeys, Roster, sign_roster, succeed, verify_successor
-from services.transparency.checkpoint import generate_key, open_checkpoint
+from services.transparency.checkpoint import open_checkpoint
 from services.transparency.export import ExportWriter
-from tests.support.stores import PostgresDatabase
 
-from .consortium import Consortium, running_consortium, save_founding_roster
-from .harness import CONSORTIUM, HOSPITALS, keys
+from .consortium import Consortium
+from .harness import HOSPITALS, keys
 from .test_ledgers import told
 
 ME, OTHERS = HOSPITALS[0], HOSPITALS[1:]
 PATIENCE_S = 10.0
 PEOPLE = [ApproverKey(name, Ed25519PrivateKey.generate()) for name in ("admin", "second")]
-
-
-@pytest.fixture
-async def consortium(postgres: PostgresDatabase, tmp_path: Path) -> AsyncIterator[Consortium]:
-    save_founding_roster(tmp_path / "roster.json")
-    generate_key(tmp_path / "log.key", f"{CONSORTIUM}/audit")
-    async with running_consortium(postgres, tmp_path) as running:
-        yield running
 
 
 @dataclass

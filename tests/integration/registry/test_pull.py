@@ -35,9 +35,8 @@ from tests.integration.registry.test_promotion import (
     proposing,
     run,
 )
-from tests.integration.registry.test_receipts import ME, consortium
+from tests.integration.registry.test_receipts import ME
 
-__all__ = ["consortium"]
 PLAN = manifest(True, ROUNDS)
 
 

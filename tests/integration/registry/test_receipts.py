@@ -1,6 +1,5 @@
 """A hospital's receipt, from the real registry and the real log, witnessed by the roster; and who gets none."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,21 +9,11 @@ from fedmesh.registry.v1 import registry_pb2 as pb
 from services.cli.receipts import take, verify_file
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call
-from services.transparency.checkpoint import generate_key
-from tests.support.stores import PostgresDatabase
 
-from .consortium import Consortium, running_consortium, save_founding_roster
-from .harness import CONSORTIUM, HOSPITALS, Registry, burning, digest
+from .consortium import Consortium
+from .harness import HOSPITALS, Registry, burning, digest
 
 ME = HOSPITALS[1]
-
-
-@pytest.fixture
-async def consortium(postgres: PostgresDatabase, tmp_path: Path) -> AsyncIterator[Consortium]:
-    save_founding_roster(tmp_path / "roster.json")
-    generate_key(tmp_path / "log.key", f"{CONSORTIUM}/audit")
-    async with running_consortium(postgres, tmp_path) as running:
-        yield running
 
 
 async def test_a_hospital_proves_that_it_was_counted_once(consortium: Consortium, tmp_path: Path) -> None:

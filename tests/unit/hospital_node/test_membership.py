@@ -16,29 +16,17 @@ from services.hospital_node.store.state import SqliteNodeState
 from services.hospital_node.usecases.epochs import TURN_S, Epochs
 from services.hospital_node.usecases.rosters import Rosters
 from services.secure_sum.epoch import EpochKeys, make_epoch, maker_order, open_epoch
-from services.secure_sum.roster import (
-    MemberKeys,
-    Roster,
-    found,
-    sign_roster,
-    succeed,
-    verify_founding,
-    verify_successor,
-)
+from services.secure_sum.roster import MemberKeys, Roster, found, sign_roster, verify_successor
 from services.secure_sum.statements import Signed
+from tests.support import rosters
+from tests.support.secure_sum import make_roster
 
 NAMES = ("h1", "h2", "h3", "h4")
 KEYS = {name: MemberKeys.generate(name) for name in (*NAMES, "h5")}
 
 
-def founding() -> Roster:
-    statement = found("consortium", [KEYS[name].public() for name in NAMES])
-    return verify_founding(statement, {name: sign_roster(statement, KEYS[name]) for name in NAMES})
-
-
 def following(before: Roster, members: Iterable[str], signers: Iterable[str]) -> RosterFacts:
-    statement = succeed(before, [KEYS[name].public() for name in members])
-    return RosterFacts(statement, {name: sign_roster(statement, KEYS[name]) for name in signers})
+    return rosters.following(before, [KEYS[name] for name in members], [KEYS[name] for name in signers])
 
 
 class Registry:
@@ -96,7 +84,7 @@ class Hospital:
         self.epochs = Epochs(KEYS[name], self.rosters, self.files, mesh, worker, self.now, lambda: self.used)
 
 
-founding_roster = founding()
+founding_roster = make_roster([KEYS[name] for name in NAMES])
 
 
 def run(step: Any) -> Any:
@@ -155,8 +143,7 @@ def test_another_founding_roster_than_the_one_that_was_followed(tmp_path: Path) 
     registry = Registry()
     registry.rosters = [following(founding_roster, KEYS, NAMES)]
     run(Hospital(tmp_path, registry).rosters.refresh(1))
-    statement = found("consortium", [KEYS[name].public() for name in NAMES[:3]])
-    other = verify_founding(statement, {name: sign_roster(statement, KEYS[name]) for name in NAMES[:3]})
+    other = make_roster([KEYS[name] for name in NAMES[:3]])
     with pytest.raises(FedmeshError, match="founding roster is not the one") as caught:
         Hospital(tmp_path, registry, roster=other)
     assert caught.value.code is Code.CONFIG_INVALID

@@ -20,15 +20,9 @@ from services.privacy.budget import Limit
 from services.privacy.chain import RELEASED, Entry, Head, next_entry
 from services.registry.domain.entities import LedgerReport
 from services.registry.domain.ledger import continuation
-from services.secure_sum.roster import (
-    MemberKeys,
-    Roster,
-    found,
-    sign_roster,
-    succeed,
-    verify_founding,
-    verify_successor,
-)
+from services.secure_sum.roster import MemberKeys, Roster, verify_successor
+from tests.support import rosters
+from tests.support.secure_sum import make_roster
 
 NAMES = ("h1", "h2", "h3", "h4")
 KEYS = {name: MemberKeys.generate(name) for name in NAMES}
@@ -38,15 +32,12 @@ MADE_UP = next_entry(Head(), RELEASED, "2026-01-01T00:00:00+00:00", job_id="none
 
 
 def founded(*names: str) -> Roster:
-    statement = found("consortium", [KEYS[name].public() for name in names])
-    return verify_founding(statement, {name: sign_roster(statement, KEYS[name]) for name in names})
+    return make_roster([KEYS[name] for name in names])
 
 
 def following(before: Roster, *members: MemberKeys) -> RosterFacts:
     """The roster of these members, signed by all of the one before but h1, whose keys may be lost."""
-    statement = succeed(before, [keys.public() for keys in members])
-    signers = [name for name in before.ids if name != "h1"]
-    return RosterFacts(statement, {name: sign_roster(statement, KEYS[name]) for name in signers})
+    return rosters.following(before, members, [KEYS[name] for name in before.ids if name != "h1"])
 
 
 OTHERS = tuple(KEYS[name] for name in NAMES[1:])
