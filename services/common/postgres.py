@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -100,13 +100,13 @@ class AnsweringConnection(psycopg.AsyncConnection[DictRow]):
             await AsyncConnectionPool.check_connection(self)
         self.answered_at = time.monotonic()
 
-    async def begin(self, isolation: psycopg.IsolationLevel, opening: Statement | None) -> None:
-        """Begin a transaction with the statement that opens it, in one round trip. Raises: psycopg.Error."""
+    async def begin(self, isolation: psycopg.IsolationLevel, opening: Sequence[Statement]) -> None:
+        """Begin a transaction with the statements that open it, in one round trip. Raises: psycopg.Error."""
         with self._quick():
             async with self.pipeline():
                 await self.execute(_BEGIN[isolation])
-                if opening is not None:
-                    await self.execute(*opening)
+                for statement in opening:
+                    await self.execute(*statement)
 
     @asynccontextmanager
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
@@ -144,7 +144,7 @@ class AnsweringConnection(psycopg.AsyncConnection[DictRow]):
 class Question:
     """A transaction of one statement that reads: the first makes it begin and end, all in one round trip."""
 
-    def __init__(self, connection: AnsweringConnection, opening: Statement | None) -> None:
+    def __init__(self, connection: AnsweringConnection, opening: Sequence[Statement]) -> None:
         self._connection = connection
         self._opening = opening
         self._asked = False
@@ -152,7 +152,7 @@ class Question:
     async def execute(
         self, query: QueryNoTemplate, params: Params | None = None, *, binary: bool = False
     ) -> psycopg.AsyncCursor[DictRow]:
-        """As psycopg's. What the opening statement refuses, PostgreSQL does not go on with.
+        """As psycopg's. What an opening statement refuses, PostgreSQL does not go on with.
 
         Raises: psycopg.Error; RuntimeError for a second statement.
         """
@@ -161,8 +161,8 @@ class Question:
         self._asked = True
         async with self._connection.pipeline():
             await self._connection.execute(_BEGIN_READING)
-            if self._opening is not None:
-                await self._connection.execute(*self._opening)
+            for statement in self._opening:
+                await self._connection.execute(*statement)
             cursor = await self._connection.execute(query, params, binary=binary)
             await self._connection.execute(b"COMMIT")
         self._connection.answered_at = time.monotonic()
@@ -279,7 +279,7 @@ class Database:
         body: Callable[[Connection], Awaitable[ResultT]],
         isolation: psycopg.IsolationLevel = psycopg.IsolationLevel.REPEATABLE_READ,
         *,
-        opening: Statement | None = None,
+        opening: Sequence[Statement] = (),
     ) -> ResultT:
         """Run `body` in one transaction; it may be run several times. With another isolation than REPEATABLE READ it
         must itself lock what it reads against what others write.
@@ -308,7 +308,7 @@ class Database:
         raise FedmeshError(Code.LOST_RACE, "too many concurrent changes: try again")
 
     async def ask(
-        self, name: str, body: Callable[[Statements], Awaitable[ResultT]], *, opening: Statement | None = None
+        self, name: str, body: Callable[[Statements], Awaitable[ResultT]], *, opening: Sequence[Statement] = ()
     ) -> ResultT:
         """Run `body`, which makes exactly one statement, and one that reads, in a transaction and one round trip. It
         may be run several times.
