@@ -21,6 +21,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from services.common.config import PostgresConfig, read_secret
 from services.common.errors import Code, FedmeshError
+from services.common.postgres_servers import Servers
 from services.common.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -169,27 +170,42 @@ class Question:
         return cursor
 
 
+async def _connect(conninfo: str) -> AnsweringConnection:
+    """Connect to one server. Raises: psycopg.OperationalError."""
+    return await AnsweringConnection.connect(
+        conninfo,
+        autocommit=True,
+        row_factory=dict_row,
+        options=f"-c statement_timeout=20000 -c idle_in_transaction_session_timeout={IDLE_S * 1000:.0f}",
+        connect_timeout=3,
+    )
+
+
+def _pooled(servers: Servers[AnsweringConnection]) -> type[AnsweringConnection]:
+    """What a pool takes for a class whose connections go to the server of these that takes writes."""
+
+    class Pooled(AnsweringConnection):
+        @classmethod
+        async def connect(cls, _conninfo: str = "", **_settings: Any) -> Any:  # type: ignore[override]
+            return await servers.await_one()
+
+    return Pooled
+
+
 class Database:
     """A connection pool of one service role."""
 
     def __init__(self, config: PostgresConfig) -> None:
+        self._servers = Servers(conninfo(config), _connect)
         self._pool: AsyncConnectionPool[AnsweringConnection] = AsyncConnectionPool(
-            conninfo(config),
             min_size=1,
             max_size=config.pool_max,
-            # All connect at once: a server of several that is frozen costs each of them its `connect_timeout`.
             num_workers=config.pool_max,
             timeout=_CONNECT_WAIT_S,
             open=False,
             check=self._check,
-            reconnect_timeout=5,
-            connection_class=AnsweringConnection,
-            kwargs={
-                "autocommit": True,
-                "row_factory": dict_row,
-                "options": f"-c statement_timeout=20000 -c idle_in_transaction_session_timeout={IDLE_S * 1000:.0f}",
-                "connect_timeout": 3,
-            },
+            # `Servers` waits for a server itself: the pool would look at ever longer intervals, and give up.
+            connection_class=_pooled(self._servers),
         )
         # One connection that was lost puts all those in doubt that answered before.
         self._doubted_at = -math.inf
@@ -202,6 +218,7 @@ class Database:
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
+        self._servers.close()
         await self._pool.close()
 
     def pool_stats(self) -> dict[str, int]:
