@@ -287,6 +287,8 @@ _DCS: Final[dict[str, Any]] = {
     "primary_start_timeout": 0,
     "synchronous_mode": "quorum",
     "synchronous_node_count": 1,
+    # Without a standby nothing is acknowledged: else a primary that is cut off goes on alone.
+    "synchronous_mode_strict": True,
     "postgresql": {
         "use_pg_rewind": True,
         "use_slots": True,

@@ -7,6 +7,7 @@ addresses.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -20,8 +21,11 @@ log = get_logger(__name__)
 
 # Far above what signing in takes.
 BESIDE_S: Final = 0.25
-# Between two looks for a server while none takes writes.
+# Between two looks for a server while none takes writes. A failover is over within a minute; what lasts longer, such as
+# a wrong password, is not worth as many lines in PostgreSQL's log.
 PAUSE_S: Final = 0.25
+LONG_PAUSE_S: Final = 2.0
+_FAILOVER_S: Final = 60.0
 _LISTS: Final = ("host", "hostaddr", "port")
 
 
@@ -79,7 +83,7 @@ class Servers(Generic[ConnectionT]):
         Raises: psycopg.Error for what no waiting mends; psycopg.OperationalError after `close`.
         """
         async with self._looking:
-            told = False
+            told, began = False, time.monotonic()
             while True:
                 try:
                     connection = await self.connect()
@@ -88,7 +92,7 @@ class Servers(Generic[ConnectionT]):
                         log.warning("postgres_has_no_writer", reason=str(error).splitlines()[-1])
                     told = True
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(PAUSE_S):
+                        async with asyncio.timeout(PAUSE_S if time.monotonic() - began < _FAILOVER_S else LONG_PAUSE_S):
                             await self._closed.wait()
                     if self._closed.is_set():
                         raise
