@@ -51,7 +51,7 @@ class Attacks:
             return ()
         self._lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self._lock):
-            found = _in_a_process(_packed(attacks, members, others, least))
+            found = _in_a_process(packed(attacks, members, others, least))
         return tuple(Attacked(**one) for one in found)
 
 
@@ -88,7 +88,8 @@ def _tail(errors: Any) -> str:
     return lines[-1][:300] if lines else "no output"
 
 
-def _packed(attacks: Sequence[str], members: Scored, others: Scored, least: int) -> bytes:
+def packed(attacks: Sequence[str], members: Scored, others: Scored, least: int) -> bytes:
+    """The request that the process reads, without its length."""
     target = io.BytesIO()
     np.savez(
         target,

@@ -15,7 +15,7 @@ from services.hospital_node.domain.policy import compositions, plan_loss
 from services.hospital_node.domain.ports import NoiseRequest
 from services.hospital_node.noise import ShareOfNoise, mechanisms
 from services.hospital_node.sources.dataset import Dataset, SplitName
-from services.hospital_node.training.attack import Attacks, Scored
+from services.hospital_node.training.attack import LENGTH, Attacks, Scored, packed
 from services.hospital_node.training.checking import MOST_ROWS, find, rows_of
 from services.hospital_node.training.metrics import auroc
 from services.hospital_node.training.trainer import Trainer, segments
@@ -204,6 +204,16 @@ def test_an_attack_that_fails_says_so(tmp_path: Path) -> None:
         Attacks(tmp_path / "lock").run(("threshold",), broken, broken, 1)
     assert caught.value.code is Code.INTERNAL
     assert "ValueError" in caught.value.message
+
+
+def test_the_process_ends_when_nobody_waits_for_it() -> None:
+    command = [sys.executable, "-m", "services.hospital_node.training.attack_process"]
+    rows = Scored(np.linspace(-1.0, 1.0, 400), np.tile([0, 1], 200))
+    request = packed(("threshold",), rows, rows, 1)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        # Closes its input, as the death of the node does.
+        output, _ = process.communicate(LENGTH.pack(len(request)) + request)
+    assert (process.returncode, output) == (1, b"")
 
 
 def test_a_node_imports_nothing_of_the_attacks() -> None:
