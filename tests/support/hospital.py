@@ -4,7 +4,6 @@ import asyncio
 import functools
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,16 +29,19 @@ from services.transparency.findings import Finding
 
 PLANS = Path(__file__).parents[2] / "plans"
 TIMEOUT_S = 90.0
-LOCK = Path(tempfile.gettempdir()) / "fedmesh-tests-check.lock"
 
 
 class NumpyTrainer:
-    """A tiny learning rule in NumPy: contributions follow from the data file's bytes, states are float64 vectors."""
+    """A tiny learning rule in NumPy: contributions follow from the data file's bytes, states are float64 vectors.
 
-    def __init__(self, manifest: PlanManifest, content: bytes, lock: Path = LOCK) -> None:
+    lock: for the attack that a check makes. attack_error: what an attack on the hospital's own rows raises.
+    """
+
+    lock: Path | None = None
+    attack_error: Exception | None = None
+
+    def __init__(self, manifest: PlanManifest, content: bytes) -> None:
         self._manifest = manifest
-        self._attacks = Attacks(lock)
-        self.attack_error: Exception | None = None
         self._seed = int.from_bytes(hashlib.sha256(content).digest()[:4], "big")
 
     def initial_state(self) -> bytes:
@@ -64,7 +66,8 @@ class NumpyTrainer:
         return (np.frombuffer(state) + self._seed).tobytes()
 
     def findings(self, peaks: Mapping[int, float], measured: Int64Vector) -> tuple[Finding, ...]:
-        return find(self._manifest, peaks, measured, self._attacks)
+        assert self.lock is not None, "a trainer of a node has one"
+        return find(self._manifest, peaks, measured, Attacks(self.lock))
 
     def attack(self, state: bytes) -> tuple[Attacked, ...]:
         if self.attack_error is not None:
@@ -95,7 +98,8 @@ class NumpyTrainers:
         self.opened += 1
         (path,) = self.config.data.tables
         content = path.read_bytes()
-        trainer = NumpyTrainer(manifest, content, self.config.data_dir / "check.lock")
+        trainer = NumpyTrainer(manifest, content)
+        trainer.lock = self.config.data_dir / "check.lock"
         trainer.attack_error = self.attack_error
         return LocalJob(trainer, hashlib.sha256(content).hexdigest())
 
