@@ -9,6 +9,7 @@ from services.common.errors import FedmeshError
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.policy import Policy
 from services.hospital_node.domain.ports import (
+    AttackStore,
     Ledger,
     MeasuredStore,
     Mesh,
@@ -64,6 +65,7 @@ class Tools:
     states: ModelStates
     personal: PersonalStore
     measured: MeasuredStore
+    attacks: AttackStore
     keys: MemberKeys
     policy: Policy
     clock: Clock
