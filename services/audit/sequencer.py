@@ -1,7 +1,9 @@
 """Gathers concurrent appends into batches, and writes one batch after another.
 
 While a batch is being committed, whatever arrives waits and forms the next one: under load the cost of a commit is
-shared by many events, and without load an event waits for nobody. Several replicas may run a sequencer each; a lock in
+shared by many events. Callers that were answered together come back one by one, as fast as this process can read their
+calls; so a batch also waits for as many calls as there were last time, as long as they keep coming. One caller alone
+waits for nobody. Several replicas may run a sequencer each; a lock in
 the database lets one transaction at a time extend the log, so that indices are dense and there is only one history.
 
 Nothing is told to a caller before the commit: a checkpoint that was signed in a transaction that failed is never seen.
@@ -10,6 +12,7 @@ Nothing is told to a caller before the commit: a checkpoint that was signed in a
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,6 +35,11 @@ from services.transparency.merkle import (
 )
 
 log = get_logger(__name__)
+
+# A batch costs some milliseconds of CPU however many calls are in it. It is given up waiting for more of them when none
+# came for one step, and after so many steps.
+_STEP_S: Final = 0.005
+_STEPS: Final = 5
 
 _EVENTS: Final = Counter("fedmesh_audit_events_total", "Events answered, by outcome", ["outcome"])
 _BATCH: Final = Histogram(
@@ -91,6 +99,9 @@ class Sequencer:
         self._queue: deque[_Waiting] = deque()
         self._queued = 0
         self._arrived = asyncio.Event()
+        # Calls that were answered with the last batch, or waited then: those to be expected in the next one.
+        self._expected = 0
+        self._complete = asyncio.Event()
 
     async def append(self, leaves: Sequence[Leaf]) -> Appended:
         """Append the events of one request, all or none, and wait until they are durable.
@@ -107,6 +118,8 @@ class Sequencer:
         self._queue.append(waiting)
         self._count(len(leaves))
         self._arrived.set()
+        if self._is_complete():
+            self._complete.set()
         return await waiting.answer
 
     async def run(self) -> None:
@@ -114,13 +127,31 @@ class Sequencer:
         try:
             while True:
                 await self._arrived.wait()
+                await self._gather()
                 if batch := self._take():
                     await self._write(batch)
+                    self._expected = len(batch) + len(self._queue)
                 else:
                     self._arrived.clear()
         finally:
             for waiting in self._queue:
                 _refuse(waiting, FedmeshError(Code.SERVICE_UNAVAILABLE, "the audit service is stopping: try again"))
+
+    async def _gather(self) -> None:
+        """Wait for the calls to be expected, as long as they keep coming."""
+        for _ in range(_STEPS):
+            before = len(self._queue)
+            if self._is_complete() or not before:
+                return
+            self._complete.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STEP_S):
+                    await self._complete.wait()
+            if len(self._queue) == before:
+                return
+
+    def _is_complete(self) -> bool:
+        return len(self._queue) >= self._expected or self._queued >= self._max_events
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
