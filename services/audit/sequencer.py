@@ -12,7 +12,7 @@ Nothing is told to a caller before the commit: a checkpoint that was signed in a
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,7 +23,7 @@ from services.audit.domain.event import Leaf
 from services.audit.ports import Head, Store, Transaction
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
-from services.common.telemetry import get_logger
+from services.common.telemetry import attempt_span, get_logger
 from services.transparency.checkpoint import Checkpoint, SigningKey, sign_checkpoint
 from services.transparency.merkle import (
     EMPTY_ROOT,
@@ -172,7 +172,7 @@ class Sequencer:
     async def _write(self, batch: list[_Waiting]) -> None:
         requests = [waiting.leaves for waiting in batch]
         try:
-            with _SECONDS.time():
+            with _SECONDS.time(), _attempt_spans(requests):
                 committed = await self._store.run("append", lambda tx: self._extend(tx, requests), appends=True)
         except asyncio.CancelledError:
             for waiting in batch:
@@ -212,6 +212,14 @@ class Sequencer:
         note = sign_checkpoint(checkpoint, self._key)
         await tx.extend(extension, checkpoint, note, self._clock.now())
         return Head(checkpoint.size, checkpoint.root, note)
+
+
+def _attempt_spans(requests: Sequence[Sequence[Leaf]]) -> ExitStack:
+    """A span in the trace of every round that a batch tells of: one for all events of an attempt."""
+    with ExitStack() as spans:
+        for attempt in sorted({leaf.attempt for leaves in requests for leaf in leaves if leaf.attempt is not None}):
+            spans.enter_context(attempt_span("audit.append", *attempt))
+        return spans.pop_all()
 
 
 def empty_head(key: SigningKey) -> Head:
