@@ -38,7 +38,7 @@ log = get_logger(__name__)
 
 # A batch costs some milliseconds of CPU however many calls are in it. It is given up waiting for more of them when none
 # came for one step, and after so many steps.
-_STEP_S: Final = 0.005
+STEP_S: Final = 0.005
 _STEPS: Final = 5
 
 _EVENTS: Final = Counter("fedmesh_audit_events_total", "Events answered, by outcome", ["outcome"])
@@ -89,13 +89,22 @@ class Sequencer:
     """The only writer of this process. `run` must be running for `append` to be answered."""
 
     def __init__(
-        self, store: Store, key: SigningKey, clock: Clock, *, max_events: int = 1000, max_queued_events: int = 20_000
+        self,
+        store: Store,
+        key: SigningKey,
+        clock: Clock,
+        *,
+        max_events: int = 1000,
+        max_queued_events: int = 20_000,
+        step_s: float = STEP_S,
     ) -> None:
+        """step_s: how long a batch waits for one more of the calls that it expects."""
         self._store = store
         self._key = key
         self._clock = clock
         self._max_events = max_events
         self._max_queued = max_queued_events
+        self._step_s = step_s
         self._queue: deque[_Waiting] = deque()
         self._queued = 0
         self._arrived = asyncio.Event()
@@ -145,7 +154,7 @@ class Sequencer:
                 return
             self._complete.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(_STEP_S):
+                async with asyncio.timeout(self._step_s):
                     await self._complete.wait()
             if len(self._queue) == before:
                 return
