@@ -46,7 +46,7 @@ class MemoryLog:
 @asynccontextmanager
 async def running(log: MemoryLog, step_s: float, **limits: int) -> AsyncIterator[Sequencer]:
     key = SigningKey("consortium.test/audit", Ed25519PrivateKey.generate())
-    sequencer = Sequencer(log, key, SystemClock(), step_s=step_s, **limits)  # type: ignore[arg-type]
+    sequencer = Sequencer(log, key, SystemClock(), step_s=step_s, **limits)
     writing = asyncio.create_task(sequencer.run())
     try:
         async with asyncio.timeout(120):
