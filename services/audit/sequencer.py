@@ -10,6 +10,7 @@ Nothing is told to a caller before the commit: a checkpoint that was signed in a
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -37,8 +38,10 @@ from services.transparency.merkle import (
 log = get_logger(__name__)
 
 # A batch costs some milliseconds of CPU however many calls are in it. It is given up waiting for more of them when none
-# came for one step, and after so many steps.
+# came for one step, and after so many steps. A step is as long as the last batch took, within bounds: where the machine
+# is busy, callers take longer to come back too.
 STEP_S: Final = 0.005
+_LONGEST_STEP_S: Final = 0.02
 _STEPS: Final = 5
 
 _EVENTS: Final = Counter("fedmesh_audit_events_total", "Events answered, by outcome", ["outcome"])
@@ -98,13 +101,13 @@ class Sequencer:
         max_queued_events: int = 20_000,
         step_s: float = STEP_S,
     ) -> None:
-        """step_s: how long a batch waits for one more of the calls that it expects."""
+        """step_s: how long a batch waits, at least, for one more of the calls that it expects."""
         self._store = store
         self._key = key
         self._clock = clock
         self._max_events = max_events
         self._max_queued = max_queued_events
-        self._step_s = step_s
+        self._least_step_s = self._step_s = step_s
         self._queue: deque[_Waiting] = deque()
         self._queued = 0
         self._arrived = asyncio.Event()
@@ -138,8 +141,10 @@ class Sequencer:
                 await self._arrived.wait()
                 await self._gather()
                 if batch := self._take():
+                    began = time.monotonic()
                     await self._write(batch)
                     self._expected = len(batch) + len(self._queue)
+                    self._step_s = max(self._least_step_s, min(time.monotonic() - began, _LONGEST_STEP_S))
                 else:
                     self._arrived.clear()
         finally:
