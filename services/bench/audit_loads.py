@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -56,10 +57,11 @@ class Load:
     cpu_s: float = 0.0
 
     async def turn(self, seconds: float) -> None:
-        before = self.cpu()
+        """Work for so many seconds; what is under way then is waited for, and counts with its time."""
+        before, began = self.cpu(), time.monotonic()
         self.latencies += await repeat(self.work, self.workers, seconds)
+        self.seconds += time.monotonic() - began
         self.cpu_s += self.cpu() - before
-        self.seconds += seconds
 
     @property
     def per_s(self) -> float:
