@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 # The SQLSTATE of `registry.enter`.
 _NO_MEMBER: Final = "UM001"
+_ENTER: Final = "select registry.enter(%s)"
 
 
 class PostgresTransaction:
@@ -67,25 +68,29 @@ class PostgresStore:
         """
 
         async def scoped(connection: Connection) -> T:
-            if whole:
-                await connection.execute(*_enter(None))
             return await body(PostgresTransaction(connection))
 
         with _members_only(caller):
-            return await self._database.run_tx(name, scoped, opening=_enter(caller))
+            return await self._database.run_tx(name, scoped, opening=_enter(caller, whole=whole))
 
-    async def ask(self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def ask(
+        self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]], *, whole: bool = False
+    ) -> T:
         """As `run`, for a body that makes exactly one statement, and one that reads: it takes one round trip."""
         with _members_only(caller):
             return await self._database.ask(
-                name, lambda statements: body(PostgresTransaction(statements)), opening=_enter(caller)
+                name,
+                lambda statements: body(PostgresTransaction(statements)),
+                opening=_enter(caller, whole=whole),
             )
 
 
-def _enter(caller: Identity | None) -> Statement:
-    """Tells row-level security for whom a transaction runs, and ends that of a hospital that is no active member."""
-    hospital = caller is not None and caller.kind is Kind.HOSPITAL
-    return "select registry.enter(%s)", (caller.name if hospital and caller is not None else "",)
+def _enter(caller: Identity | None, *, whole: bool) -> list[Statement]:
+    """Tells row-level security for whom a transaction runs, and ends that of a hospital that is no active member;
+    `whole`: an active one then sees all.
+    """
+    hospital = caller.name if caller is not None and caller.kind is Kind.HOSPITAL else ""
+    return [(_ENTER, (name,)) for name in ((hospital, "") if hospital and whole else (hospital,))]
 
 
 @contextmanager
