@@ -18,7 +18,6 @@ from rich.table import Table
 
 from services.bench.audit_loads import measure
 from services.bench.bounds import quantiles_ms
-from services.common.errors import Code, FedmeshError
 from services.embedded.guard import Guard
 from services.embedded.stack import Stack
 from services.transparency.merkle import Coordinate, Frontier, inclusion_proof, leaf_hash, verify_inclusion
@@ -107,7 +106,7 @@ class AuditLogReport:
 def run_audit_log(options: AuditLogOptions, console: Console) -> AuditLogReport:
     """Run the benchmark. Whatever happens, nothing is left running.
 
-    Raises: FedmeshError: a part that did not start, a refused append, or no append in the whole time.
+    Raises: FedmeshError: a part that did not start, or a refused append.
     """
     Stack(options.folder / "stack").destroy()
     guard = Guard()
@@ -130,10 +129,6 @@ def run_audit_log(options: AuditLogOptions, console: Console) -> AuditLogReport:
 
 async def _measure(stack: Stack, options: AuditLogOptions) -> AuditLogReport:
     loads = await measure(stack, options.appenders, options.events, options.seconds)
-    if not all(
-        load.latencies for load in (loads.inserts, loads.log, loads.plain, loads.plain_many, loads.one, loads.many)
-    ):
-        raise FedmeshError(Code.INTERNAL, f"no append ended within {options.seconds:g} s: name more --seconds")
     return AuditLogReport(
         appenders=options.appenders,
         events=options.events,
