@@ -187,9 +187,10 @@ class Gate(grpc.aio.ServerInterceptor):
         if person is not None:
             call["caller"] = person.identity(self._consortium)
             require_rights(person, rule, method.rsplit("/", 1)[1])
-        peer = replace(peer, person=person)
+            peer = replace(peer, person=person)
         self._require_admitted(peer)
-        note_peer(identity, context.auth_context())
+        if identity.kind is Kind.HOSPITAL:
+            note_peer(identity, context.auth_context())
         require_time(context, needs_deadline=needs_deadline)
         _caller.set(call["caller"])
         _peer.set(peer)
@@ -221,7 +222,8 @@ def observed(method: str, context: grpc.aio.ServicerContext[Any, Any], *, object
         IN_FLIGHT.labels(method).track_inprogress(),
         tracer().start_as_current_span(
             method,
-            context=extract(carrier),
+            # Without these there is nothing to extract, and looking for it takes as long as much else here.
+            context=extract(carrier) if "traceparent" in carrier or "baggage" in carrier else None,
             kind=SpanKind.SERVER,
             record_exception=False,
             set_status_on_exception=False,
