@@ -110,7 +110,7 @@ def run_audit_log(options: AuditLogOptions, console: Console) -> AuditLogReport:
     """
     Stack(options.folder / "stack").destroy()
     guard = Guard()
-    stack = Stack(options.folder / "stack", guard=guard)
+    stack = Stack(options.folder / "stack", guard=guard, traces=False)
     try:
         with console.status("Starting PostgreSQL, the registry and the audit service ..."):
             stack.start(("registry", "audit"))
