@@ -82,10 +82,15 @@ class PostgresStore:
             )
 
 
+def enter(hospital: str) -> Statement:
+    """Tells row-level security for whom a transaction runs, '' for the consortium, and ends that of a hospital that is
+    no active member.
+    """
+    return "select registry.enter(%s)", (hospital,)
+
+
 def _enter(caller: Identity | None) -> Statement:
-    """Tells row-level security for whom a transaction runs, and ends that of a hospital that is no active member."""
-    hospital = caller is not None and caller.kind is Kind.HOSPITAL
-    return "select registry.enter(%s)", (caller.name if hospital and caller is not None else "",)
+    return enter(caller.name if caller is not None and caller.kind is Kind.HOSPITAL else "")
 
 
 @contextmanager
