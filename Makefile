@@ -27,7 +27,7 @@ $(UV):
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore --target .tools uv
 
 $(SYNCED): $(UV) pyproject.toml uv.lock
-	@$(UV) sync --locked --all-extras --python 3.11
+	@$(UV) sync --locked --all-extras --python "$$(scripts/choose_python.sh)"
 	@touch $@
 
 .PHONY: setup

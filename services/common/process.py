@@ -10,6 +10,7 @@ import uvloop
 
 from services.common.config import Section, load_config
 from services.common.errors import FedmeshError
+from services.common.garbage import settle_collector
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -43,6 +44,7 @@ def run_process(
     if options.check_config:
         print(f"{name}: {options.config} is OK")
         return 0
+    settle_collector()
     try:
         uvloop.run(main(config))
     except FedmeshError as error:

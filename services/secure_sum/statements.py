@@ -465,7 +465,7 @@ def _verify(key: bytes, statement: bytes, signature: bytes) -> None:
 # A statement passes several checks on its way (when it comes, when a reveal is held against it, when masks are opened);
 # what was found in order once is not computed again. Failures raise and are never cached. Large ones are the uploads of
 # larger models, kept for as many hospitals as a round can have; beyond that keeping them costs too much memory.
-_parse_small = lru_cache(maxsize=1024)(_parse)
+_parse_small = lru_cache(maxsize=4096)(_parse)
 _parse_large = lru_cache(maxsize=MAX_MEMBERS)(_parse)
 _verify_small = lru_cache(maxsize=4096)(_verify)
 _verify_large = lru_cache(maxsize=MAX_MEMBERS)(_verify)

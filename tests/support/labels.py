@@ -58,7 +58,7 @@ METHODS = {
 def _transactions() -> set[str]:
     """The names that the code gives its transactions."""
     source = "\n".join(path.read_text(encoding="utf-8") for path in SERVICES.rglob("*.py"))
-    named = set(re.findall(r"(?:run|run_tx)\(\s*\"([\w.]+)\"", source))
+    named = set(re.findall(r"(?:run|run_tx|ask|require_job)\((?:\s*[\w.]+,)?\s*\"([\w.]+)\"", source))
     return named | {f"audit.{name}" for name in named} | SHORT_METHODS
 
 

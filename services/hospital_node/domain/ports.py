@@ -385,12 +385,11 @@ class NodeState(Protocol):
 
     def blob(self, sha256: str) -> bytes | None: ...
 
-    def adopt(self, job_id: str, version: int, sha256: str) -> None:
-        """Remember a committed version; states that are neither it nor the one before are deleted."""
-        ...
+    def adopt(self, job_id: str, version: int, sha256: str) -> int:
+        """Remember a committed version, unless a newer one was adopted; the newest that is adopted now.
 
-    def adopted_version(self, job_id: str) -> int:
-        """The newest version of a job that was adopted; 0 when none was."""
+        States that are neither it nor the one before are deleted.
+        """
         ...
 
 

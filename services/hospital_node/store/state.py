@@ -139,8 +139,12 @@ class SqliteNodeState:
             return None
         return content if hashlib.sha256(content).hexdigest() == sha256 else None
 
-    def adopt(self, job_id: str, version: int, sha256: str) -> None:
+    def adopt(self, job_id: str, version: int, sha256: str) -> int:
         with self._blobs:
+            # Twice for every version: when it is committed, and when the next round builds on it.
+            newest, own = self._adopted(job_id, sha256)
+            if version < newest or version == newest == own:
+                return newest
             with self._database.transaction() as connection:
                 connection.execute(
                     "INSERT INTO blobs VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET version = ?3",
@@ -153,11 +157,16 @@ class SqliteNodeState:
             for path in self._states.iterdir():
                 if path.name not in kept:
                     path.unlink(missing_ok=True)
+        return version
 
-    def adopted_version(self, job_id: str) -> int:
+    def _adopted(self, job_id: str, sha256: str) -> tuple[int, int]:
+        """The newest version of a job that was adopted, and the one that a state was adopted as; 0 for none."""
         with self._database.connection() as connection:
-            row = connection.execute("SELECT max(version) FROM blobs WHERE job_id = ?", (job_id,)).fetchone()
-            return int(row[0] or 0)
+            row = connection.execute(
+                "SELECT max(version), max(CASE sha256 WHEN ?2 THEN version END) FROM blobs WHERE job_id = ?1",
+                (job_id, sha256),
+            ).fetchone()
+            return int(row[0] or 0), int(row[1] or 0)
 
 
 def _signatures(text: str) -> Mapping[str, bytes]:

@@ -4,8 +4,11 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from services.hospital_node.domain.tasks import Task
+
+_BETWEEN_CURSORS_S: Final = 0.5
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Inbox:
             lane.running.cancel()
 
     async def save_cursors(self) -> None:
-        """Save the cursor whenever it moves; runs until cancelled."""
+        """Save the cursor when it has moved, now and then: an old one only repeats tasks. Runs until cancelled."""
         while True:
             await self._saved.wait()
             self._saved.clear()
@@ -69,6 +72,7 @@ class Inbox:
                 cursor = self._entries.popleft().cursor
             if cursor:
                 await self.save(cursor)
+                await asyncio.sleep(_BETWEEN_CURSORS_S)
 
     async def close(self) -> None:
         """Stop everything under way."""

@@ -8,7 +8,7 @@ import asyncio
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.domain.policy import require_recent
-from services.hospital_node.domain.ports import NoiseRequest
+from services.hospital_node.domain.ports import Int64Vector, NoiseRequest
 from services.hospital_node.domain.staleness import Trained, contribution, training_round
 from services.hospital_node.domain.sums import SumTerms
 from services.hospital_node.domain.tasks import Task, TaskKind
@@ -110,16 +110,19 @@ class RoundSteps(Steps):
         manifest = accepted.manifest
         trained = await self._trained(task, manifest)
         age = trained.age(task)
-        values = await self.train(contribution, manifest, trained, age, task.attempt.round)
-        noised = await self.train(
-            self._t.noise.add, values, NoiseRequest(manifest, task.attempt.round, accepted.roster.size)
-        )
+        noised = await self.train(self._noised, manifest, trained, age, task.attempt.round, accepted.roster.size)
         # Before anything of the attempt is kept: from here on the result may have gone into its round.
         trained.attempts.add(task.attempt)
         try:
             return await self.sum(self._t.secure_sum.begin, terms, noised, age)
         except FedmeshError as error:
             raise Verdict(error) if error.code is Code.PLAN_INVALID else error from error
+
+    def _noised(
+        self, manifest: PlanManifest, trained: Trained, age: int, round_number: int, hospitals: int
+    ) -> Int64Vector:
+        values = contribution(manifest, trained, age, round_number)
+        return self._t.noise.add(values, NoiseRequest(manifest, round_number, hospitals))
 
     async def _trained(self, task: Task, manifest: PlanManifest) -> Trained:
         """A training result that may go into the task's round, at most as old as the plan allows."""

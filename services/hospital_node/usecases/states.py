@@ -31,8 +31,8 @@ class ModelStates:
             (WRONG_STATE) when it is older than one that this hospital knows to be committed.
         """
         blob = await self._sealed(task, task.base_state_sha256, patience_s)
-        version, state = await self._open(task, roster, blob, task.base_version, patience_s)
-        await self._adopt(task.attempt.job_id, version, task.base_state_sha256)
+        keys = await self._keys(roster, blob, patience_s)
+        _, state = await asyncio.to_thread(self._adopt, keys, task.attempt.job_id, task.base_version, blob)
         return state
 
     async def open_proposed(self, task: Task, roster: Roster, patience_s: float) -> bytes:
@@ -41,7 +41,8 @@ class ModelStates:
         Raises: FedmeshError(CIPHERTEXT_INVALID) when it is not sealed as a state of this version.
         """
         blob = await self._sealed(task, task.next_state_sha256, patience_s)
-        version, state = await self._open(task, roster, blob, task.attempt.round, patience_s)
+        keys = await self._keys(roster, blob, patience_s)
+        version, state = await asyncio.to_thread(open_newest, keys, task.attempt.job_id, task.attempt.round, blob)
         if version != task.attempt.round:
             raise FedmeshError(Code.CIPHERTEXT_INVALID, f"the proposed state is version {version}'s")
         return state
@@ -52,21 +53,23 @@ class ModelStates:
         Raises: as `open_base`.
         """
         blob = await self._sealed(task, sha256, patience_s)
-        version, _ = await self._open(task, roster, blob, newest, patience_s)
-        await self._adopt(task.attempt.job_id, version, sha256)
+        keys = await self._keys(roster, blob, patience_s)
+        version, _ = await asyncio.to_thread(self._adopt, keys, task.attempt.job_id, newest, blob)
         log.info("version_adopted", job_id=task.attempt.job_id, version=version, state=sha256)
 
     async def keep(self, job_id: str, sealed: SealedState) -> None:
         """Keep a state that may be committed."""
         await asyncio.to_thread(self._state.save_blob, job_id, sealed.sealed)
 
-    async def _adopt(self, job_id: str, version: int, sha256: str) -> None:
-        known = await asyncio.to_thread(self._state.adopted_version, job_id)
+    def _adopt(self, keys: EpochKeys, job_id: str, newest: int, blob: bytes) -> tuple[int, bytes]:
+        """Open a sealed state and keep it as what was committed; its version and the state. Raises: as `open_base`."""
+        version, state = open_newest(keys, job_id, newest, blob)
+        known = self._state.adopt(job_id, version, hashlib.sha256(blob).hexdigest())
         if version < known:
             raise FedmeshError(
                 Code.WRONG_STATE, f"version {known} of job {job_id} was committed: it does not go back to {version}"
             )
-        await asyncio.to_thread(self._state.adopt, job_id, version, sha256)
+        return version, state
 
     async def _sealed(self, task: Task, sha256: str, patience_s: float) -> bytes:
         content = await asyncio.to_thread(self._state.blob, sha256)
@@ -77,9 +80,8 @@ class ModelStates:
             await asyncio.to_thread(self._state.save_blob, task.attempt.job_id, content)
         return content
 
-    async def _open(self, task: Task, roster: Roster, blob: bytes, newest: int, patience_s: float) -> tuple[int, bytes]:
-        keys = await self._epochs.get(roster, sealed_epoch(blob), patience_s)
-        return await asyncio.to_thread(open_newest, keys, task.attempt.job_id, newest, blob)
+    async def _keys(self, roster: Roster, blob: bytes, patience_s: float) -> EpochKeys:
+        return await self._epochs.get(roster, sealed_epoch(blob), patience_s)
 
 
 def seal(keys: EpochKeys, job_id: str, version: int, state: bytes) -> SealedState:

@@ -102,10 +102,10 @@ def test_finished_attempts_lose_secrets_and_ciphertexts_but_not_their_hashes(
 def test_states_are_kept_by_content_for_two_versions(state: SqliteNodeState, tmp_path: Path) -> None:
     for version in range(1, 5):
         sha256 = state.save_blob(JOB, f"state {version}".encode())
-        state.adopt(JOB, version, sha256)
+        assert state.adopt(JOB, version, sha256) == version
     kept = {state.blob(hashlib.sha256(f"state {version}".encode()).hexdigest()) for version in range(1, 5)}
     assert kept == {None, b"state 3", b"state 4"}
-    assert state.adopted_version(JOB) == 4
+    assert state.adopt(JOB, 2, hashlib.sha256(b"state 2").hexdigest()) == 4, "it does not go back"
     newest = tmp_path / "states" / hashlib.sha256(b"state 4").hexdigest()
     newest.write_bytes(b"damaged")
     assert state.blob(newest.name) is None
