@@ -16,8 +16,8 @@ SAME: Final = "row-level security"
 ALL: Final = "row-level security and the question whose member asks"
 # Several times as often as it takes until PostgreSQL settles for a plan.
 _WARM: Final = 20
-_READS: Final = 3000
-_PAGES: Final = 900
+_READS: Final = 1500
+_PAGES: Final = 450
 _TURNS: Final = 30
 
 _Read = Callable[[PostgresRounds, UUID], Awaitable[Any]]

@@ -47,7 +47,7 @@ revoke execute on function registry.note_contributions() from public;
 create trigger noted after insert on registry.contributions referencing new table as added
     for each statement execute function registry.note_contributions();
 
-select set_config('app.scope', 'consortium', true);
+set local app.scope = 'consortium';
 update registry.rounds r
    set hospital_ids = j.hospital_ids,
        state_bytes = (select b.size_bytes from registry.blobs b where b.sha256 = r.state_sha256),
