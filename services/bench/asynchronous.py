@@ -110,7 +110,7 @@ def run_asynchronous(options: AsynchronousOptions, console: Console) -> Asynchro
     plans = [mode_plan(options, mode, slow=slow) for mode in ("asynchronous", "synchronous") for slow in (False, True)]
     Stack(options.folder / "stack").destroy()
     guard = Guard()
-    stack = Stack(options.folder / "stack", guard=guard)
+    stack = Stack(options.folder / "stack", guard=guard, traces=False)
     try:
         names = [f"hospital-{number:02d}" for number in range(1, options.hospitals + 1)]
         with console.status("Starting PostgreSQL, Redis, the four services and the hospitals ..."):

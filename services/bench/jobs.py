@@ -84,7 +84,7 @@ def run_jobs(options: JobsOptions, console: Console) -> JobsReport:
     guard = Guard()
     # A hospital that takes part in more jobs at once sends more reports, and says so to whoever runs the centre.
     rate = {"per_second": 20.0 * options.concurrent, "burst": 60 * options.concurrent}
-    stack = Stack(options.folder / "stack", guard=guard, settings={"coordinator": {"rate": rate}})
+    stack = Stack(options.folder / "stack", guard=guard, settings={"coordinator": {"rate": rate}}, traces=False)
     names = [f"hospital-{number:02d}" for number in range(1, options.hospitals + 1)]
     try:
         with console.status("Starting PostgreSQL, Redis, the four services and the hospitals ..."):

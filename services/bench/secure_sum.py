@@ -127,7 +127,7 @@ def run_secure_sum(options: BenchOptions, console: Console) -> SecureSumReport:
         "coordinator": {"server": {"metrics_listen": f"127.0.0.1:{port}"}},
         "aggregator": {"chunks": {"directory": str(chunks)}},
     }
-    stack = Stack(options.folder / "stack", guard=guard, settings=settings)
+    stack = Stack(options.folder / "stack", guard=guard, settings=settings, traces=False)
     try:
         names = [f"hospital-{number:02d}" for number in range(1, options.hospitals + 1)]
         chunks.mkdir(mode=0o700, parents=True)

@@ -1,6 +1,8 @@
 """The summary that a person sees when the demonstration is over."""
 
 import math
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -9,6 +11,7 @@ from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
+from services.cli.stack import DEMO_DIR
 from services.demo.datasets import DemoData
 from services.demo.promotion import Checked
 from services.demo.report import Results
@@ -49,16 +52,24 @@ def print_summary(console: Console, results: Results, folder: Path, data: DemoDa
     _print_promotion(console, results)
     _print_run(console, results)
     console.print(f"\nLook next (the data stays in {folder} until the next demo):")
+    program = _program()
+    there = "" if folder == DEMO_DIR else f" --dir {shlex.quote(str(folder))}"
     for command, what in (
-        ("fedmesh models", "the model versions"),
-        *_lineage(results),
-        ("fedmesh rounds", "every committed round"),
-        ("fedmesh audit status", "how far hospitals have witnessed the log"),
-        ("fedmesh audit export --out DIR", "the audit log as files"),
-        ("fedmesh audit verify DIR", "check them offline"),
-        ("fedmesh privacy ledger", "what each hospital spent on its patients"),
+        (f"models{there}", "the model versions"),
+        *((f"{lineage}{there}", said) for lineage, said in _lineage(results)),
+        (f"rounds{there}", "every committed round"),
+        (f"audit status{there}", "how far hospitals have witnessed the log"),
+        (f"audit export --out LOG{there}", "the audit log as files"),
+        ("audit verify LOG", "check them offline"),
+        (f"privacy ledger{there}", "what each hospital spent on its patients"),
     ):
-        console.print(f"  [bold]uv run {command}[/bold]  {what}")
+        console.print(f"  [bold]{program} {command}[/bold]  {what}", highlight=False, soft_wrap=True)
+
+
+def _program() -> str:
+    """How a person starts the command from here: an environment's programs are not on everybody's PATH."""
+    program = Path(sys.prefix) / "bin" / "fedmesh"
+    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else "fedmesh"
 
 
 def _figures(results: Results) -> Table:
@@ -169,7 +180,7 @@ def _lineage(results: Results) -> list[tuple[str, str]]:
     if done is None:
         return []
     version = f"{results.last.job_id[:8]}/{done.version}"
-    return [(f"fedmesh models lineage {version}", "what it came from and what was checked")]
+    return [(f"models lineage {version}", "what it came from and what was checked")]
 
 
 def _print_run(console: Console, results: Results) -> None:

@@ -74,15 +74,18 @@ class Stack:
         guard: Guard | None = None,
         base_port: int | None = None,
         settings: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+        traces: bool = True,
     ) -> None:
         """folder: the stack's own, made by `start`. guard: ends everything with this process. base_port: services
         listen on loopback ports base_port to base_port + 5; None takes free ones at every start. settings: by service
-        and section of its configuration, what differs from the defaults.
+        and section of its configuration, what differs from the defaults. traces: every process writes its spans to a
+        file, which none does by default.
         """
         self.folder = folder.absolute()
         self._base_port = base_port
         self._guard = guard
         self._settings = settings or {}
+        self._traces = traces
         self.postgres = EmbeddedPostgres(self.folder / "postgres", guard=guard)
         self.redis = EmbeddedRedis(self.folder / "redis", guard=guard)
         self.supervisor = Supervisor(self.folder / "run", guard=guard)
@@ -404,9 +407,12 @@ class Stack:
         return config
 
     def _telemetry(self, name: str) -> dict[str, Any]:
-        folder = self.folder / "traces"
-        private_folder(folder)
-        return {"log_level": "info", "trace_file": str(folder / f"{name}.jsonl")}
+        telemetry = {"log_level": "info"}
+        if self._traces:
+            folder = self.folder / "traces"
+            private_folder(folder)
+            telemetry["trace_file"] = str(folder / f"{name}.jsonl")
+        return telemetry
 
     def _write_config(self, name: str, config: dict[str, Any]) -> None:
         processes.write_private(self.folder / "config" / f"{name}.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -84,6 +84,15 @@ def test_the_summary_says_what_the_deviation_is_of(private: bool) -> None:
     assert "imagined" not in console.export_text()
 
 
+@pytest.mark.parametrize(("folder", "where"), [(".fedmesh/demo", ""), ("/tmp/else where", " --dir '/tmp/else where'")])
+def test_what_to_look_at_next_is_found_where_the_demo_ran(folder: str, where: str) -> None:
+    console = Console(width=40, record=True, file=io.StringIO())
+    print_summary(console, Results(RUNS[:1]), Path(folder), DATA)
+    lines = console.export_text().splitlines()
+    for command in (f"rounds{where}", f"privacy ledger{where}", "audit verify LOG"):
+        assert any(f"fedmesh {command}  " in line for line in lines), "one line each, ready to be copied"
+
+
 @pytest.mark.parametrize(("f", "lowered"), [(0, True), (1, False)])
 def test_the_summary_says_when_hospitals_agreed_to_fewer_colluders(f: int, lowered: bool) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
