@@ -28,9 +28,11 @@ select job.*, v as version from job, generate_series(1, 100) v where 100 * (n - 
 
 insert into registry.attempts (job_id, round, attempt, reason, opened_at) select job_id, version, 1, '', at from version;
 insert into registry.rounds (job_id, version, attempt, sum_sha256, state_sha256, contributions_root, agreeing, dissenting,
-       attesting, finalizer, metrics_json, upload_bytes, sealed_at, committed_at, content_sha256)
+       attesting, finalizer, metrics_json, upload_bytes, sealed_at, committed_at, content_sha256, hospital_ids,
+       contributed, state_bytes)
 select job_id, version, 1, state, state, state, members, '{}', members, members[1], '{"validation_auroc":0.64}', 33000, at,
-       at, sha256('') from version order by n, version;
+       at, sha256(''), members, (select array_agg(array[h, state, '0'] order by h) from unnest(members) h), 1
+  from version order by n, version;
 insert into registry.contributions (hospital_id, job_id, version, ciphertext_sha256)
 select unnest(members), job_id, version, state from version;
 

@@ -233,11 +233,16 @@ def read_chunk(part: pb.UploadBlobRequest) -> bytes:
 
 def timestamp(value: datetime | None) -> Timestamp | None:
     """A time with its zone, as protobuf has it."""
-    if value is None:
-        return None
+    return None if value is None else Timestamp(**within(value))
+
+
+def within(value: datetime) -> dict[str, int]:
+    """As `timestamp`, for a field of a message that is being made. What is given as a mapping is filled in where it
+    belongs; a message is serialized and parsed again to get there, which takes longer than all else of a page.
+    """
     # As `Timestamp.FromDatetime`, in a fifth of its time: a page has a hundred of them.
     since = value - _EPOCH
-    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
+    return {"seconds": since.days * 86_400 + since.seconds, "nanos": since.microseconds * 1000}
 
 
 def hospital(value: entities.Hospital) -> pb.Hospital:
@@ -286,44 +291,50 @@ def attempt(job_id: UUID, round_number: int, number: int) -> round_pb2.Attempt:
 
 
 def committed_round(value: entities.CommittedRound) -> pb.CommittedRound:
+    return pb.CommittedRound(**_round(value, str(value.round.job_id)))
+
+
+def _round(value: entities.CommittedRound, job_id: str) -> dict[str, Any]:
+    """The fields of a committed round."""
     told = value.round
-    return pb.CommittedRound(
-        attempt=attempt(told.job_id, told.version, told.attempt),
-        version=told.version,
-        contributions=[
-            round_pb2.Contribution(hospital_id=item.hospital_id, ciphertext_sha256=item.ciphertext_sha256, age=item.age)
+    return {
+        "attempt": {"job_id": job_id, "round": told.version, "attempt": told.attempt},
+        "version": told.version,
+        "contributions": [
+            {"hospital_id": item.hospital_id, "ciphertext_sha256": item.ciphertext_sha256, "age": item.age}
             for item in told.contributions
         ],
-        sum_sha256=told.sum_sha256,
-        agreeing=told.agreeing,
-        dissenting=told.dissenting,
-        finalizer=told.finalizer,
-        attesting=told.attesting,
-        state_sha256=told.state_sha256,
-        metrics_json=told.metrics_json,
-        sealed_at=timestamp(told.sealed_at),
-        committed_at=timestamp(value.committed_at),
-        upload_bytes=told.upload_bytes,
-        burnt=told.burnt,
-        burnt_reason=told.burnt_reason,
-        survivors_sha256=told.survivors_sha256,
-    )
+        "sum_sha256": told.sum_sha256,
+        "agreeing": told.agreeing,
+        "dissenting": told.dissenting,
+        "finalizer": told.finalizer,
+        "attesting": told.attesting,
+        "state_sha256": told.state_sha256,
+        "metrics_json": told.metrics_json,
+        "sealed_at": within(told.sealed_at),
+        "committed_at": within(value.committed_at),
+        "upload_bytes": told.upload_bytes,
+        "burnt": told.burnt,
+        "burnt_reason": told.burnt_reason,
+        "survivors_sha256": told.survivors_sha256,
+    }
 
 
 def model_version(value: entities.ModelVersion) -> pb.ModelVersion:
     told = value.committed.round
-    made = committed_round(value.committed)
-    return pb.ModelVersion(
-        job_id=made.attempt.job_id,
-        version=told.version,
-        plan_id=value.plan_id,
-        plan_name=value.plan_name,
-        state_sha256=told.state_sha256,
-        size_bytes=value.size_bytes,
-        round=made,
-        private=value.private,
-        final=value.final,
-    )
+    job_id = str(told.job_id)
+    fields: dict[str, Any] = {
+        "job_id": job_id,
+        "version": told.version,
+        "plan_id": value.plan_id,
+        "plan_name": value.plan_name,
+        "state_sha256": told.state_sha256,
+        "size_bytes": value.size_bytes,
+        "round": _round(value.committed, job_id),
+        "private": value.private,
+        "final": value.final,
+    }
+    return pb.ModelVersion(**fields)
 
 
 def metric(value: entities.Metric) -> pb.Metric:

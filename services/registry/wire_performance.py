@@ -1,7 +1,7 @@
 """Between protobuf messages and the registry's own types: performance over time."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from fedmesh.registry.v1 import performance_pb2 as pb
 
@@ -59,13 +59,14 @@ def listed(measured: Sequence[domain.Measurement], last: int, after: int) -> pb.
 
 
 def measurement(value: domain.Measurement) -> pb.Measurement:
-    return pb.Measurement(
-        hospital_id=value.hospital_id,
-        version=value.version,
-        name=value.name,
-        value=value.value,
-        recorded_at=wire.timestamp(value.recorded_at),
-    )
+    fields: dict[str, Any] = {
+        "hospital_id": value.hospital_id,
+        "version": value.version,
+        "name": value.name,
+        "value": value.value,
+        "recorded_at": wire.within(value.recorded_at),
+    }
+    return pb.Measurement(**fields)
 
 
 def daily(value: domain.DailyMeasurement) -> pb.DailyMeasurement:

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import grpc
 from cryptography.x509 import load_pem_x509_certificate
-from opentelemetry.propagate import extract
+from opentelemetry.context import Context
+from opentelemetry.propagate import extract, get_global_textmap
 from opentelemetry.trace import SpanKind
 
 from services.common.errors import Code, FedmeshError
@@ -35,6 +36,8 @@ log = get_logger(__name__)
 
 # A call with less time than this left is refused: its answer would come too late to be read.
 HOPELESS_S: Final = 0.005
+# The metadata that says which span is above; most calls come without.
+_TRACE_FIELDS: Final = frozenset(get_global_textmap().fields)
 _caller: ContextVar[Identity] = ContextVar("caller")
 
 
@@ -174,7 +177,9 @@ class Gate(grpc.aio.ServerInterceptor):
         Raises: FedmeshError for whoever is not let in.
         """
         rule = self._policy.get(method)
-        peer = read_peer(context)
+        # gRPC copies the whole certificate each time that it is asked.
+        auth = context.auth_context()
+        peer = read_peer(auth)
         identity = peer.identity
         call["caller"] = identity
         if identity.consortium != self._consortium:
@@ -190,7 +195,7 @@ class Gate(grpc.aio.ServerInterceptor):
             peer = replace(peer, person=person)
         self._require_admitted(peer)
         if identity.kind is Kind.HOSPITAL:
-            note_peer(identity, context.auth_context())
+            note_peer(identity, auth)
         require_time(context, needs_deadline=needs_deadline)
         _caller.set(call["caller"])
         _peer.set(peer)
@@ -214,16 +219,15 @@ class Gate(grpc.aio.ServerInterceptor):
 def observed(method: str, context: grpc.aio.ServicerContext[Any, Any], *, objective: bool) -> Any:
     """Metrics and a span around the answer to a call; the error goes into the dictionary, as `error`."""
     counts = "yes" if objective else "no"
-    carrier = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    above = _span_above(context)
     started = time.perf_counter()
     call: dict[str, Any] = {}
     code = grpc.StatusCode.OK.name
     with (
-        IN_FLIGHT.labels(method).track_inprogress(),
+        _in_flight(method).track_inprogress(),
         tracer().start_as_current_span(
             method,
-            # Without these there is nothing to extract, and looking for it takes as long as much else here.
-            context=extract(carrier) if "traceparent" in carrier or "baggage" in carrier else None,
+            context=above,
             kind=SpanKind.SERVER,
             record_exception=False,
             set_status_on_exception=False,
@@ -241,8 +245,25 @@ def observed(method: str, context: grpc.aio.ServicerContext[Any, Any], *, object
                 code = to_status(fedmesh)[0].name
                 fail_span(span, fedmesh)
             span.set_attribute("rpc.grpc.code", code)
-            CALLS.labels(method, code, counts).inc(exemplar=exemplar())
-            LATENCY.labels(method, counts).observe(time.perf_counter() - started, exemplar())
+            found = exemplar()
+            _calls(method, code, counts).inc(exemplar=found)
+            _latency(method, counts).observe(time.perf_counter() - started, found)
+
+
+# Finding a metric by its labels takes longer than counting with it.
+_in_flight: Final = lru_cache(maxsize=None)(IN_FLIGHT.labels)
+_calls: Final = lru_cache(maxsize=None)(CALLS.labels)
+_latency: Final = lru_cache(maxsize=None)(LATENCY.labels)
+
+
+def _span_above(context: grpc.aio.ServicerContext[Any, Any]) -> Context:
+    """The caller's span, as the call's metadata names it; a context without one for a caller that names none."""
+    carrier = {
+        key: value
+        for key, value in context.invocation_metadata() or ()
+        if key in _TRACE_FIELDS and isinstance(value, str)
+    }
+    return extract(carrier) if carrier else Context()
 
 
 def require_time(context: grpc.aio.ServicerContext[Any, Any], *, needs_deadline: bool) -> None:
@@ -261,12 +282,11 @@ def require_tls13(auth: Mapping[str, Iterable[bytes]]) -> None:
         raise FedmeshError(Code.UNAUTHENTICATED, "TLS 1.3 is required")
 
 
-def read_peer(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
-    """Who the peer's verified certificate says it is.
+def read_peer(auth: Mapping[str, Iterable[bytes]]) -> Peer:
+    """Who the peer's verified certificate says it is. auth: what gRPC knows of the connection.
 
     Raises: FedmeshError(UNAUTHENTICATED) without a certificate, with a name that is not fedmesh's, or below TLS 1.3.
     """
-    auth = context.auth_context()
     require_tls13(auth)
     uris = auth.get("peer_spiffe_id", ()) or [
         name for name in auth.get("x509_subject_alternative_name", ()) if name.startswith(b"spiffe://")
@@ -274,18 +294,19 @@ def read_peer(context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
     names = list(uris)
     if len(names) != 1:
         raise FedmeshError(Code.UNAUTHENTICATED, "the client certificate has no single fedmesh identity")
-    return Peer(parse_identity(names[0].decode("utf-8", "replace")), _beginning(b"".join(auth["x509_pem_cert"])))
+    return _named(names[0], b"".join(auth["x509_pem_cert"]))
+
+
+# A connection comes with the same bytes at every call: they are read once, and those of another certificate are others.
+@lru_cache(maxsize=1024)
+def _named(uri: bytes, pem: bytes) -> Peer:
+    """Whom a verified certificate names. Raises: FedmeshError(UNAUTHENTICATED) for no identity of fedmesh's."""
+    return Peer(parse_identity(uri.decode("utf-8", "replace")), load_pem_x509_certificate(pem).not_valid_before_utc)
 
 
 def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> list[str]:
     """Every `authorization` of a call: more than one is for the reader to refuse."""
     return [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
-
-
-@lru_cache(maxsize=1024)
-def _beginning(pem: bytes) -> datetime:
-    """From when on a certificate is valid; a connection asks it with every call."""
-    return load_pem_x509_certificate(pem).not_valid_before_utc
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:

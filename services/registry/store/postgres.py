@@ -29,7 +29,6 @@ T = TypeVar("T")
 
 # The SQLSTATE of `registry.enter`.
 _NO_MEMBER: Final = "UM001"
-_ENTER: Final = "select registry.enter(%s)"
 
 
 class PostgresTransaction:
@@ -85,12 +84,17 @@ class PostgresStore:
             )
 
 
-def _enter(caller: Identity | None, *, whole: bool) -> list[Statement]:
-    """Tells row-level security for whom a transaction runs, and ends that of a hospital that is no active member;
-    `whole`: an active one then sees all.
+def enter(hospital: str) -> Statement:
+    """Tells row-level security for whom a transaction runs, '' for the consortium, and ends that of a hospital that is
+    no active member.
     """
+    return "select registry.enter(%s)", (hospital,)
+
+
+def _enter(caller: Identity | None, *, whole: bool) -> list[Statement]:
+    """Whom a transaction runs for. `whole`: an active hospital then sees all."""
     hospital = caller.name if caller is not None and caller.kind is Kind.HOSPITAL else ""
-    return [(_ENTER, (name,)) for name in ((hospital, "") if hospital and whole else (hospital,))]
+    return [enter(name) for name in ((hospital, "") if hospital and whole else (hospital,))]
 
 
 @contextmanager

@@ -11,16 +11,13 @@ _MAX_METRICS: Final = 5000
 _ROUND: Final = (
     "r.job_id, r.version, r.seq, r.attempt, r.sum_sha256, r.state_sha256, r.contributions_root, r.agreeing,"
     " r.dissenting, r.attesting, r.finalizer, r.metrics_json, r.upload_bytes, r.sealed_at, r.committed_at,"
-    " r.content_sha256, r.burnt, r.burnt_reason, r.survivors_sha256, r.event_id,"
-    " (select array_agg(array[c.hospital_id::text, c.ciphertext_sha256::text, c.age::text] order by c.hospital_id)"
-    " from registry.contributions c where c.job_id = r.job_id and c.version = r.version) as contributions"
+    " r.content_sha256, r.burnt, r.burnt_reason, r.survivors_sha256, r.event_id, r.contributed"
 )
 _ROUNDS: Final = f"select {_ROUND} from registry.rounds r"  # noqa: S608 - constant text
 _MODEL: Final = (
     f"select {_ROUND}, j.plan_id, p.name as plan_name, p.private,"  # noqa: S608 - constant text
-    " coalesce(b.size_bytes, 0) as size_bytes, j.status = 'completed' and j.version = r.version as final"
+    " coalesce(r.state_bytes, 0) as size_bytes, j.status = 'completed' and j.version = r.version as final"
     " from registry.rounds r join registry.jobs j using (job_id) join registry.plans p using (plan_id)"
-    " left join registry.blobs b on b.sha256 = r.state_sha256"
 )
 
 
@@ -140,7 +137,7 @@ def _committed(row: dict[str, Any]) -> CommittedRound:
         version=row["version"],
         attempt=row["attempt"],
         contributions=tuple(
-            Contribution(hospital, digest, int(age)) for hospital, digest, age in row["contributions"] or ()
+            Contribution(hospital, digest, int(age)) for hospital, digest, age in row["contributed"] or ()
         ),
         sum_sha256=row["sum_sha256"] or "",
         agreeing=tuple(row["agreeing"]),

@@ -12,7 +12,7 @@ from services.common.clock import SystemClock
 from services.common.errors import FedmeshError
 from services.common.identity import parse_identity
 from services.common.postgres import Database, migrate
-from services.registry.domain.entities import StrikeRule
+from services.registry.domain.entities import Contribution, StrikeRule
 from services.registry.domain.performance import Subject
 from services.registry.store import MIGRATIONS, SCHEMA
 from services.registry.store.postgres import PostgresStore
@@ -29,6 +29,8 @@ JOB, PLAN, STATE = "5d7ce7a0-0000-4000-8000-000000000001", "a" * 64, "b" * 64
 # In a month for which the migration must make a partition.
 LONG_AGO = datetime.now(UTC) - timedelta(days=200)
 OPERATOR = parse_identity("spiffe://consortium.test/operator/alice")
+NORTH = parse_identity("spiffe://consortium.test/hospital/north")
+WEST = parse_identity("spiffe://consortium.test/hospital/west")
 COORDINATOR = parse_identity("spiffe://consortium.test/service/coordinator")
 
 # What the release before writes, column by column.
@@ -62,6 +64,10 @@ ROUND = (
         " dissenting, attesting, finalizer, metrics_json, upload_bytes, sealed_at, committed_at, content_sha256)"
         " values (%(job)s, %(v)s, 1, repeat('c', 64), %(state)s, repeat('d', 64), '{north,south}', '{}', '{}', 'north',"
         " '', 1, now(), now(), sha256(''))"
+    ),
+    (
+        "insert into registry.contributions (hospital_id, job_id, version, ciphertext_sha256)"
+        " values ('south', %(job)s, %(v)s, repeat('f', 64)), ('north', %(job)s, %(v)s, repeat('e', 64))"
     ),
     "update registry.jobs set version = %(v)s where job_id = %(job)s",
 )
@@ -112,6 +118,11 @@ async def test_data_and_writers_of_the_release_before_stay_good(postgres: Postgr
         assert [(item.round.burnt, item.round.survivors_sha256, item.round.sum_sha256) for item in rounds] == [
             (False, "", "c" * 64)
         ] * 2
+        given = (Contribution("north", "e" * 64), Contribution("south", "f" * 64))
+        assert [item.round.contributions for item in rounds] == [given] * 2
+        versions = (await rounds_of.model_versions(NORTH, found.job_id, 10, None)).items
+        assert [(item.committed.round.version, item.size_bytes) for _, item in versions] == [(2, 1), (1, 1)]
+        assert not (await rounds_of.model_versions(WEST, None, 10, None)).items
         asked = PerformanceUseCases(store)
         measured, _ = await asked.list(OPERATOR, Subject(job_id=found.job_id), 0, 20)
         assert [(item.version, item.name, item.value) for item in measured] == [
@@ -131,10 +142,27 @@ async def test_data_and_writers_of_the_release_before_stay_good(postgres: Postgr
         await pool.close()
 
 
+def test_a_round_is_seen_by_its_job_whatever_its_writer_says(postgres: PostgresDatabase) -> None:
+    migrate(postgres.config("registry_migrator"), SCHEMA, MIGRATIONS)
+    write(postgres, *BEGIN, (HOSPITAL, ("west",)))
+    facts = {"job": JOB, "v": 1, "state": STATE}
+    attempt, inserting, *_ = ROUND
+    told = inserting.replace("content_sha256)", "content_sha256, hospital_ids, state_bytes)", 1)
+    told = told.replace("sha256(''))", "sha256(''), '{west}', 9)")
+    # One by one, as no release writes: the round has them all.
+    one = "insert into registry.contributions values (%(h)s, %(job)s, %(v)s, repeat('e', 64))"
+    write(postgres, (attempt, facts), (told, facts), *((one, facts | {"h": name}) for name in ("north", "south")))
+    with psycopg.connect(postgres.dsn("registry_service")) as connection:
+        for hospital, seen in (("north", 1), ("south", 1), ("west", 0), ("", 0)):
+            connection.execute("select set_config('app.hospital_id', %s, true)", (hospital,))
+            rows = connection.execute("select hospital_ids, contributed, state_bytes from registry.rounds").fetchall()
+            assert rows == [(["north", "south"], [[name, "e" * 64, "0"] for name in ("north", "south")], 1)] * seen
+
+
 def test_a_round_is_whole_or_burnt(postgres: PostgresDatabase) -> None:
     migrate(postgres.config("registry_migrator"), SCHEMA, MIGRATIONS)
     write(postgres, *BEGIN)
-    attempt, inserting, _ = ROUND
+    attempt, inserting, *_ = ROUND
     for part in ("state_sha256", "sum_sha256", "finalizer"):
         broken = inserting.replace("sealed_at,", "burnt, sealed_at,", 1).replace(" '', 1, now()", " '', 1, true, now()")
         holes = {"state_sha256": "%(state)s", "sum_sha256": "repeat('c', 64)", "finalizer": "'north'"}

@@ -10,6 +10,7 @@ import pytest
 from services.bench.audit_log import AuditLogReport, proofs_per_s
 from services.bench.bounds import fdatasync_rate, quantiles_ms, repeat
 from services.bench.registry_load import RegistryReport, open_loop
+from services.bench.row_security import ALL, SAME
 from services.common.errors import Code, FedmeshError
 
 GOOD = AuditLogReport(
@@ -115,7 +116,7 @@ def test_each_target_of_the_registry_is_judged() -> None:
         failed=0,
         point_ms={"p50": 1, "p99": 20},
         page_ms={"a": {"p50": 1, "p99": 49}, "b": {"p50": 1, "p99": 50}},
-        row_security={"a": 1.29, "b": 1.3},
+        row_security={"a": {SAME: 1.29, ALL: 9.0}, "b": {SAME: 1.3, ALL: 1.0}},
     )
     assert [kept for _, _, kept in report.targets().values()] == [False, True, False, True, False, True]
     assert not replace(report, failed=1).targets()["reads without an answer"][2]
