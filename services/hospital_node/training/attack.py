@@ -1,7 +1,7 @@
 """tensorflow_privacy's attacks on membership, in a process of their own (`attack_process`).
 
-It imports pandas, scikit-learn and statsmodels, some 130 MiB and a second of CPU: a node that makes no check never
-pays that. Members are the training rows, the others the validation rows.
+It imports pandas, scikit-learn and statsmodels, which a node needs for nothing else. Members are the training rows, the
+others the validation rows.
 """
 
 import io
@@ -26,6 +26,7 @@ from services.hospital_node.training.cache import locked
 _TIMEOUT_S: Final = 300.0
 LENGTH: Final = struct.Struct(">Q")
 """Before the request on the process's standard input: its length in bytes."""
+ASIDE: Final = "--aside"
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,13 @@ class Scored:
 
 
 class Attacks:
-    """Runs attacks. `lock`: a file, with which the hospitals of one machine take turns, for the sake of its memory."""
+    """Runs attacks. `lock`: a file, with which the hospitals of one machine take turns, for the sake of its memory.
+    aside: nobody waits for them, so whatever else runs comes first.
+    """
 
-    def __init__(self, lock: Path) -> None:
+    def __init__(self, lock: Path, *, aside: bool = False) -> None:
         self._lock = lock
+        self._options = [ASIDE] if aside else []
 
     def run(self, attacks: Sequence[str], members: Scored, others: Scored, least: int = 1) -> tuple[Attacked, ...]:
         """Each attack on all rows, and on those of each outcome, where members and others have at least `least` > 0.
@@ -51,12 +55,12 @@ class Attacks:
             return ()
         self._lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self._lock):
-            found = _in_a_process(packed(attacks, members, others, least))
+            found = _in_a_process(packed(attacks, members, others, least), self._options)
         return tuple(Attacked(**one) for one in found)
 
 
-def _in_a_process(request: bytes) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "services.hospital_node.training.attack_process"]
+def _in_a_process(request: bytes, options: Sequence[str]) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "services.hospital_node.training.attack_process", *options]
     # Several hospitals may share few cores, and the arrays are small.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 import numpy as np
 
 from services.hospital_node.domain.attacks import ALL, LOGISTIC_REGRESSION, NEGATIVES, POSITIVES, THRESHOLD, Attacked
-from services.hospital_node.training.attack import LENGTH
+from services.hospital_node.training.attack import ASIDE, LENGTH
 
 
 def _attacked(request: bytes) -> list[Attacked]:
@@ -72,6 +72,8 @@ def _end_with_parent() -> None:
 
 
 def main() -> int:
+    if ASIDE in sys.argv:
+        os.nice(19)
     (length,) = LENGTH.unpack(_read(LENGTH.size))
     request = _read(length)
     threading.Thread(target=_end_with_parent, daemon=True).start()

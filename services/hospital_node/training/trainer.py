@@ -1,6 +1,7 @@
 """A hospital's side of one plan: contribution, update, metrics, predictions."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,8 +90,9 @@ class Trainer:
             FedmeshError(INTERNAL): compiling failed.
         """
         self._manifest = manifest
-        # Two, so that a check that others wait for does not wait for attacks on some hospital's own rows.
-        self._check_attacks, self._own_attacks = Attacks(cache / "check.lock"), Attacks(cache / "attack.lock")
+        # Apart, so that a check that others wait for does not wait for attacks on some hospital's own rows.
+        self._check_attacks = Attacks(cache / f"check-{os.getpid() % (os.cpu_count() or 1)}.lock")
+        self._own_attacks = Attacks(cache / "attack.lock", aside=True)
         self._compiled_length = manifest.train_length + manifest.metrics_length
         self._metrics_rounds = frozenset(manifest.metrics_rounds)
         self._parts = None if dataset is None else _capped_rows(manifest, dataset)
