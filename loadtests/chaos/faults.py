@@ -85,7 +85,7 @@ def _restart(service: str) -> Callable[[ChaosMesh, int], Broken]:
 def _postgres_kill(mesh: ChaosMesh, turn: int) -> Broken:
     node = mesh.postgres.primary()
     mesh.postgres.kill_server(node)
-    return Broken(node, 0.0, lambda: None, writer="postgres")
+    return Broken(node, 0.0, lambda: mesh.postgres.wait_replaced(node, SERVE_S), writer="postgres")
 
 
 def _postgres_node_kill(mesh: ChaosMesh, turn: int) -> Broken:

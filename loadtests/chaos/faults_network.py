@@ -71,7 +71,7 @@ def _postgres_lag_kill(mesh: ChaosMesh, turn: int) -> Broken:
     node = mesh.postgres.primary()
     standbys = tuple(pid for name in NODES if name != node for pid in mesh.postgres.family(name))
     _lose(mesh, node, standbys, mesh.postgres.kill_server)
-    return Broken(node, 0.0, lambda: None, writer="postgres")
+    return Broken(node, 0.0, lambda: mesh.postgres.wait_replaced(node, SERVE_S), writer="postgres")
 
 
 def _redis_lag_kill(mesh: ChaosMesh, turn: int) -> Broken:

@@ -58,8 +58,6 @@ class Network:
 
     def __init__(self) -> None:
         self._rules: list[Rule] = []
-        # None: of nobody that a rule is about.
-        self._owners: dict[tuple[str, int], int | None] = {}
         self._finding: asyncio.TimerHandle | None = None
         self._proxies: dict[str, Proxy] = {}
 
@@ -76,26 +74,29 @@ class Network:
 
     def _look(self, connection: Connection, target: str) -> Line:
         by_source = any(rule.sources and rule.target in ("", target) for rule in self._rules)
-        if by_source and connection.peer not in self._owners:
+        if by_source and not connection.looked_up:
             # Whose it is takes a look at all processes: one for all connections that begin within a moment.
             if self._finding is None:
                 self._finding = asyncio.get_running_loop().call_later(_MOMENT_S, self._find_owners)
             return Line(cut=True)
-        return line(self._rules, target, self._owners.get(connection.peer))
+        return line(self._rules, target, connection.pid)
 
     def _find_owners(self) -> None:
         self._finding = None
         found = owners({pid for rule in self._rules for pid in rule.sources})
         for proxy in self._proxies.values():
             for connection in proxy.connections:
-                self._owners.setdefault(connection.peer, found.get(connection.peer))
+                if not connection.looked_up:
+                    connection.pid, connection.looked_up = found.get(connection.peer), True
             proxy.refresh()
 
     def obey(self, order: dict[str, Any]) -> dict[str, Any]:
         """Raises: KeyError, TypeError or ValueError for an order that is none."""
         if "rules" in order:
             self._rules = [Rule.parse(raw) for raw in order["rules"]]
-            self._owners = {}
+            for proxy in self._proxies.values():
+                for connection in proxy.connections:
+                    connection.looked_up = False
             self._find_owners()
             return {"rules": len(self._rules)}
         if order["act"] not in _ACTS:

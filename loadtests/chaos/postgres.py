@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -34,6 +35,7 @@ REPLICATOR: Final = "replicator"
 SCOPE: Final = "fedmesh"
 # The least that Patroni accepts: a primary that is frozen or cut off keeps its lock for so long.
 TTL_S: Final = 20
+_REAPER: Final = Path(__file__).with_name("reaper.py")
 
 
 class PatroniCluster:
@@ -136,6 +138,10 @@ class PatroniCluster:
             raise FedmeshError(Code.STORE_UNAVAILABLE, "no PostgreSQL node leads")
         return found[0]
 
+    def wait_replaced(self, name: str, timeout_s: float) -> None:
+        """Wait until another node than this one leads; until then the cluster may still call itself whole."""
+        wait_until(lambda: any(n != name and r == "leader" for n, (r, _) in self.members().items()), timeout_s, 0.2)
+
     def family(self, name: str) -> list[int]:
         """The pids of a node: Patroni and its PostgreSQL, whose postmaster leads a session of its own."""
         pids = []
@@ -161,6 +167,8 @@ class PatroniCluster:
         postmaster = self.postmaster(name)
         record = None if postmaster is None else ProcessRecord.of(postmaster)
         if record is not None:
+            # At once: finding its family takes a second on a busy machine, in which a fault may have begun already.
+            record.signal(signal.SIGKILL)
             processes.end_families([(record, signal.SIGKILL)], 5.0)
 
     def kill_node(self, name: str) -> None:
@@ -230,6 +238,7 @@ class PatroniCluster:
             # Patroni runs as PostgreSQL's account. `setpriv` is part of util-linux, which every Debian has.
             ids = (f"--reuid={self._account.uid}", f"--regid={self._account.gid}")
             argv = ["setpriv", *ids, "--clear-groups", "--", *argv]
+        argv = [sys.executable, "-I", str(_REAPER), *argv]
         return ChildSpec(name=name, argv=argv, cwd=home, env={"HOME": str(home), "PYTHONPATH": ""}, rank=0)
 
     def _config(self, name: str) -> dict[str, Any]:
@@ -278,6 +287,8 @@ _DCS: Final[dict[str, Any]] = {
     "primary_start_timeout": 0,
     "synchronous_mode": "quorum",
     "synchronous_node_count": 1,
+    # Without a standby nothing is acknowledged: else a primary that is cut off goes on alone.
+    "synchronous_mode_strict": True,
     "postgresql": {
         "use_pg_rewind": True,
         "use_slots": True,

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from loadtests.chaos.records import Appender
 from services.common.postgres import AnsweringConnection
+from services.common.postgres_servers import Servers
 
 EVERY_S: Final = 0.1
 # What one try may take before another connection is tried.
@@ -30,17 +31,21 @@ TRY_S: Final = 1.0
 CREATE: Final = "create schema if not exists chaos; create table if not exists chaos.probe (number bigint primary key)"
 
 
+async def _connect(conninfo: str) -> AnsweringConnection:
+    # Seconds to reach one node; libpq knows no fewer.
+    return await AnsweringConnection.connect(conninfo, autocommit=True, connect_timeout=2)
+
+
 class PostgresProbe:
     """One connection at a time, thrown away after any error."""
 
     def __init__(self, conninfo: str) -> None:
-        self._conninfo = conninfo
+        self._servers = Servers(conninfo, _connect)
         self._connection: AnsweringConnection | None = None
 
     async def write(self, number: int) -> None:
         if self._connection is None or self._connection.closed:
-            # Seconds to reach one node; libpq knows no fewer.
-            self._connection = await AnsweringConnection.connect(self._conninfo, autocommit=True, connect_timeout=2)
+            self._connection = await self._servers.connect()
             self._connection.answer_s = TRY_S
         try:
             await self._connection.execute("insert into chaos.probe values (%s) on conflict do nothing", [number])

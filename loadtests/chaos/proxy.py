@@ -138,7 +138,9 @@ class Connection:
         self._proxy = proxy
         self.line = Line()
         self.chance = proxy.chance
+        # Whose it is, as far as a rule is about that process. Kept here: a port may be another process's the next time.
         self.pid: int | None = None
+        self.looked_up = False
         self.peer: tuple[str, int] = ("", 0)
         self.client, self.server = _End(self), _End(self)
         self.client.other, self.server.other = self.server, self.client

@@ -26,6 +26,8 @@ from services.transparency.merkle import Coordinate, Frontier, leaf_hash
 
 _PAGE: Final = 500
 _SHOWN: Final = 20
+# It hashes between two pages, as slowly as the machine is, and holds up nobody: it only reads.
+_AT_LEISURE: Final = (("SET LOCAL idle_in_transaction_session_timeout = '10min'", ()),)
 
 
 @dataclass
@@ -72,7 +74,7 @@ async def check_log(config: PostgresConfig, verifier: VerifierKey, archives: Pat
         if archives is not None:
             # Reading them takes longer than a transaction may idle.
             opened = _opened(archives, await database.run_tx("audit.archived", listed), verifier)
-        return await database.run_tx("audit.fsck", check)
+        return await database.run_tx("audit.fsck", check, opening=_AT_LEISURE)
     finally:
         await database.close()
 

@@ -1,15 +1,19 @@
 """Gathers concurrent appends into batches, and writes one batch after another.
 
 While a batch is being committed, whatever arrives waits and forms the next one: under load the cost of a commit is
-shared by many events, and without load an event waits for nobody. Several replicas may run a sequencer each; a lock in
+shared by many events. Callers that were answered together come back one by one, as fast as this process can read their
+calls; so a batch also waits for as many calls as there were last time, as long as they keep coming. One caller alone
+waits for nobody. Several replicas may run a sequencer each; a lock in
 the database lets one transaction at a time extend the log, so that indices are dense and there is only one history.
 
 Nothing is told to a caller before the commit: a checkpoint that was signed in a transaction that failed is never seen.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,7 +24,7 @@ from services.audit.domain.event import Leaf
 from services.audit.ports import Head, Store, Transaction
 from services.common.clock import Clock
 from services.common.errors import Code, FedmeshError
-from services.common.telemetry import get_logger
+from services.common.telemetry import attempt_span, get_logger
 from services.transparency.checkpoint import Checkpoint, SigningKey, sign_checkpoint
 from services.transparency.merkle import (
     EMPTY_ROOT,
@@ -32,6 +36,13 @@ from services.transparency.merkle import (
 )
 
 log = get_logger(__name__)
+
+# A batch costs some milliseconds of CPU however many calls are in it. It is given up waiting for more of them when none
+# came for one step, and after so many steps. A step is as long as the last batch took, within bounds: where the machine
+# is busy, callers take longer to come back too.
+STEP_S: Final = 0.005
+_LONGEST_STEP_S: Final = 0.02
+_STEPS: Final = 5
 
 _EVENTS: Final = Counter("fedmesh_audit_events_total", "Events answered, by outcome", ["outcome"])
 _BATCH: Final = Histogram(
@@ -81,16 +92,28 @@ class Sequencer:
     """The only writer of this process. `run` must be running for `append` to be answered."""
 
     def __init__(
-        self, store: Store, key: SigningKey, clock: Clock, *, max_events: int = 1000, max_queued_events: int = 20_000
+        self,
+        store: Store,
+        key: SigningKey,
+        clock: Clock,
+        *,
+        max_events: int = 1000,
+        max_queued_events: int = 20_000,
+        step_s: float = STEP_S,
     ) -> None:
+        """step_s: how long a batch waits, at least, for one more of the calls that it expects."""
         self._store = store
         self._key = key
         self._clock = clock
         self._max_events = max_events
         self._max_queued = max_queued_events
+        self._least_step_s = self._step_s = step_s
         self._queue: deque[_Waiting] = deque()
         self._queued = 0
         self._arrived = asyncio.Event()
+        # Calls that were answered with the last batch, or waited then: those to be expected in the next one.
+        self._expected = 0
+        self._complete = asyncio.Event()
 
     async def append(self, leaves: Sequence[Leaf]) -> Appended:
         """Append the events of one request, all or none, and wait until they are durable.
@@ -107,6 +130,8 @@ class Sequencer:
         self._queue.append(waiting)
         self._count(len(leaves))
         self._arrived.set()
+        if self._is_complete():
+            self._complete.set()
         return await waiting.answer
 
     async def run(self) -> None:
@@ -114,13 +139,33 @@ class Sequencer:
         try:
             while True:
                 await self._arrived.wait()
+                await self._gather()
                 if batch := self._take():
+                    began = time.monotonic()
                     await self._write(batch)
+                    self._expected = len(batch) + len(self._queue)
+                    self._step_s = max(self._least_step_s, min(time.monotonic() - began, _LONGEST_STEP_S))
                 else:
                     self._arrived.clear()
         finally:
             for waiting in self._queue:
                 _refuse(waiting, FedmeshError(Code.SERVICE_UNAVAILABLE, "the audit service is stopping: try again"))
+
+    async def _gather(self) -> None:
+        """Wait for the calls to be expected, as long as they keep coming."""
+        for _ in range(_STEPS):
+            before = len(self._queue)
+            if self._is_complete() or not before:
+                return
+            self._complete.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._step_s):
+                    await self._complete.wait()
+            if len(self._queue) == before:
+                return
+
+    def _is_complete(self) -> bool:
+        return len(self._queue) >= self._expected or self._queued >= self._max_events
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -141,7 +186,7 @@ class Sequencer:
     async def _write(self, batch: list[_Waiting]) -> None:
         requests = [waiting.leaves for waiting in batch]
         try:
-            with _SECONDS.time():
+            with _SECONDS.time(), _attempt_spans(requests):
                 committed = await self._store.run("append", lambda tx: self._extend(tx, requests), appends=True)
         except asyncio.CancelledError:
             for waiting in batch:
@@ -181,6 +226,14 @@ class Sequencer:
         note = sign_checkpoint(checkpoint, self._key)
         await tx.extend(extension, checkpoint, note, self._clock.now())
         return Head(checkpoint.size, checkpoint.root, note)
+
+
+def _attempt_spans(requests: Sequence[Sequence[Leaf]]) -> ExitStack:
+    """A span in the trace of every round that a batch tells of: one for all events of an attempt."""
+    with ExitStack() as spans:
+        for attempt in sorted({leaf.attempt for leaves in requests for leaf in leaves if leaf.attempt is not None}):
+            spans.enter_context(attempt_span("audit.append", *attempt))
+        return spans.pop_all()
 
 
 def empty_head(key: SigningKey) -> Head:

@@ -1,7 +1,6 @@
 """The log's operations, one method for each call."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack
 from typing import Final
 
 from services.audit.domain.event import MAX_EVENTS, Event, concerns, make_leaf
@@ -10,7 +9,6 @@ from services.audit.sequencer import Appended, Sequencer, empty_head, require_ro
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity, Kind
 from services.common.ids import require_uuid
-from services.common.telemetry import attempt_span
 from services.transparency.checkpoint import SigningKey, open_checkpoint
 from services.transparency.merkle import (
     Coordinate,
@@ -39,12 +37,7 @@ class LogUseCases:
         require_uuid(request_id, "request_id")
         if not 1 <= len(events) <= MAX_EVENTS:
             raise FedmeshError(Code.INVALID_ARGUMENT, f"a request has 1 to {MAX_EVENTS} events, not {len(events)}")
-        leaves = [make_leaf(event, source) for event in events]
-        with ExitStack() as spans:
-            # The outbox sends events of several rounds at once: each round's trace shows that they were appended.
-            for attempt in sorted({leaf.attempt for leaf in leaves if leaf.attempt is not None}):
-                spans.enter_context(attempt_span("audit.append", *attempt))
-            return await self._sequencer.append(leaves)
+        return await self._sequencer.append([make_leaf(event, source) for event in events])
 
     async def checkpoint(self) -> str:
         """The newest signed checkpoint."""

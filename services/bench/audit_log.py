@@ -1,48 +1,30 @@
 """`fedmesh bench audit`: concurrent appends to a real audit log, beside what the machine's disk can do.
 
-Three times: at the log itself, which is the sequencer and its PostgreSQL; through the service, one event a call; and
-through the service with many events a call, as the registry's outbox sends them. Between the first two lies what a call
-over mutual TLS costs two Python processes.
+Through the service, with one event a call and with some, as services send them that have more than one to tell; and at
+the log itself, which is the sequencer and its PostgreSQL. Each stands beside plain inserts made the same way.
 """
 
-import asyncio
 import json
 import os
 import random
 import time
-from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
-from google.protobuf.timestamp_pb2 import Timestamp
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from services.audit.domain.event import make_leaf
-from services.audit.sequencer import Sequencer
-from services.audit.servicer import read_event
-from services.audit.store.postgres import PostgresStore
-from services.bench.bounds import fdatasync_rate, plain_insert_rate, quantiles_ms, repeat
-from services.bench.usage import store_cpu_seconds
-from services.common.clock import SystemClock
-from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import MeshChannel, call
-from services.common.identity import parse_identity
-from services.common.ids import new_id
-from services.common.postgres import Database
-from services.common.tasks import end_tasks
+from services.bench.audit_loads import measure
+from services.bench.bounds import quantiles_ms
 from services.embedded.guard import Guard
-from services.embedded.stack import CONSORTIUM, Stack
-from services.transparency.checkpoint import load_signing_key
+from services.embedded.stack import Stack
 from services.transparency.merkle import Coordinate, Frontier, inclusion_proof, leaf_hash, verify_inclusion
 
-_WARM_S: Final = 2.0
 _TREE_SIZE: Final = 100_000
 _PROOFS: Final = 2_000
 _SEED: Final = 7
-_BODY: Final = json.dumps({"round": 1, "attempt": 1, "sha256": "0" * 64})
 
 APPENDS_PER_SYNC: Final = 5.0
 APPENDS_PER_INSERT: Final = 1.5
@@ -52,72 +34,88 @@ PROOFS_PER_S: Final = 20_000.0
 
 @dataclass(frozen=True)
 class AuditLogOptions:
-    """appenders: each makes one call at a time. events: of each call in the third measurement. seconds: of each of the
-    three; the bounds take half of it each.
-    """
+    """appenders: each makes one call at a time. events: of each call where it is not one. seconds: of each measure."""
 
     folder: Path
     appenders: int = 50
-    events: int = 100
+    events: int = 20
     seconds: float = 20.0
     report: Path | None = None
 
 
 @dataclass(frozen=True)
 class AuditLogReport:
-    """What the run measured. Rates are per second. log_*: at the sequencer; append*: through the service, one event a
-    call; batched_per_s: events through the service, `events` a call. proofs_per_s: inclusion proofs that one core
-    verifies, by its CPU time, in a tree of `tree_size` entries. append_cpu_ms: CPU time of audit service and PostgreSQL
-    for each append by a call of one event. load: the machine's load average at the end.
+    """What the run measured. Rates are per second, of events; *_ms: of calls.
+
+    one_*: appends through the service, one event a call; many_*: `events` a call. plain_*, plain_many_*: single-row
+    inserts through a service like it, as many a call. calls_*: calls of that service that do nothing. log_*: appends at
+    the sequencer, and inserts_*: single-row inserts, both without calls. *_cpu_ms: CPU time of service and PostgreSQL
+    for each event. proofs_per_s: inclusion proofs that one core verifies, by its CPU time, in a tree of `tree_size`
+    entries. load: the machine's load average at the end.
     """
 
     appenders: int
     events: int
     seconds: float
+    one_per_s: float
+    one_ms: dict[str, float]
+    one_cpu_ms: float
+    many_per_s: float
+    many_ms: dict[str, float]
+    many_cpu_ms: float
+    plain_per_s: float
+    plain_ms: dict[str, float]
+    plain_cpu_ms: float
+    plain_many_per_s: float
+    plain_many_cpu_ms: float
+    calls_per_s: float
+    calls_cpu_ms: float
     log_per_s: float
     log_ms: dict[str, float]
-    appends_per_s: float
-    append_ms: dict[str, float]
-    append_cpu_ms: float
-    batched_per_s: float
-    load: float
-    fdatasyncs_per_s: float
     inserts_per_s: float
+    fdatasyncs_per_s: float
+    load: float
     tree_size: int
     proofs_per_s: float
 
     def targets(self) -> dict[str, tuple[float, str, bool]]:
         """By what is asked: the figure, the limit and whether it is kept."""
-        per_sync, per_insert = self.log_per_s / self.fdatasyncs_per_s, self.log_per_s / self.inserts_per_s
+        one, many = "calls of one event", f"calls of {self.events} events"
+        at_least = {
+            f"appends for each fdatasync, {one}": (self.one_per_s / self.fdatasyncs_per_s, APPENDS_PER_SYNC),
+            f"appends for each fdatasync, {many}": (self.many_per_s / self.fdatasyncs_per_s, APPENDS_PER_SYNC),
+            f"appends for each plain insert, both by {one}": (self.one_per_s / self.plain_per_s, APPENDS_PER_INSERT),
+            f"appends for each plain insert, both by {many}": (
+                self.many_per_s / self.plain_many_per_s,
+                APPENDS_PER_INSERT,
+            ),
+            "appends for each plain insert, both without calls": (
+                self.log_per_s / self.inserts_per_s,
+                APPENDS_PER_INSERT,
+            ),
+        }
+        below = {f"{one}, p99, ms": self.one_ms["p99"], f"{many}, p99, ms": self.many_ms["p99"]}
+        proofs = "proofs verified a second, one core"
         return {
-            "appends for each fdatasync": (per_sync, f">= {APPENDS_PER_SYNC:g}", per_sync >= APPENDS_PER_SYNC),
-            "appends for each plain insert": (
-                per_insert,
-                f">= {APPENDS_PER_INSERT:g}",
-                per_insert >= APPENDS_PER_INSERT,
-            ),
-            "an append by a call, p99, ms": (self.append_ms["p99"], f"< {P99_MS:g}", self.append_ms["p99"] < P99_MS),
-            "proofs verified a second, one core": (
-                self.proofs_per_s,
-                f">= {PROOFS_PER_S:g}",
-                self.proofs_per_s >= PROOFS_PER_S,
-            ),
+            **{name: (value, f">= {limit:g}", value >= limit) for name, (value, limit) in at_least.items()},
+            **{name: (value, f"< {P99_MS:g}", value < P99_MS) for name, value in below.items()},
+            proofs: (self.proofs_per_s, f">= {PROOFS_PER_S:g}", self.proofs_per_s >= PROOFS_PER_S),
         }
 
 
 def run_audit_log(options: AuditLogOptions, console: Console) -> AuditLogReport:
     """Run the benchmark. Whatever happens, nothing is left running.
 
-    Raises: FedmeshError: a part that did not start, a refused append, or no append in the whole time.
+    Raises: FedmeshError: a part that did not start, or a refused append.
     """
     Stack(options.folder / "stack").destroy()
     guard = Guard()
-    stack = Stack(options.folder / "stack", guard=guard)
+    stack = Stack(options.folder / "stack", guard=guard, traces=False)
     try:
         with console.status("Starting PostgreSQL, the registry and the audit service ..."):
             stack.start(("registry", "audit"))
         with console.status("Measuring ..."):
-            report = asyncio.run(_measure(stack, options))
+            report = uvloop.run(_measure(stack, options))
     finally:
         with console.status("Stopping everything ..."):
             stack.destroy()
@@ -130,80 +128,31 @@ def run_audit_log(options: AuditLogOptions, console: Console) -> AuditLogReport:
 
 
 async def _measure(stack: Stack, options: AuditLogOptions) -> AuditLogReport:
-    half = options.seconds / 2
-    synced = fdatasync_rate(stack.folder, half)
-    inserted = await plain_insert_rate(stack.postgres.dsn(), options.appenders, half, _BODY)
-    at_log = await _append_to_log(stack, options)
-    one, cpu_s = await _append(stack, options, 1)
-    many, _ = await _append(stack, options, options.events)
-    if not (at_log and one and many):
-        raise FedmeshError(Code.INTERNAL, f"no append ended within {options.seconds:g} s: name more --seconds")
+    loads = await measure(stack, options.appenders, options.events, options.seconds)
     return AuditLogReport(
         appenders=options.appenders,
         events=options.events,
         seconds=options.seconds,
-        log_per_s=len(at_log) / options.seconds,
-        log_ms=quantiles_ms(at_log),
-        appends_per_s=len(one) / options.seconds,
-        append_ms=quantiles_ms(one),
-        append_cpu_ms=1000 * cpu_s / len(one),
-        batched_per_s=options.events * len(many) / options.seconds,
+        one_per_s=loads.one.per_s,
+        one_ms=quantiles_ms(loads.one.latencies),
+        one_cpu_ms=loads.one.cpu_ms,
+        many_per_s=options.events * loads.many.per_s,
+        many_ms=quantiles_ms(loads.many.latencies),
+        many_cpu_ms=loads.many.cpu_ms / options.events,
+        plain_per_s=loads.plain.per_s,
+        plain_ms=quantiles_ms(loads.plain.latencies),
+        plain_cpu_ms=loads.plain.cpu_ms,
+        plain_many_per_s=options.events * loads.plain_many.per_s,
+        plain_many_cpu_ms=loads.plain_many.cpu_ms / options.events,
+        calls_per_s=loads.nothing.per_s,
+        calls_cpu_ms=loads.nothing.cpu_ms,
+        log_per_s=loads.log.per_s,
+        log_ms=quantiles_ms(loads.log.latencies),
+        inserts_per_s=loads.inserts.per_s,
+        fdatasyncs_per_s=loads.fdatasyncs_per_s,
         load=os.getloadavg()[0],
-        fdatasyncs_per_s=synced,
-        inserts_per_s=inserted,
         tree_size=_TREE_SIZE,
         proofs_per_s=proofs_per_s(_TREE_SIZE, _PROOFS),
-    )
-
-
-async def _append_to_log(stack: Stack, options: AuditLogOptions) -> list[float]:
-    """Seconds of appends at a sequencer in this process, beside the service's own: the log lets one write at a time."""
-    identity = parse_identity(f"spiffe://{CONSORTIUM}/service/coordinator")
-    database = Database(stack.postgres.config("audit_service"))
-    await database.open()
-    sequencer = Sequencer(PostgresStore(database), load_signing_key(stack.audit_key), SystemClock())
-    writing = asyncio.create_task(sequencer.run())
-
-    async def append(worker: int) -> None:
-        await sequencer.append([make_leaf(read_event(_event(worker)), identity)])
-
-    try:
-        await repeat(append, options.appenders, _WARM_S)
-        return await repeat(append, options.appenders, options.seconds)
-    finally:
-        await end_tasks([writing])
-        await database.close()
-
-
-async def _append(stack: Stack, options: AuditLogOptions, events: int) -> tuple[list[float], float]:
-    """Seconds of calls with so many events each, and CPU seconds of audit service and PostgreSQL meanwhile."""
-    tls = stack.service_tls("coordinator")
-    async with AsyncExitStack() as channels:
-        stubs: list[Any] = []
-        for _ in range(options.appenders):
-            channel = await channels.enter_async_context(MeshChannel(stack.target("audit"), tls))
-            stubs.append(channel.stub(audit_pb2_grpc.AuditServiceStub))
-
-        async def append(worker: int) -> None:
-            request = audit_pb2.AppendEventsRequest(request_id=new_id(), events=[_event(worker) for _ in range(events)])
-            await call(stubs[worker].AppendEvents, request, timeout_s=20)
-
-        await repeat(append, options.appenders, _WARM_S)
-        before = store_cpu_seconds(stack, "audit")
-        latencies = await repeat(append, options.appenders, options.seconds)
-        return latencies, store_cpu_seconds(stack, "audit") - before
-
-
-def _event(worker: int) -> audit_pb2.Event:
-    at = Timestamp()
-    at.GetCurrentTime()
-    return audit_pb2.Event(
-        event_id=new_id(),
-        type="contribution.accepted",
-        occurred_at=at,
-        actor=f"spiffe://bench/hospital/h{worker:03d}",
-        subject="job/bench",
-        body_json=_BODY,
     )
 
 
@@ -225,23 +174,31 @@ def proofs_per_s(size: int, proofs: int) -> float:
 
 
 def _print(console: Console, report: AuditLogReport) -> None:
-    table = Table(title=f"{report.appenders} appenders, {report.seconds:g} s each")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    table.add_column("target", justify="right")
-    table.add_row("appends a second, at the log", f"{report.log_per_s:.0f}", "")
-    table.add_row("an append at the log, p50, ms", f"{report.log_ms['p50']:.1f}", "")
-    table.add_row("an append at the log, p99, ms", f"{report.log_ms['p99']:.1f}", "")
-    table.add_row("appends a second, by calls of one event", f"{report.appends_per_s:.0f}", "")
-    table.add_row("an append by a call, p50, ms", f"{report.append_ms['p50']:.1f}", "")
-    table.add_row("CPU of audit service and PostgreSQL, ms an append by a call", f"{report.append_cpu_ms:.1f}", "")
-    table.add_row(f"events a second, by calls of {report.events}", f"{report.batched_per_s:.0f}", "")
-    table.add_row("load average", f"{report.load:.1f}", "")
-    table.add_row("fdatasyncs a second, this disk", f"{report.fdatasyncs_per_s:.0f}", "")
-    table.add_row(f"plain inserts a second, {report.appenders} connections", f"{report.inserts_per_s:.0f}", "")
+    table = Table(title=f"{report.appenders} appenders, {report.seconds:g} s each, in turns")
+    for name in ("", "a second", "p50, ms", "p99, ms", "CPU, ms"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, rate, ms, cpu_ms in (
+        ("through the service: appends, calls of one event", report.one_per_s, report.one_ms, report.one_cpu_ms),
+        (f"appends, calls of {report.events} events", report.many_per_s, report.many_ms, report.many_cpu_ms),
+        ("plain inserts, calls of one event", report.plain_per_s, report.plain_ms, report.plain_cpu_ms),
+        (f"plain inserts, calls of {report.events} events", report.plain_many_per_s, {}, report.plain_many_cpu_ms),
+        ("calls that do nothing", report.calls_per_s, {}, report.calls_cpu_ms),
+        ("without calls: appends", report.log_per_s, report.log_ms, None),
+        ("plain inserts", report.inserts_per_s, {}, None),
+        ("fdatasyncs of this disk", report.fdatasyncs_per_s, {}, None),
+    ):
+        quantiles = [f"{ms[name]:.1f}" if ms else "" for name in ("p50", "p99")]
+        table.add_row(name, f"{rate:.0f}", *quantiles, "" if cpu_ms is None else f"{cpu_ms:.2f}")
+    console.print(table)
+    judged = Table()
+    for name in ("target", "value", "limit"):
+        judged.add_column(name, justify="left" if name == "target" else "right")
     for name, (value, limit, kept) in report.targets().items():
         shown = f"{value:.0f}" if value >= 1000 else f"{value:.2f}"
-        table.add_row(name, shown, limit if kept else f"{limit} MISSED")
-    console.print(table)
-    console.print("At the log: without gRPC. Both ratios are of it: the bounds have no calls in them either.")
-    console.print(f"Proofs: random entries of a tree of {report.tree_size} entries, in this process.")
+        judged.add_row(name, shown, limit if kept else f"{limit} MISSED")
+    console.print(judged)
+    console.print("Plain inserts: a row each, committed by itself; through a service like this one, and over as many")
+    console.print(
+        "connections as appenders. CPU: of service and PostgreSQL, an event; of a call that does nothing, a call."
+    )
+    console.print(f"Load average {report.load:.1f}. Proofs: of random entries of a tree of {report.tree_size} entries.")

@@ -5,7 +5,8 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ import numpy as np
 import psycopg
 
 _RECORD: Final = bytes(512)
+INSERT: Final = "insert into bench.plain (id, body) values (%s, %s)"
 
 
 def fdatasync_rate(folder: Path, seconds: float) -> float:
@@ -26,39 +28,49 @@ def fdatasync_rate(folder: Path, seconds: float) -> float:
     return number / passed
 
 
-async def plain_insert_rate(dsn: str, connections: int, seconds: float, body: str) -> float:
-    """Single-row inserts a second, each committed by itself, over so many connections.
+@asynccontextmanager
+async def plain_inserts(
+    dsn: str, connections: int, body: str, role: str
+) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """Makes a single-row insert, committed by itself, over the connection of this number.
 
-    dsn: a role that may create a table; it is dropped again. body: text of a row, beside its UUID and time.
+    dsn: an owner of the database, where a schema `bench` is made, and dropped again. body: text of a row, beside its
+    UUID and time. role: may insert too.
 
     Raises: psycopg.Error.
     """
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as owner:
-        await owner.execute("create table public.plain (id uuid primary key, body text, at timestamptz default now())")
-        opened = [await psycopg.AsyncConnection.connect(dsn, autocommit=True) for _ in range(connections)]
+    async with AsyncExitStack() as stack:
+        owner, *opened = [
+            await stack.enter_async_context(await psycopg.AsyncConnection.connect(dsn, autocommit=True))
+            for _ in range(connections + 1)
+        ]
+        # Services' roles may not use the schema `public`.
+        name = psycopg.sql.Identifier(role)
+        await owner.execute("create schema bench")
+        await owner.execute("create table bench.plain (id uuid primary key, body text, at timestamptz default now())")
+        await owner.execute(psycopg.sql.SQL("grant usage on schema bench to {}").format(name))
+        await owner.execute(psycopg.sql.SQL("grant insert on bench.plain to {}").format(name))
+
+        async def insert(worker: int) -> None:
+            await opened[worker].execute(INSERT, (uuid.uuid4(), body))
+
         try:
-
-            async def insert(worker: int) -> None:
-                await opened[worker].execute("insert into public.plain values (%s, %s)", (uuid.uuid4(), body))
-
-            latencies = await repeat(insert, connections, seconds)
+            yield insert
         finally:
-            for connection in opened:
-                await connection.close()
-            await owner.execute("drop table public.plain")
-    return len(latencies) / seconds
+            await owner.execute("drop schema bench cascade")
 
 
 async def repeat(work: Callable[[int], Awaitable[None]], workers: int, seconds: float) -> list[float]:
-    """Let workers 0, 1, ... do their work again and again. Returns the seconds of each piece that ended in time."""
+    """Let workers 0, 1, ... do their work again and again, beginning no piece after so many seconds. Returns the
+    seconds of every piece: without those that end late, what takes long would count for less.
+    """
     latencies: list[float] = []
     ending = time.monotonic() + seconds
 
     async def go(worker: int) -> None:
         while (started := time.monotonic()) < ending:
             await work(worker)
-            if (ended := time.monotonic()) <= ending:
-                latencies.append(ended - started)
+            latencies.append(time.monotonic() - started)
 
     async with asyncio.TaskGroup() as group:
         for worker in range(workers):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.common.errors import Code, FedmeshError
+from services.hospital_node.domain.attacks import Attacked
 from services.hospital_node.domain.ports import Int64Vector
 from services.plans.algorithms import GradientDescent
 from services.plans.manifest import PlanManifest
@@ -69,6 +70,9 @@ class CohortTrainer:
 
     def personalise(self, state: bytes) -> bytes:
         raise FedmeshError(Code.WRONG_STATE, "a light hospital makes no personal models")
+
+    def attack(self, state: bytes) -> tuple[Attacked, ...]:
+        raise FedmeshError(Code.WRONG_STATE, "a light hospital's plan has no checks")
 
     def findings(self, peaks: Mapping[int, float], measured: Int64Vector) -> tuple[Finding, ...]:
         raise FedmeshError(Code.WRONG_STATE, "a light hospital's plan has no checks")

@@ -27,6 +27,7 @@ from services.common.errors import Code, FedmeshError
 from services.common.process import run_process
 from services.common.telemetry import setup_telemetry, shutdown_telemetry
 from services.hospital_node.config import HospitalConfig, check_config
+from services.hospital_node.domain.attacks import Attacked
 from services.hospital_node.domain.ports import Int64Vector, LocalJob
 from services.hospital_node.main import run_node
 from services.hospital_node.worker import WorkerThread
@@ -90,6 +91,9 @@ class VectorTrainer:
 
     def personalise(self, state: bytes) -> bytes:
         raise FedmeshError(Code.WRONG_STATE, "a plan of integer vectors makes no personal models")
+
+    def attack(self, state: bytes) -> tuple[Attacked, ...]:
+        raise FedmeshError(Code.WRONG_STATE, "a plan of integer vectors has no checks")
 
     def findings(self, peaks: Mapping[int, float], measured: Int64Vector) -> tuple[Finding, ...]:
         raise FedmeshError(Code.WRONG_STATE, "a plan of integer vectors has no checks")

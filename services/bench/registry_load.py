@@ -97,7 +97,7 @@ def run_registry(options: RegistryOptions, console: Console) -> RegistryReport:
     """
     Stack(options.folder / "stack").destroy()
     guard = Guard()
-    stack = Stack(options.folder / "stack", guard=guard)
+    stack = Stack(options.folder / "stack", guard=guard, traces=False)
     try:
         with console.status("Starting PostgreSQL, the registry and the audit service ..."):
             stack.start(("registry", "audit"))

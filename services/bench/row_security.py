@@ -21,7 +21,7 @@ _PAGES: Final = 450
 _TURNS: Final = 30
 
 _Read = Callable[[PostgresRounds, UUID], Awaitable[Any]]
-_Way = tuple[AnsweringConnection, Statement | None]
+_Way = tuple[AnsweringConnection, Sequence[Statement]]
 """Who asks, and what opens the transaction."""
 
 
@@ -35,12 +35,12 @@ async def cost_of_row_security(
 
     Raises: psycopg.Error.
     """
-    entering = enter(hospital)
+    entering = (enter(hospital),)
     async with (
         await _connect(conninfo(postgres.config("registry_service"))) as guarded,
         await _connect(postgres.dsn()) as free,
     ):
-        ways: tuple[_Way, ...] = ((guarded, entering), (free, entering), (free, None))
+        ways: tuple[_Way, ...] = ((guarded, entering), (free, entering), (free, ()))
         reads: dict[str, tuple[int, _Read]] = {
             "a model version": (_READS, lambda rounds, job: rounds.model_version(job, None)),
             f"{page} versions of a job": (_PAGES, lambda rounds, job: rounds.page(job, page, None)),

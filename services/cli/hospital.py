@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from services.cli import hospital_data, hospital_ledger
+from services.cli import hospital_attacks, hospital_data, hospital_ledger
 from services.cli.tokens import read_token
 from services.common.credentials import ENROLMENT, CredentialFolder
 from services.common.errors import Code, FedmeshError
@@ -17,6 +17,7 @@ _PATIENCE_S: Final = 20.0
 app = typer.Typer(help="A hospital's own keys and data.", no_args_is_help=True)
 hospital_data.register(app)
 hospital_ledger.register(app)
+hospital_attacks.register(app)
 
 
 @app.command()

@@ -18,8 +18,8 @@ def register(app: typer.Typer) -> None:
 
 def audit(
     appenders: Annotated[int, typer.Option(min=1, max=80, help="Appends at a time, each over its own channel")] = 50,
-    events: Annotated[int, typer.Option(min=1, max=500, help="Events of a call, in the last of three parts")] = 100,
-    seconds: Annotated[float, typer.Option(min=1, max=600, help="Time of each of the three parts")] = 20.0,
+    events: Annotated[int, typer.Option(min=1, max=500, help="Events of a call, where it is not one")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Time of each of eight measures")] = 20.0,
     report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file")] = None,
     folder: Annotated[Path, typer.Option("--dir", help="For the run; replaced by the next")] = BENCH_DIR,
 ) -> None:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from services.common.errors import Code, FedmeshError
@@ -32,6 +33,8 @@ class Identity:
         return f"spiffe://{self.consortium}/{self.kind.value}/{self.name}"
 
 
+# Asked with every call, of the few that there are.
+@lru_cache(maxsize=4096)
 def parse_identity(uri: str) -> Identity:
     """Parse a URI SAN.
 

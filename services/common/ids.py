@@ -29,9 +29,13 @@ def require_uuid(value: str, field: str) -> uuid.UUID:
 
     Raises: FedmeshError(INVALID_ARGUMENT) naming the field.
     """
-    if not is_uuid(value):
+    try:
+        parsed = uuid.UUID(value)
+    except ValueError:
+        parsed = None
+    if parsed is None or str(parsed) != value:
         raise FedmeshError(Code.INVALID_ARGUMENT, f"{field} must be a lower-case UUID like {new_id()}", field=field)
-    return uuid.UUID(value)
+    return parsed
 
 
 def require_name(value: str, field: str) -> str:

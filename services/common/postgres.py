@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -21,6 +21,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from services.common.config import PostgresConfig, read_secret
 from services.common.errors import Code, FedmeshError
+from services.common.postgres_servers import Servers
 from services.common.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -100,13 +101,13 @@ class AnsweringConnection(psycopg.AsyncConnection[DictRow]):
             await AsyncConnectionPool.check_connection(self)
         self.answered_at = time.monotonic()
 
-    async def begin(self, isolation: psycopg.IsolationLevel, opening: Statement | None) -> None:
-        """Begin a transaction with the statement that opens it, in one round trip. Raises: psycopg.Error."""
+    async def begin(self, isolation: psycopg.IsolationLevel, opening: Sequence[Statement]) -> None:
+        """Begin a transaction with the statements that open it, in one round trip. Raises: psycopg.Error."""
         with self._quick():
             async with self.pipeline():
                 await self.execute(_BEGIN[isolation])
-                if opening is not None:
-                    await self.execute(*opening)
+                for statement in opening:
+                    await self.execute(*statement)
 
     @asynccontextmanager
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
@@ -144,7 +145,7 @@ class AnsweringConnection(psycopg.AsyncConnection[DictRow]):
 class Question:
     """A transaction of one statement that reads: the first makes it begin and end, all in one round trip."""
 
-    def __init__(self, connection: AnsweringConnection, opening: Statement | None) -> None:
+    def __init__(self, connection: AnsweringConnection, opening: Sequence[Statement]) -> None:
         self._connection = connection
         self._opening = opening
         self._asked = False
@@ -152,7 +153,7 @@ class Question:
     async def execute(
         self, query: QueryNoTemplate, params: Params | None = None, *, binary: bool = False
     ) -> psycopg.AsyncCursor[DictRow]:
-        """As psycopg's. What the opening statement refuses, PostgreSQL does not go on with.
+        """As psycopg's. What an opening statement refuses, PostgreSQL does not go on with.
 
         Raises: psycopg.Error; RuntimeError for a second statement.
         """
@@ -161,35 +162,50 @@ class Question:
         self._asked = True
         async with self._connection.pipeline():
             await self._connection.execute(_BEGIN_READING)
-            if self._opening is not None:
-                await self._connection.execute(*self._opening)
+            for statement in self._opening:
+                await self._connection.execute(*statement)
             cursor = await self._connection.execute(query, params, binary=binary)
             await self._connection.execute(b"COMMIT")
         self._connection.answered_at = time.monotonic()
         return cursor
 
 
+async def _connect(conninfo: str) -> AnsweringConnection:
+    """Connect to one server. Raises: psycopg.OperationalError."""
+    return await AnsweringConnection.connect(
+        conninfo,
+        autocommit=True,
+        row_factory=dict_row,
+        options=f"-c statement_timeout=20000 -c idle_in_transaction_session_timeout={IDLE_S * 1000:.0f}",
+        connect_timeout=3,
+    )
+
+
+def _pooled(servers: Servers[AnsweringConnection]) -> type[AnsweringConnection]:
+    """What a pool takes for a class whose connections go to the server of these that takes writes."""
+
+    class Pooled(AnsweringConnection):
+        @classmethod
+        async def connect(cls, _conninfo: str = "", **_settings: Any) -> Any:  # type: ignore[override]
+            return await servers.await_one()
+
+    return Pooled
+
+
 class Database:
     """A connection pool of one service role."""
 
     def __init__(self, config: PostgresConfig) -> None:
+        self._servers = Servers(conninfo(config), _connect)
         self._pool: AsyncConnectionPool[AnsweringConnection] = AsyncConnectionPool(
-            conninfo(config),
             min_size=1,
             max_size=config.pool_max,
-            # All connect at once: a server of several that is frozen costs each of them its `connect_timeout`.
             num_workers=config.pool_max,
             timeout=_CONNECT_WAIT_S,
             open=False,
             check=self._check,
-            reconnect_timeout=5,
-            connection_class=AnsweringConnection,
-            kwargs={
-                "autocommit": True,
-                "row_factory": dict_row,
-                "options": f"-c statement_timeout=20000 -c idle_in_transaction_session_timeout={IDLE_S * 1000:.0f}",
-                "connect_timeout": 3,
-            },
+            # `Servers` waits for a server itself: the pool would look at ever longer intervals, and give up.
+            connection_class=_pooled(self._servers),
         )
         # One connection that was lost puts all those in doubt that answered before.
         self._doubted_at = -math.inf
@@ -202,6 +218,7 @@ class Database:
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
+        self._servers.close()
         await self._pool.close()
 
     def pool_stats(self) -> dict[str, int]:
@@ -279,7 +296,7 @@ class Database:
         body: Callable[[Connection], Awaitable[ResultT]],
         isolation: psycopg.IsolationLevel = psycopg.IsolationLevel.REPEATABLE_READ,
         *,
-        opening: Statement | None = None,
+        opening: Sequence[Statement] = (),
     ) -> ResultT:
         """Run `body` in one transaction; it may be run several times. With another isolation than REPEATABLE READ it
         must itself lock what it reads against what others write.
@@ -308,7 +325,7 @@ class Database:
         raise FedmeshError(Code.LOST_RACE, "too many concurrent changes: try again")
 
     async def ask(
-        self, name: str, body: Callable[[Statements], Awaitable[ResultT]], *, opening: Statement | None = None
+        self, name: str, body: Callable[[Statements], Awaitable[ResultT]], *, opening: Sequence[Statement] = ()
     ) -> ResultT:
         """Run `body`, which makes exactly one statement, and one that reads, in a transaction and one round trip. It
         may be run several times.

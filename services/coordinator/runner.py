@@ -75,6 +75,8 @@ class JobRunner:
                 self._tenure = None
             except Exception as error:
                 self._note(error)
+                if self._tenure is not None:
+                    self._tenure.hindered = isinstance(error, FedmeshError) and error.retryable
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
 
@@ -156,7 +158,15 @@ class JobRunner:
         decision = machine.decide(attempt, seen.reports, case.around, case.rules)
         if isinstance(decision, machine.Wait):
             return max((decision.until_ms - tenure.now_ms()) / 1000, 0.001)
-        return await act(decision, case, job)
+        if tenure.hindered and machine.gives_up(decision):
+            # What was away here was away for the hospitals too: once it is back, those that still try are let end.
+            tenure.job = await self._parts.registry.job(self._job_id)
+            await tenure.prolong(case)
+            tenure.hindered = False
+            return 0
+        wait_s = await act(decision, case, job)
+        tenure.hindered = False
+        return wait_s
 
     async def _ask(self, tenure: Tenure) -> Job | None:
         """Fetch the job; None when the registry does not know it, and then there is nothing to drive."""

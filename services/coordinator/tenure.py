@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from services.common.clock import Clock
@@ -28,6 +28,9 @@ log = get_logger(__name__)
 COMMITTED: Final = "committed"
 BURNT: Final = "burnt"
 ABORTED: Final = "aborted"
+
+# Longer than hospitals pause between two tries of a call.
+_MORE_MS: Final = 5_000
 
 Barred = Callable[[str], bool]
 """Whether a hospital is suspended."""
@@ -63,7 +66,9 @@ class Parts:
 
 @dataclass
 class Tenure:
-    """One lease of one job. job, manifest: as far as they are known; None makes the runner ask."""
+    """One lease of one job. job, manifest: as far as they are known; None makes the runner ask. hindered: the last step
+    failed because a service or store was away.
+    """
 
     job_id: str
     owner: str
@@ -71,6 +76,7 @@ class Tenure:
     job: Job | None = None
     manifest: PlanManifest | None = None
     over: bool = False
+    hindered: bool = False
     details: tuple[AttemptId, bytes] | None = None
     _recorded: set[str] = field(default_factory=set)
     _recording: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -106,6 +112,16 @@ class Tenure:
             metrics.PHASE_SECONDS.labels(before.phase.name.lower()).observe(spent_s, exemplar())
         if attempt.phase is Phase.TRAINING:
             self._began_ms.setdefault(attempt.id, attempt.phase_ms)
+
+    async def prolong(self, case: "Case") -> None:
+        """Give the hospitals some more time for what they are doing; their tasks stay as they are.
+
+        Raises: OutdatedError when another replica was faster.
+        """
+        more = replace(case.attempt, deadline_ms=self.now_ms() + _MORE_MS)
+        if not await self.parts.store.advance(self.owner, case.seen.version, more, []):
+            raise OutdatedError
+        log.info("attempt_prolonged", **case.facts)
 
     def note_end(self, attempt: Attempt, outcome: str) -> None:
         """Count an attempt that has ended, and write its span."""

@@ -27,6 +27,7 @@ from services.hospital_node.mesh import GrpcMesh
 from services.hospital_node.noise import ShareOfNoise
 from services.hospital_node.probe import health_probe
 from services.hospital_node.secret_sum import MaskedSums
+from services.hospital_node.store.attacks import AttackFiles
 from services.hospital_node.store.epochs import EpochFiles
 from services.hospital_node.store.ledger import SqliteLedger
 from services.hospital_node.store.measured import MeasuredFiles
@@ -180,6 +181,7 @@ def _tools(
         states=ModelStates(state, mesh, epochs),
         personal=PersonalFiles(config.data_dir, keys),
         measured=MeasuredFiles(config.data_dir),
+        attacks=AttackFiles(config.data_dir),
         keys=keys,
         policy=policy,
         clock=clock,

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 MAX_DEPTH: Final = 32
 _INT64: Final = 2**63
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def canonical_json(value: dict[str, Any]) -> bytes:
@@ -19,20 +20,24 @@ def canonical_json(value: dict[str, Any]) -> bytes:
     Raises: ValueError when the value has no canonical spelling.
     """
     _check(value, MAX_DEPTH)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+    return spell(value)
 
 
-def parse_json(text: str | bytes) -> dict[str, Any]:
-    """Read a JSON object, in any spelling.
+def spell(value: dict[str, Any]) -> bytes:
+    """As `canonical_json`, of a value that `parse_json` made, which has been checked."""
+    return _ENCODER.encode(value).encode("ascii")
+
+
+def parse_json(text: str | bytes, depth: int = MAX_DEPTH) -> dict[str, Any]:
+    """Read a JSON object, in any spelling. depth: how many levels it may be nested.
 
     Raises: ValueError saying what is wrong with it.
     """
     try:
-        decoded = text if isinstance(text, str) else text.decode("utf-8")
-        value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    _check(value, MAX_DEPTH)
+    _check(value, depth)
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value
@@ -60,7 +65,13 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number of JSON")
 
 
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
 def _check(value: Any, depth: int) -> None:
+    # Most values are short ASCII text, at any depth that its container may have.
+    if depth and type(value) is str and value.isascii():
+        return
     if depth == 0:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, dict):

@@ -13,7 +13,7 @@ from typing import Any
 from fedmesh.aggregator.v1 import aggregator_pb2, aggregator_pb2_grpc
 from fedmesh.common.v1 import round_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
-from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
+from fedmesh.registry.v1 import promotion_pb2, promotion_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 from services.common.config import ServerConfig
 from services.common.errors import Code, FedmeshError
@@ -82,6 +82,7 @@ class Centre:
         self.ledgers: dict[str, list[Entry]] = {}
         self.ledger_signatures: dict[str, bytes] = {}
         self.reports: list[tuple[str, str, Any]] = []
+        self.checked: dict[str, bytes] = {}
         self.refuse: dict[str, FedmeshError] = {}
         self.watching: dict[str, asyncio.Queue[Any]] = {}
         self.cursors: list[tuple[str, str]] = []
@@ -97,6 +98,11 @@ class Centre:
                     registry_pb2.DESCRIPTOR.services_by_name["RegistryService"],
                     registry_pb2_grpc.add_RegistryServiceServicer_to_server,
                     _Registry(self),
+                ),
+                Endpoint(
+                    promotion_pb2.DESCRIPTOR.services_by_name["PromotionService"],
+                    promotion_pb2_grpc.add_PromotionServiceServicer_to_server,
+                    _Promotion(self),
                 ),
                 Endpoint(
                     coordinator_pb2.DESCRIPTOR.services_by_name["CoordinatorService"],
@@ -272,6 +278,15 @@ class _Registry(registry_pb2_grpc.RegistryServiceServicer):
         content = self._centre.blobs[request.sha256]
         for start in range(0, len(content), 1000):
             yield registry_pb2.DownloadBlobResponse(chunk=content[start : start + 1000])
+
+
+class _Promotion(promotion_pb2_grpc.PromotionServiceServicer):
+    def __init__(self, centre: Centre) -> None:
+        self._centre = centre
+
+    async def ReportChecks(self, request: Any, _context: Any) -> Any:
+        self._centre.checked[request.report.hospital_id] = request.report.statement
+        return promotion_pb2.ReportChecksResponse()
 
 
 class _Aggregator(aggregator_pb2_grpc.AggregatorServiceServicer):

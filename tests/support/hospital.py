@@ -17,8 +17,10 @@ from google.protobuf import timestamp_pb2
 from services.common.config import TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.config import HospitalConfig
+from services.hospital_node.domain.attacks import Attacked
 from services.hospital_node.domain.ports import Int64Vector, LocalJob
 from services.hospital_node.main import run_node
+from services.hospital_node.training.attack import Attacks
 from services.hospital_node.training.checking import find
 from services.hospital_node.worker import WorkerThread
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest
@@ -30,7 +32,13 @@ TIMEOUT_S = 90.0
 
 
 class NumpyTrainer:
-    """A tiny learning rule in NumPy: contributions follow from the data file's bytes, states are float64 vectors."""
+    """A tiny learning rule in NumPy: contributions follow from the data file's bytes, states are float64 vectors.
+
+    lock: for the attack that a check makes. attack_error: what an attack on the hospital's own rows raises.
+    """
+
+    lock: Path | None = None
+    attack_error: Exception | None = None
 
     def __init__(self, manifest: PlanManifest, content: bytes) -> None:
         self._manifest = manifest
@@ -58,7 +66,13 @@ class NumpyTrainer:
         return (np.frombuffer(state) + self._seed).tobytes()
 
     def findings(self, peaks: Mapping[int, float], measured: Int64Vector) -> tuple[Finding, ...]:
-        return find(self._manifest, peaks, measured)
+        assert self.lock is not None, "a trainer of a node has one"
+        return find(self._manifest, peaks, measured, Attacks(self.lock))
+
+    def attack(self, state: bytes) -> tuple[Attacked, ...]:
+        if self.attack_error is not None:
+            raise self.attack_error
+        return (Attacked("threshold", "all", 40, 30, (self._seed % 1000) / 1000, float(np.frombuffer(state)[0])),)
 
     def states_close(self, a: bytes, b: bytes) -> bool:
         if len(a) % 8 or len(b) % 8:
@@ -73,6 +87,7 @@ class NumpyTrainers:
     config: HospitalConfig
     opened: int = 0
     error: Exception | None = None
+    attack_error: Exception | None = None
     gate: Any = None
 
     def __call__(self, manifest: PlanManifest) -> LocalJob:
@@ -83,7 +98,10 @@ class NumpyTrainers:
         self.opened += 1
         (path,) = self.config.data.tables
         content = path.read_bytes()
-        return LocalJob(NumpyTrainer(manifest, content), hashlib.sha256(content).hexdigest())
+        trainer = NumpyTrainer(manifest, content)
+        trainer.lock = self.config.data_dir / "check.lock"
+        trainer.attack_error = self.attack_error
+        return LocalJob(trainer, hashlib.sha256(content).hexdigest())
 
 
 @functools.cache

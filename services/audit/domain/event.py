@@ -15,7 +15,7 @@ from uuid import UUID
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity
 from services.common.ids import require_uuid
-from services.transparency.canonical import canonical_json, parse_canonical, parse_json
+from services.transparency.canonical import MAX_DEPTH, canonical_json, parse_canonical, parse_json, spell
 
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_EVENTS: Final = 500
@@ -29,6 +29,7 @@ _ROUND_TYPES: Final = frozenset({"round.committed", "round.burnt"})
 # Of versions of a job; their bodies list the hospitals that take part in it.
 _VERSION_TYPES: Final = frozenset({"model.attested", "alias.moved"})
 _MAX_NAME: Final = 300
+_PUNCTUATION: Final = re.compile(r"[^a-z0-9]")
 # A safeguard against mistakes, not against intent: keys under which somebody's data would be found. Compared without
 # case, dashes and underscores.
 _PERSONAL: Final = frozenset(
@@ -94,17 +95,19 @@ def make_leaf(event: Event, source: Identity) -> Leaf:
     for field, value in (("actor", event.actor), ("subject", event.subject)):
         if len(value) > _MAX_NAME or not _NAME.fullmatch(value):
             raise _invalid(event, f"{field} must be 1 to {_MAX_NAME} letters, digits and . _ : / @ + -")
-    body = _parse_body(event)
-    content = {
-        "actor": event.actor,
-        "body": body,
-        "event_id": event.event_id,
-        "occurred_at": event.occurred_at,
-        "source": str(source),
-        "subject": event.subject,
-        "type": event.type,
-    }
-    return Leaf(event_id, canonical_json(content), _attempt(event.subject, body))
+    body, spelled = _parse_body(event)
+    after = canonical_json(
+        {
+            "event_id": event.event_id,
+            "occurred_at": event.occurred_at,
+            "source": str(source),
+            "subject": event.subject,
+            "type": event.type,
+        }
+    )
+    # Put together, in the order of the keys, instead of spelling the body twice. A name needs no escapes.
+    content = b'{"actor":"%b","body":%b,%b' % (event.actor.encode("ascii"), spelled, after[1:])
+    return Leaf(event_id, content, _attempt(event.subject, body))
 
 
 def concerns(leaf: bytes, hospital_id: str) -> bool:
@@ -128,19 +131,21 @@ def _attempt(subject: str, body: dict[str, Any]) -> tuple[str, int, int] | None:
     return None
 
 
-def _parse_body(event: Event) -> dict[str, Any]:
+def _parse_body(event: Event) -> tuple[dict[str, Any], bytes]:
+    """The body, and its canonical spelling."""
     try:
-        # The spelling in the log may be longer than the one that was sent; both are held to the limit.
-        body = parse_json(event.body_json) if len(event.body_json) <= MAX_BODY_BYTES else None
-        # One level of nesting is kept for the leaf around the body.
-        if body is None or len(canonical_json({"": body})) > MAX_BODY_BYTES:
+        # The spelling in the log may be longer than the one that was sent; both are held to the limit. One level of
+        # nesting is kept for the leaf around the body.
+        body = parse_json(event.body_json, MAX_DEPTH - 1) if len(event.body_json) <= MAX_BODY_BYTES else None
+        spelled = b"" if body is None else spell(body)
+        if body is None or len(spelled) > MAX_BODY_BYTES:
             raise _invalid(event, f"body_json must have at most {MAX_BODY_BYTES} bytes")
     except ValueError as error:
         raise _invalid(event, f"body_json must be a JSON object: {error}") from None
     for key in _keys(body):
-        if re.sub(r"[^a-z0-9]", "", key.lower()) in _PERSONAL:
+        if _PUNCTUATION.sub("", key.lower()) in _PERSONAL:
             raise _invalid(event, f"body_json has the key {key[:80]!r}: the log takes no data about persons")
-    return body
+    return body, spelled
 
 
 def _keys(value: Any) -> Iterator[str]:

@@ -25,7 +25,7 @@ _HEAD: Final = "select size, root, note from audit.checkpoints order by size des
 
 _HASHES: Final = """
     select wanted.level, wanted.position, coalesce(nodes.hash, entries.leaf_hash) as hash
-      from unnest(%s::smallint[], %s::bigint[]) as wanted (level, position)
+      from unnest(%b::smallint[], %b::bigint[]) as wanted (level, position)
       left join audit.nodes on nodes.level = wanted.level and nodes.position = wanted.position
       left join audit.entries on wanted.level = 0 and entries.index = wanted.position
 """
@@ -36,7 +36,7 @@ _KNOWN: Final = """
       from audit.events
       left join audit.entries on entries.index = events.index
       left join audit.nodes on nodes.level = 0 and nodes.position = events.index
-     where events.event_id = any(%s)
+     where events.event_id = any(%b)
 """
 
 # Half a partition before the last one is full.
@@ -72,18 +72,18 @@ _EDGE: Final = """
 """
 
 # One statement, so that others wait for the lock no longer than one round trip. PostgreSQL runs what a WITH inserts,
-# whether or not anybody reads it.
+# whether or not anybody reads it. Arrays go in binary (%b): as text each byte of a hash is escaped twice, in Python.
 _EXTEND: Final = """
     with events as (
         insert into audit.events (event_id, index)
-        select * from unnest(%(events)s::uuid[], %(indices)s::bigint[])
+        select * from unnest(%(events)b::uuid[], %(indices)b::bigint[])
     ), entries as (
         insert into audit.entries (index, leaf, leaf_hash, recorded_at)
         select new.*, %(at)s
-          from unnest(%(indices)s::bigint[], %(leaves)s::bytea[], %(leaf_hashes)s::bytea[]) as new
+          from unnest(%(indices)b::bigint[], %(leaves)b::bytea[], %(leaf_hashes)b::bytea[]) as new
     ), nodes as (
         insert into audit.nodes (level, position, hash)
-        select * from unnest(%(levels)s::smallint[], %(positions)s::bigint[], %(hashes)s::bytea[])
+        select * from unnest(%(levels)b::smallint[], %(positions)b::bigint[], %(hashes)b::bytea[])
     )
     insert into audit.checkpoints (size, root, note, recorded_at) values (%(size)s, %(root)s, %(note)s, %(at)s)
 """

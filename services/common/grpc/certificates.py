@@ -33,8 +33,6 @@ def note_own(material: TlsMaterial) -> None:
 
 def note_peer(identity: Identity, auth: Mapping[str, object]) -> None:
     """Show when the certificate of a hospital that was let in ends."""
-    if identity.kind is not Kind.HOSPITAL:
-        return
     pem = auth.get("x509_pem_cert")
     if isinstance(pem, list | tuple) and pem:
         _HOSPITALS.labels(identity.name).set(_not_after(bytes(pem[0])))

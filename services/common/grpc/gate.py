@@ -194,7 +194,8 @@ class Gate(grpc.aio.ServerInterceptor):
             require_rights(person, rule, method.rsplit("/", 1)[1])
             peer = replace(peer, person=person)
         self._require_admitted(peer)
-        note_peer(identity, auth)
+        if identity.kind is Kind.HOSPITAL:
+            note_peer(identity, auth)
         require_time(context, needs_deadline=needs_deadline)
         _caller.set(call["caller"])
         _peer.set(peer)

@@ -27,6 +27,9 @@ _AGAIN_S: Final = 30.0
 # A call that others have overtaken meets a silent replica: so many others, while it waited so many times `WAIT_S`.
 _OVERTAKERS: Final = 4
 _OVERTAKEN_WAITS: Final = 3
+# When all tries have met silence for so many times `WAIT_S`, 2.4 s, the connections are to blame: a service that waits
+# for its store says so after 2 s, and new connections to it would only cost both ends a handshake.
+_SURE_WAITS: Final = 8
 
 
 class Budget:
@@ -117,11 +120,13 @@ async def first_answer(
                     budget.met_silence()
                 if answered or not under_way:
                     return ended.result()
-            overtaken = budget.quick - quick_before >= _OVERTAKERS and loop.time() - started > _OVERTAKEN_WAITS * wait_s
-            if not done and (made == MOST - 1 or overtaken):
-                # The last one goes over new connections.
+            waits = (loop.time() - started) / wait_s
+            overtaken = budget.quick - quick_before >= _OVERTAKERS and waits > _OVERTAKEN_WAITS
+            sure, last = overtaken or waits > _SURE_WAITS, made == MOST - 1
+            if not done and (overtaken or (sure and last)):
+                # The last try goes over new connections.
                 budget.met_silence()
-            if not done and ends - loop.time() > wait_s and budget.spend():
+            if not done and (sure or not last) and ends - loop.time() > wait_s and budget.spend():
                 silent = under_way - {first}
                 await _give_up(silent)
                 second, began, made = loop.create_task(begin(ends - loop.time())), loop.time(), made + 1

@@ -158,6 +158,11 @@ def decide(attempt: Attempt, reports: Reports, around: Surroundings, rules: Rule
     return decision
 
 
+def gives_up(decision: Decision) -> bool:
+    """Whether a decision ends an attempt that more time might complete."""
+    return isinstance(decision, Burn) or (isinstance(decision, Abort) and not decision.fatal)
+
+
 def finalizer_order(attempt: Attempt, hospital_ids: Iterable[str]) -> list[str]:
     """Hospitals in the order in which they are asked to finalize: another one first in every attempt."""
 

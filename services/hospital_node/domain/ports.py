@@ -8,6 +8,7 @@ from typing import IO, ParamSpec, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from services.hospital_node.domain.attacks import Attacked, AttackReport
 from services.hospital_node.domain.sums import MaskedUpload, SumCheck, SumTerms
 from services.hospital_node.domain.tasks import AttemptId, Task
 from services.plans.manifest import PlanManifest
@@ -45,6 +46,10 @@ class Trainer(Protocol):
 
     def findings(self, peaks: Mapping[int, float], measured: Int64Vector) -> tuple[Finding, ...]:
         """The results of the hospitals' checks; see `training.checking.find`."""
+        ...
+
+    def attack(self, state: bytes) -> tuple[Attacked, ...]:
+        """Attacks on membership against this hospital's own rows; what they find must not leave."""
         ...
 
     def states_close(self, a: bytes, b: bytes) -> bool:
@@ -411,6 +416,18 @@ class PersonalStore(Protocol):
 
     def load(self, job_id: str, version: int) -> bytes | None:
         """What was kept; None also when it is damaged or of another version, for it can be made again."""
+        ...
+
+
+class AttackStore(Protocol):
+    """What attacks found in this hospital's own rows. Every method is durable on return."""
+
+    def save(self, report: AttackReport) -> None:
+        """Keep a job's report in place of an older one. Raises: FedmeshError(STORE_FULL)."""
+        ...
+
+    def has(self, job_id: str, version: int) -> bool:
+        """Whether there is a report on this version."""
         ...
 
 

@@ -38,7 +38,7 @@ def compiled_plan(manifest: PlanManifest, cache: Path) -> Artifact:
     manifest = manifest.without_checks
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     entry = cache / cache_key(manifest)
-    with _locked(cache / f"{entry.name}.lock"):
+    with locked(cache / f"{entry.name}.lock"):
         if entry.is_dir():
             with suppress(FedmeshError):
                 return read_artifact(entry)
@@ -68,7 +68,8 @@ def cache_key(manifest: PlanManifest) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock among the processes of this machine."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -2,8 +2,8 @@
 
 A contribution is made of counts of encounters, each in one bin of a histogram of the score: for every subgroup over the
 validation rows, and once over the training rows. From the sum follow the AUROC of every subgroup, and how well a
-threshold on the loss tells training rows from validation rows: the threshold attack of Yeom et al. 2018, as in
-tensorflow_privacy's `membership_inference_attack`. Of released sums, all of it is post-processing.
+threshold on the loss tells training rows from validation rows: tensorflow_privacy's THRESHOLD_ATTACK (Yeom et al. 2018)
+on the rows that the histograms tell of. Of released sums, all of it is post-processing.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from services.hospital_node.domain.attacks import ALL, THRESHOLD
 from services.hospital_node.sources.dataset import Rows
+from services.hospital_node.training.attack import Attacks, Scored
 from services.hospital_node.training.metrics import auroc
 from services.hospital_node.training.scoring import log_odds
 from services.plans.checks import Checks
@@ -23,6 +25,9 @@ Counts = NDArray[np.float64]
 
 FULL_LANE: Final = 0.5
 """A sum beyond half of its lane: that it did not wrap around can no longer be told."""
+
+MOST_ROWS: Final = 1 << 18
+"""Of one outcome, that an attack is given: a hospital that lies could otherwise claim more than memory holds."""
 
 
 def measure(manifest: PlanManifest, weights: NDArray[np.float32], train: Rows, validation: Rows) -> NDArray[np.int64]:
@@ -43,11 +48,15 @@ def measure(manifest: PlanManifest, weights: NDArray[np.float32], train: Rows, v
     return np.concatenate(parts) * manifest.encoding.metrics_units
 
 
-def find(manifest: PlanManifest, peaks: Mapping[int, float], measured: NDArray[np.int64]) -> tuple[Finding, ...]:
+def find(
+    manifest: PlanManifest, peaks: Mapping[int, float], measured: NDArray[np.int64], attacks: Attacks
+) -> tuple[Finding, ...]:
     """The hospitals' checks.
 
     peaks: by round, the largest |coordinate| of the opened sum as a part of half a lane's range. measured: the sum of
     the measuring round behind the training part, int64 [vector_length - train_length].
+
+    Raises: FedmeshError(INTERNAL) when the attack could not be made.
     """
     checks, metrics = manifest.checks, manifest.metrics
     assert checks is not None, "only plans with checks are measured for them"
@@ -57,15 +66,26 @@ def find(manifest: PlanManifest, peaks: Mapping[int, float], measured: NDArray[n
     rest = counts[manifest.metrics_length :].reshape(-1, 2, metrics.score_bins)
     everybody, members = counts[:size].reshape(2, metrics.score_bins), rest[-1]
     groups = dict(zip(manifest.groups, rest[:-1], strict=True))
-    return (_saturation(peaks), _membership(checks, members, everybody), _subgroups(checks, groups, everybody))
+    return (
+        _saturation(peaks),
+        _membership(manifest, members, everybody, attacks),
+        _subgroups(checks, groups, everybody),
+    )
 
 
-def attack_auc(members: Counts, others: Counts) -> float:
-    """AUC of telling members by their low loss; counts by bin, float64 [bins], the smallest loss first.
+def rows_of(manifest: PlanManifest, counts: Counts) -> Scored:
+    """A row for every unit of every bin, with the score in the bin's middle.
 
-    Probability that a member's loss is below another's; a shared bin counts half.
+    counts: of encounters, float64 [2, bins], positives first. Noise leaves parts of encounters, but whole units. An
+    outcome with more than `MOST_ROWS` units gets about that many rows, in the same proportions.
     """
-    return auroc(others, members)
+    metrics = manifest.metrics
+    assert metrics is not None, "the manifest demands metrics of plans with checks"
+    units = counts * manifest.encoding.metrics_units
+    whole = np.rint(units / np.maximum(units.sum(axis=1, keepdims=True) / MOST_ROWS, 1.0)).astype(np.int64)
+    low, high = metrics.logit_range
+    middle = low + (np.arange(metrics.score_bins) + 0.5) * (high - low) / metrics.score_bins
+    return Scored(np.repeat(np.tile(middle, 2), whole.ravel()), np.repeat(np.array([1, 0]), whole.sum(axis=1)))
 
 
 def _saturation(peaks: Mapping[int, float]) -> Finding:
@@ -76,17 +96,14 @@ def _saturation(peaks: Mapping[int, float]) -> Finding:
     return Finding("saturation", True, f"sums filled at most {peak:.1%} of their lanes' range", figures)
 
 
-def _membership(checks: Checks, members: Counts, others: Counts) -> Finding:
-    """The attack on all rows, and on those of one outcome; positives are the first row of both arguments."""
-    slices = {
-        "positives": (members[0][::-1], others[0][::-1]),
-        "negatives": (members[1], others[1]),
-    }
-    found = {
-        f"auc_{name}": _rounded(attack_auc(inside, outside))
-        for name, (inside, outside) in slices.items()
-        if min(inside.sum(), outside.sum()) >= checks.least_subgroup_count
-    }
+def _membership(manifest: PlanManifest, members: Counts, others: Counts, attacks: Attacks) -> Finding:
+    """The attack on the rows of each outcome; positives are the first row of both arguments."""
+    checks = manifest.checks
+    assert checks is not None, "only plans with checks are measured for them"
+    enough = np.minimum(members.sum(axis=1), others.sum(axis=1)) >= checks.least_subgroup_count
+    inside, outside = (rows_of(manifest, np.where(enough[:, np.newaxis], side, 0.0)) for side in (members, others))
+    results = attacks.run((THRESHOLD,), inside, outside)
+    found = {f"auc_{one.rows}": _rounded(one.auc) for one in results if one.rows != ALL}
     if not found:
         reason = (
             f"fewer than {checks.least_subgroup_count} training or validation rows of each outcome: too few to judge"

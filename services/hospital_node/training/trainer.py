@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.common.errors import Code, FedmeshError
+from services.hospital_node.domain.attacks import LOGISTIC_REGRESSION, THRESHOLD, Attacked
 from services.hospital_node.sources.dataset import Dataset, Rows, SplitName, require_training_rows
+from services.hospital_node.training.attack import Attacks, Scored
 from services.hospital_node.training.cache import compiled_plan
 from services.hospital_node.training.checking import find, measure
 from services.hospital_node.training.metrics import read_metrics
@@ -26,6 +28,10 @@ from services.transparency.findings import Finding
 # Patients and validation rows that one call of a private plan's `work` sees, so that its memory does not grow with the
 # hospital: some ten vectors of 64-bit numbers for each patient of a call.
 CHUNK: Final = 1 << 14
+
+# Training rows, and validation rows, that an attack on this hospital's own needs: of fewer it says nothing, and the
+# logistic regression could not be cross-validated.
+_LEAST_ATTACKED: Final = 20
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class Trainer:
             FedmeshError(INTERNAL): compiling failed.
         """
         self._manifest = manifest
+        # Two, so that a check that others wait for does not wait for attacks on some hospital's own rows.
+        self._check_attacks, self._own_attacks = Attacks(cache / "check.lock"), Attacks(cache / "attack.lock")
         self._compiled_length = manifest.train_length + manifest.metrics_length
         self._metrics_rounds = frozenset(manifest.metrics_rounds)
         self._parts = None if dataset is None else _capped_rows(manifest, dataset)
@@ -182,7 +190,31 @@ class Trainer:
 
     def findings(self, peaks: Mapping[int, float], measured: NDArray[np.int64]) -> tuple[Finding, ...]:
         """The results of the hospitals' checks; see `checking.find`."""
-        return find(self._manifest, peaks, measured)
+        return find(self._manifest, peaks, measured, self._check_attacks)
+
+    def attack(self, state: bytes) -> tuple[Attacked, ...]:
+        """Attacks on membership against this hospital's own rows, exact: what they find must not leave the hospital.
+
+        With privacy, training patients are given as few encounters as validation patients: the attack would otherwise
+        tell how often patients come, not what was learnt.
+
+        Raises: FedmeshError(WRONG_STATE): no data set; FedmeshError(INVALID_ARGUMENT): not a state of this plan;
+            FedmeshError(INTERNAL): the attack failed.
+        """
+        if self._parts is None:
+            raise FedmeshError(Code.WRONG_STATE, "this trainer has no data set: there is nothing to attack")
+        privacy, metrics = self._manifest.privacy, self._manifest.metrics
+        weights = read_state(state, self._manifest).average.astype(np.float64)
+
+        def scored(rows: Rows) -> Scored:
+            if privacy is not None and metrics is not None:
+                rows = _capped(rows, min(privacy.max_encounters_per_patient, metrics.max_encounters_per_patient))
+            scores = log_odds(self._manifest, weights, rows.x.astype(np.float64))
+            known = np.isfinite(scores)
+            return Scored(scores[known], (rows.y[known] > 0.5).astype(np.int64))
+
+        members, others = map(scored, self._parts)
+        return self._own_attacks.run((THRESHOLD, LOGISTIC_REGRESSION), members, others, _LEAST_ATTACKED)
 
     def personalise(self, state: bytes) -> bytes:
         """This hospital's own version of a state; see `personal.personalise`. It must not leave the hospital.

@@ -2,6 +2,7 @@
 
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.tasks import Task
+from services.hospital_node.usecases.attacking import AttackSteps
 from services.hospital_node.usecases.checking import CheckSteps
 from services.hospital_node.usecases.disk import on_disk
 from services.hospital_node.usecases.personal import PersonalSteps
@@ -13,7 +14,7 @@ log = get_logger(__name__)
 class EndSteps(Steps):
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools)
-        self._personal, self._checks = PersonalSteps(tools), CheckSteps(tools)
+        self._personal, self._checks, self._attacks = PersonalSteps(tools), CheckSteps(tools), AttackSteps(tools)
 
     async def committed(self, task: Task) -> None:
         """Adopt the committed state, byte for byte, and let go of what led to it."""
@@ -31,8 +32,8 @@ class EndSteps(Steps):
         log.warning("version_burnt", attempt=str(task.attempt), reason=task.reason)
 
     async def job_ended(self, task: Task) -> None:
-        """Report the job's checks, make its personal model, and forget the job; its budget is free again only if
-        nothing was ever sent."""
+        """Report the job's checks, make its personal model, attack it here, and forget the job; its budget is free
+        again only if nothing was ever sent."""
         job_id = task.attempt.job_id
         try:
             released = await on_disk(self._t.ledger.release, job_id)
@@ -44,6 +45,7 @@ class EndSteps(Steps):
                 await self._adopt(task, task.base_state_sha256)
                 await self._checks.report(task)
                 await self._personal.personalise(task)
+                await self._attacks.attack(task)
         finally:
             self._t.jobs.close(job_id)
 

@@ -9,6 +9,7 @@ from services.common.errors import FedmeshError
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.policy import Policy
 from services.hospital_node.domain.ports import (
+    AttackStore,
     Ledger,
     MeasuredStore,
     Mesh,
@@ -35,6 +36,9 @@ log = get_logger(__name__)
 
 # Bounds of the patience with a service that is away: the deadline is the coordinator's, and clocks differ.
 _LEAST_PATIENCE_S: Final = 5.0
+# For so long a store may be away when a machine is lost, whatever the deadline says. The coordinator then gives more
+# time to those who still try, and whoever is not waited for any more gets a newer task, which ends the wait.
+_OUTAGE_S: Final = 30.0
 _MOST_PATIENCE_S: Final = 600.0
 
 
@@ -61,6 +65,7 @@ class Tools:
     states: ModelStates
     personal: PersonalStore
     measured: MeasuredStore
+    attacks: AttackStore
     keys: MemberKeys
     policy: Policy
     clock: Clock
@@ -79,7 +84,7 @@ class Steps:
         if task.deadline is None:
             return _LEAST_PATIENCE_S
         left = (task.deadline - self._t.clock.now()).total_seconds()
-        return min(max(left, _LEAST_PATIENCE_S), _MOST_PATIENCE_S)
+        return min(max(left, _OUTAGE_S), _MOST_PATIENCE_S)
 
     async def accepted(self, task: Task) -> Accepted:
         """Raises: as `Jobs.accept`."""

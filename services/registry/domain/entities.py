@@ -100,6 +100,32 @@ class KeyEpoch:
 
 
 @dataclass(frozen=True)
+class EpochRecords:
+    """What follows, about the key epochs of the present roster and one that was asked for, from what is stored.
+
+    roster_sha256, roster_published_at, newest, members: of the present roster. found: the epoch asked for; None where
+    there is none, or no such roster, which `roster_known` tells. public_since: see `due_epoch`.
+    """
+
+    roster_sha256: str
+    roster_published_at: datetime
+    roster_known: bool
+    found: KeyEpoch | None
+    newest: KeyEpoch | None
+    members: tuple["MemberStanding", ...]
+    public_since: datetime | None
+
+
+@dataclass(frozen=True)
+class MemberStanding:
+    """A member of a roster as it is registered. standing_at: when `status` changed last; None for never."""
+
+    hospital_id: str
+    status: HospitalStatus
+    standing_at: datetime | None
+
+
+@dataclass(frozen=True)
 class EpochStanding:
     """An epoch that was asked for, and what is due. due: number to be made now, 0 for none; due_for_s: since when.
 

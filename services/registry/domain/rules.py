@@ -14,6 +14,7 @@ from services.registry.domain.entities import (
     Job,
     JobStatus,
     KeyEpoch,
+    MemberStanding,
     Plan,
     PlanStatus,
     PublishedRoster,
@@ -137,9 +138,9 @@ def require_fit_members(roster: Roster, consortium: str, known: dict[str, Hospit
 
 
 def due_epoch(
-    roster: PublishedRoster,
+    roster_published_at: datetime,
     newest: KeyEpoch | None,
-    members: Iterable[Hospital],
+    members: Iterable[Hospital | MemberStanding],
     max_age: timedelta,
     now: datetime,
     public_since: datetime | None = None,
@@ -150,7 +151,7 @@ def due_epoch(
     public_since: since when a plan needs a public key; a newest epoch without one makes the next one due at once.
     """
     if newest is None:
-        return 1, max(now - roster.published_at, timedelta())
+        return 1, max(now - roster_published_at, timedelta())
     if public_since is not None and not newest.has_public_key:
         return newest.epoch + 1, max(now - max(public_since, newest.published_at), timedelta())
     changes = [item.standing_at for item in members if item.standing_at and item.standing_at > newest.published_at]

@@ -67,18 +67,20 @@ class PostgresStore:
         """
 
         async def scoped(connection: Connection) -> T:
-            if whole:
-                await connection.execute(*_enter(None))
             return await body(PostgresTransaction(connection))
 
         with _members_only(caller):
-            return await self._database.run_tx(name, scoped, opening=_enter(caller))
+            return await self._database.run_tx(name, scoped, opening=_enter(caller, whole=whole))
 
-    async def ask(self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def ask(
+        self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]], *, whole: bool = False
+    ) -> T:
         """As `run`, for a body that makes exactly one statement, and one that reads: it takes one round trip."""
         with _members_only(caller):
             return await self._database.ask(
-                name, lambda statements: body(PostgresTransaction(statements)), opening=_enter(caller)
+                name,
+                lambda statements: body(PostgresTransaction(statements)),
+                opening=_enter(caller, whole=whole),
             )
 
 
@@ -89,8 +91,10 @@ def enter(hospital: str) -> Statement:
     return "select registry.enter(%s)", (hospital,)
 
 
-def _enter(caller: Identity | None) -> Statement:
-    return enter(caller.name if caller is not None and caller.kind is Kind.HOSPITAL else "")
+def _enter(caller: Identity | None, *, whole: bool) -> list[Statement]:
+    """Whom a transaction runs for. `whole`: an active hospital then sees all."""
+    hospital = caller.name if caller is not None and caller.kind is Kind.HOSPITAL else ""
+    return [enter(name) for name in ((hospital, "") if hospital and whole else (hospital,))]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from services.registry.domain.enrolment import Certificate, Invitation
 from services.registry.domain.entities import (
     BlobHeader,
     CommittedRound,
+    EpochRecords,
     Event,
     Hospital,
     HospitalStatus,
@@ -148,6 +149,16 @@ class Rosters(Protocol):
 
     async def epoch(self, roster_sha256: str, number: int | None) -> KeyEpoch | None:
         """A key epoch of a roster, the newest when `number` is None."""
+        ...
+
+    async def epoch_records(
+        self, roster_sha256: str, number: int, parameter_sets: Sequence[str]
+    ) -> EpochRecords | None:
+        """What an epoch's standing follows from, in one statement. Roster and number: as asked, "" and 0 for the
+        present roster's newest. parameter_sets: of which the first approved plan is looked for.
+
+        None when there is no roster at all.
+        """
         ...
 
 
@@ -357,7 +368,9 @@ class Store(Protocol):
         """
         ...
 
-    async def ask(self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]]) -> T:
+    async def ask(
+        self, name: str, caller: Identity | None, body: Callable[[Transaction], Awaitable[T]], *, whole: bool = False
+    ) -> T:
         """As `run`, for a body that makes exactly one statement, and one that reads: it takes one round trip."""
         ...
 

@@ -13,6 +13,7 @@ from services.registry.domain.entities import (
     HospitalStatus,
     JobStatus,
     KeyEpoch,
+    MemberStanding,
     PublishedRoster,
 )
 from services.registry.domain.events import event
@@ -125,7 +126,7 @@ class RosterUseCases:
         if present is None or present.roster.sha256 != named.roster.sha256:
             raise FedmeshError(Code.WRONG_STATE, "the epoch is of an older roster: make one for the present roster")
         newest, public_since = await tx.rosters.epoch(said.roster, None), await tx.plans.first_of(public_key_sets())
-        due, _ = due_epoch(named, newest, members, self._max_age, now, public_since)
+        due, _ = due_epoch(named.published_at, newest, members, self._max_age, now, public_since)
         if said.epoch != due:
             wanted = f"the one that is due is {due}" if due else "none is due: use the newest"
             raise FedmeshError(Code.WRONG_STATE, f"key epoch {said.epoch} is not to be made now: {wanted}", due=due)
@@ -136,23 +137,32 @@ class RosterUseCases:
         Raises: FedmeshError(NOT_FOUND) for an unknown roster.
         """
 
-        async def body(tx: Transaction) -> EpochStanding:
-            present = await tx.rosters.present()
-            if roster_sha256 and await tx.rosters.get(roster_sha256) is None:
-                raise FedmeshError(Code.NOT_FOUND, f"there is no roster {roster_sha256}")
-            if present is None:
-                return EpochStanding(None, 0, 0.0, "")
-            newest = await tx.rosters.epoch(present.roster.sha256, None)
-            members = await _members(tx, present.roster)
-            public_since = await tx.plans.first_of(public_key_sets())
-            due, late = due_epoch(present, newest, members, self._max_age, self._clock.now(), public_since)
-            found = await tx.rosters.epoch(roster_sha256 or present.roster.sha256, number or None)
-            barred = _barred(members)
-            return EpochStanding(
-                found, due, late.total_seconds(), present.roster.sha256, barred, public_key=public_since is not None
-            )
-
-        return await self._store.run("GetEpoch", caller, body, whole=True)
+        records = await self._store.ask(
+            "GetEpoch",
+            caller,
+            lambda tx: tx.rosters.epoch_records(roster_sha256, number, public_key_sets()),
+            whole=True,
+        )
+        if roster_sha256 and (records is None or not records.roster_known):
+            raise FedmeshError(Code.NOT_FOUND, f"there is no roster {roster_sha256}")
+        if records is None:
+            return EpochStanding(None, 0, 0.0, "")
+        due, late = due_epoch(
+            records.roster_published_at,
+            records.newest,
+            records.members,
+            self._max_age,
+            self._clock.now(),
+            records.public_since,
+        )
+        return EpochStanding(
+            records.found,
+            due,
+            late.total_seconds(),
+            records.roster_sha256,
+            _barred(records.members),
+            public_key=records.public_since is not None,
+        )
 
 
 async def _members(tx: Transaction, roster: Roster, *, lock: bool = False) -> tuple[Hospital, ...]:
@@ -160,7 +170,7 @@ async def _members(tx: Transaction, roster: Roster, *, lock: bool = False) -> tu
     return tuple((await tx.hospitals.get(roster.ids, lock=lock)).values())
 
 
-def _barred(members: Iterable[Hospital]) -> tuple[str, ...]:
+def _barred(members: Iterable[Hospital | MemberStanding]) -> tuple[str, ...]:
     return tuple(item.hospital_id for item in members if item.status is not HospitalStatus.ACTIVE)
 
 

@@ -181,10 +181,10 @@ async def test_a_question_is_one_statement_that_reads(postgres: PostgresDatabase
             await database.ask("write", write)
         # What opens it refuses it.
         with pytest.raises(psycopg.errors.DivisionByZero):
-            await database.ask("refused", ask, opening=("select 1 / %s::int", (0,)))
+            await database.ask("refused", ask, opening=[("select 1", ()), ("select 1 / %s::int", (0,))])
         with pytest.raises(psycopg.errors.DivisionByZero):
-            await database.run_tx("refused", ask, opening=("select 1 / %s::int", (0,)))
-        assert await database.ask("afterwards", ask, opening=("select %s::int", (1,))) == 1
+            await database.run_tx("refused", ask, opening=[("select 1", ()), ("select 1 / %s::int", (0,))])
+        assert await database.ask("afterwards", ask, opening=[("select %s::int", (1,)), ("select 2", ())]) == 1
 
 
 async def test_a_question_that_is_given_up_leaves_the_connection_to_others(postgres: PostgresDatabase) -> None:

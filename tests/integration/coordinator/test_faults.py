@@ -215,6 +215,43 @@ async def test_the_registry_is_away_for_a_while(tmp_path: Path, redis_server: Re
         check_committed(mesh, job_id, 2)
 
 
+@pytest.mark.parametrize("kind", [pb.TASK_KIND_UPLOAD, pb.TASK_KIND_DECRYPT])
+async def test_an_attempt_whose_time_ran_out_while_the_registry_was_away_is_not_given_up(
+    tmp_path: Path, redis_server: RedisServer, kind: pb.TaskKind.ValueType
+) -> None:
+    """Neither is what hospitals send thrown away in the moment in which it comes, nor a version burnt for nothing."""
+    async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=small_plan(1, phase_s=4.0)) as mesh:
+        returned = asyncio.Event()
+        struck: list[int] = []
+
+        async def come_back() -> None:
+            await said("dependency_away")
+            mesh.registry.away = False
+            await said("attempt_prolonged")
+            returned.set()
+
+        async def said(event: str) -> None:
+            while not any(event in line for line in leader(mesh).log):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.05)
+
+        async def wait(task: pb.Task) -> None:
+            if task.kind == kind:
+                if not waiting:
+                    mesh.registry.away = True
+                    struck.append(task.attempt.attempt)
+                    waiting.append(asyncio.create_task(come_back()))
+                await returned.wait()
+
+        waiting: list[asyncio.Task[None]] = []
+        for hospital in mesh.hospitals.values():
+            hospital.before = wait
+        await mesh.start_hospitals()
+        job_id = mesh.create_job()
+        await mesh.ended()
+        (only,) = check_committed(mesh, job_id, 1)
+        assert ([only.attempt.attempt], only.burnt) == (struck, False)
+
+
 async def test_the_aggregator_is_killed_and_started_again(tmp_path: Path, redis_server: RedisServer) -> None:
     async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=small_plan(2)) as mesh:
         aggregator = mesh.aggregators[0]

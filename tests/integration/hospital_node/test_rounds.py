@@ -15,6 +15,7 @@ from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 
 from services.common.errors import Code, FedmeshError
 from services.hospital_node.secret_sum import MaskedSums
+from services.hospital_node.store.attacks import ATTACKS_FOLDER, load_reports
 from services.hospital_node.store.epochs import EpochFiles
 from services.hospital_node.store.ledger import SqliteLedger, read_ledger
 from services.hospital_node.store.personal import PERSONAL_FOLDER, load_personal
@@ -104,6 +105,34 @@ async def test_no_personal_model_unless_the_plan_says_so_and_was_carried_out(
         # A cursor is saved once everything up to it is done.
         await _eventually(lambda node=node, told=told: _saved_cursor(node.config.data_dir) == told)
         assert list((node.config.data_dir / PERSONAL_FOLDER).iterdir()) == []
+
+
+async def test_attacks_on_a_hospitals_own_rows_stay_in_the_hospital(consortium: Consortium) -> None:
+    plan = changed_plan(rounds={"count": 2}, checks={"least_subgroup_count": 1, "subgroups": [{"column": "race"}]})
+    consortium.create_job(plan)
+    # What one of them cannot do does not show.
+    consortium.nodes["h2"].trainers.attack_error = RuntimeError("no memory")
+    await consortium.start()
+    first = await consortium.round()
+    state = await consortium.round(round_number=2, base=first)
+    ended = consortium.task(pb.TASK_KIND_JOB_ENDED, round_number=2, base_version=2, base_state_sha256=state)
+    for name, node in consortium.nodes.items():
+        consortium.tell([name], ended)
+        told = f"{consortium.centre._sent}-0"
+        await _eventually(lambda node=node, told=told: _saved_cursor(node.config.data_dir) == told)
+        home = node.config.data_dir / ATTACKS_FOLDER
+        reports = load_reports(home)
+        if name == "h2":
+            assert reports == []
+            continue
+        trainer = NumpyTrainer(plan, node.config.data.tables[0].read_bytes())
+        (report,) = reports
+        assert report.attacks == trainer.attack(consortium.open_state(state, 2))
+        assert (report.job_id, report.version) == (consortium.job_id, 2)
+    said = {name: json.loads(statement) for name, statement in consortium.centre.checked.items()}
+    assert {name: facts.pop("hospital_id") for name, facts in said.items()} == {name: name for name in HOSPITALS}
+    assert all(facts == said["h1"] for facts in said.values())
+    assert set(said["h1"]["results"]) == {"saturation", "membership-inference", "subgroups"}
 
 
 def _saved_cursor(data_dir: Path) -> str:

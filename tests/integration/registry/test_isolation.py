@@ -253,12 +253,13 @@ async def test_who_is_no_active_member_gets_no_further_than_entering(registry: R
             registry.store.run("change", who, page),
             registry.store.run("whole", who, page, whole=True),
             registry.store.ask("read", who, page),
+            registry.store.ask("whole", who, page, whole=True),
         ):
             error = await refused(entering)
             assert (error.code, why in error.message) == (Code.PERMISSION_DENIED, True)
         # What travels with it is not even begun.
         with pytest.raises(psycopg.DatabaseError) as caught:
-            await registry.pool.ask("lock", lock, opening=("select registry.enter(%s)", (name,)))
+            await registry.pool.ask("lock", lock, opening=[("select registry.enter(%s)", (name,))])
         assert caught.value.sqlstate == "UM001"
         assert registry.sql("select 1 from pg_locks where locktype = 'advisory' and objid = 42") == []
     seen = await registry.store.ask("read", parse_identity(f"spiffe://{CONSORTIUM}/hospital/{OF_A[1]}"), page)

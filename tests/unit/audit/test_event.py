@@ -8,6 +8,7 @@ import pytest
 from services.audit.domain.event import MAX_BODY_BYTES, Event, make_leaf
 from services.common.errors import Code, FedmeshError
 from services.common.identity import parse_identity
+from services.transparency.canonical import MAX_DEPTH, parse_canonical
 
 REGISTRY = parse_identity("spiffe://consortium.test/service/registry")
 COORDINATOR = parse_identity("spiffe://consortium.test/service/coordinator")
@@ -35,6 +36,29 @@ def test_the_leaf_is_canonical_and_complete() -> None:
         b'"event_id":"0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f1","occurred_at":"2026-01-02T03:04:05.600Z",'
         b'"source":"spiffe://consortium.test/service/registry","subject":"job/17","type":"round.committed"}'
     )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"": {"": []}}, {"b": '\u00e9\u2028"\\\n', "a": [True, None, -1, 1e-6]}, {"body": {"actor": "x", "type": 1}}],
+)
+def test_a_leaf_that_is_put_together_is_canonical(body: dict[str, object]) -> None:
+    leaf = parse_canonical(make_leaf(replace(EVENT, body_json=json.dumps(body)), REGISTRY).content)
+    assert leaf == {
+        "actor": EVENT.actor,
+        "body": body,
+        "event_id": EVENT.event_id,
+        "occurred_at": EVENT.occurred_at,
+        "source": str(REGISTRY),
+        "subject": EVENT.subject,
+        "type": EVENT.type,
+    }
+
+
+def test_a_body_leaves_one_level_of_nesting_to_the_leaf() -> None:
+    deepest = '{"a":' * (MAX_DEPTH - 2) + "1" + "}" * (MAX_DEPTH - 2)
+    parse_canonical(make_leaf(replace(EVENT, body_json=deepest), REGISTRY).content)
+    assert "deeper" in problem(replace(EVENT, body_json='{"a":' + deepest + "}"))
 
 
 def test_one_event_has_one_leaf_however_its_body_is_spelled() -> None:

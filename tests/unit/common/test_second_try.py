@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from services.common.errors import Code, FedmeshError
+from services.common.grpc import second_try as module
 from services.common.grpc.second_try import MOST, Budget, first_answer
 
 QUICK = 0.01
@@ -140,6 +141,29 @@ async def test_a_call_that_others_overtake_tells_without_a_budget_and_then_has_o
         await first_answer(Replicas("a").begin, 60.0, budget)
     assert await asked == "b"
     assert told == ["silent"]
+
+
+async def test_a_service_has_time_to_say_that_its_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SURE_WAITS", 1e6)
+    told: list[str] = []
+    said = asyncio.Event()
+    begun = 0
+
+    async def wait_for_the_store(_timeout_s: float) -> None:
+        nonlocal begun
+        begun += 1
+        await said.wait()
+        raise AWAY
+
+    asked = asyncio.ensure_future(first_answer(wait_for_the_store, 60.0, Budget(lambda: told.append("silent")), QUICK))
+    while begun < MOST:  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(QUICK)
+    await asyncio.sleep(20 * QUICK)
+    # Neither new connections nor the try that would go over them.
+    assert (told, begun) == ([], MOST)
+    said.set()
+    with pytest.raises(FedmeshError, match="away"):
+        await asked
 
 
 async def test_a_call_that_met_its_deadline_tells() -> None:

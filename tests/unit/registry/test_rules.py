@@ -106,12 +106,12 @@ def test_a_cohort_has_the_threshold_of_its_roster(n: int, members: int, private:
 def test_an_epoch_is_due_at_once_and_then_by_age() -> None:
     published = PublishedRoster(a_roster(4), b"", {}, "", AT)
     day, hour = timedelta(days=1), timedelta(hours=1)
-    assert due_epoch(published, None, [], day, AT + hour) == (1, hour)
-    assert due_epoch(published, None, [], day, AT - hour) == (1, timedelta())
+    assert due_epoch(published.published_at, None, [], day, AT + hour) == (1, hour)
+    assert due_epoch(published.published_at, None, [], day, AT - hour) == (1, timedelta())
     newest = KeyEpoch(published.roster.sha256, 7, Signed("h00", b"", b""), AT)
-    assert due_epoch(published, newest, [], day, AT + day - hour) == (0, timedelta())
-    assert due_epoch(published, newest, [], day, AT + day) == (8, timedelta())
-    assert due_epoch(published, newest, [], day, AT + day + hour) == (8, hour)
+    assert due_epoch(published.published_at, newest, [], day, AT + day - hour) == (0, timedelta())
+    assert due_epoch(published.published_at, newest, [], day, AT + day) == (8, timedelta())
+    assert due_epoch(published.published_at, newest, [], day, AT + day + hour) == (8, hour)
 
 
 def an_epoch(roster: Roster, public_key: bytes | None) -> KeyEpoch:
@@ -133,9 +133,9 @@ def test_a_plan_with_a_public_key_makes_an_epoch_with_one_due() -> None:
     published = PublishedRoster(roster, b"", {}, "", AT)
     day, hour = timedelta(days=1), timedelta(hours=1)
     without, having = an_epoch(roster, None), an_epoch(roster, bytes(PUBLIC_KEY_BYTES))
-    assert due_epoch(published, without, [], day, AT + 3 * hour, AT + hour) == (8, 2 * hour)
-    assert due_epoch(published, without, [], day, AT + 3 * hour, AT - hour) == (8, 3 * hour)
-    assert due_epoch(published, having, [], day, AT + 3 * hour, AT + hour) == (0, timedelta())
+    assert due_epoch(published.published_at, without, [], day, AT + 3 * hour, AT + hour) == (8, 2 * hour)
+    assert due_epoch(published.published_at, without, [], day, AT + 3 * hour, AT - hour) == (8, 3 * hour)
+    assert due_epoch(published.published_at, having, [], day, AT + 3 * hour, AT + hour) == (0, timedelta())
     said = parse(EpochStatement, without.signed.statement)
     require_wanted_public_key(said, None)
     with pytest.raises(FedmeshError, match="needs a public key") as caught:
@@ -162,9 +162,9 @@ def test_a_member_whose_standing_changed_makes_an_epoch_due() -> None:
     def members(*changed: datetime | None) -> list[Hospital]:
         return [Hospital(f"h{n:02d}", "", HospitalStatus.ACTIVE, AT, standing_at=at) for n, at in enumerate(changed)]
 
-    assert due_epoch(published, newest, members(None, AT - hour, AT), day, AT + hour) == (0, timedelta())
+    assert due_epoch(published.published_at, newest, members(None, AT - hour, AT), day, AT + hour) == (0, timedelta())
     changed = members(None, AT + hour, AT + 2 * hour)
-    assert due_epoch(published, newest, changed, day, AT + 3 * hour) == (8, 2 * hour)
+    assert due_epoch(published.published_at, newest, changed, day, AT + 3 * hour) == (8, 2 * hour)
 
 
 def test_a_burnt_round_needs_survivors_but_no_agreement() -> None:
