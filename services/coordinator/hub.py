@@ -66,6 +66,7 @@ class Hub:
         self._watchers: set[_Watcher] = set()
         self._due: set[str] = set()
         self._work = asyncio.Event()
+        self._away = False
         metrics.UNREAD.set_function(self._unread)
 
     def _unread(self) -> int:
@@ -155,8 +156,24 @@ class Hub:
             self._work.clear()
             self._due = set()
             watchers = [watcher for watcher in self._watchers if watcher.hospital_id in due]
-            if watchers:
-                await self._fetch(watchers)
+            try:
+                if self._away:
+                    await self._repeat()
+                if watchers:
+                    await self._fetch(watchers)
+            except FedmeshError:
+                self._away = True
+                raise
+            self._away = False
+
+    async def _repeat(self) -> None:
+        """Send everybody their present tasks once more: what answered them may have been lost with a master of Redis,
+        and whoever sent it does not know. Doing a task again is harmless.
+        """
+        for watcher in tuple(self._watchers):
+            watcher.cursor, present = await self._store.watch(watcher.hospital_id, "")
+            for task in present:
+                _put(watcher, Delivery(watcher.cursor, task))
 
     async def _fetch(self, watchers: list[_Watcher]) -> None:
         # Two streams of one hospital may stand at different cursors: read from the earlier one for both.

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2
 
 from services.common.errors import FedmeshError
+from services.coordinator.domain.attempt import Kind
+from services.coordinator.store.redis import record_key
 from tests.support.mesh import Mesh, running_mesh, small_plan
 from tests.support.service_process import ServiceProcess
 from tests.support.simulated_hospital import Skipped
@@ -114,6 +117,34 @@ async def test_redis_stops_for_five_seconds(tmp_path: Path, redis_server: RedisS
         job_id = mesh.create_job()
         await mesh.ended()
         check_committed(mesh, job_id, 3)
+
+
+async def test_reports_that_redis_lost_in_an_outage_are_asked_for_again(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """As when another master takes over that the last reports had not reached: the attempt is not given up for it."""
+    async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=small_plan(1)) as mesh:
+        reports = [f"r:{Kind.READY.value}:{name}" for name in ("h01", "h02", "h04")]
+
+        def forget(record: str) -> None:
+            with redis_server.client() as admin:
+                while not all(admin.hexists(record, report) for report in reports):
+                    time.sleep(0.05)
+                admin.hdel(record, *reports, f"n:{Kind.READY.value}")
+
+        async def lose() -> None:
+            await asyncio.to_thread(forget, record_key(job_id))
+            await asyncio.to_thread(redis_server.stop)
+            # Longer than the coordinator's looks for new tasks are apart.
+            await asyncio.sleep(5)
+            await asyncio.to_thread(redis_server.start)
+
+        mesh.hospitals["h03"].before = once(pb.TASK_KIND_TRAIN, lose)
+        await mesh.start_hospitals()
+        job_id = mesh.create_job()
+        await mesh.ended()
+        (committed,) = check_committed(mesh, job_id, 1)
+        assert (committed.attempt.attempt, len(committed.agreeing) >= 3) == (1, True)
 
 
 @pytest.mark.parametrize(
