@@ -173,11 +173,19 @@ def test_memory_counts_descendants_and_survives_the_dead() -> None:
 
 
 def test_the_peak_counts_what_is_there_at_the_end() -> None:
-    with PeakMemory(lambda: [os.getpid()], interval_s=60) as peak:
+    """Of a process that does nothing else: this one may have a child of another test that is just ending."""
+    code = "import sys; print(flush=True); input(); x = b'1' * 50_000_000; print(flush=True); sys.stdin.read()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdout.readline()
+    with PeakMemory(lambda: [child.pid], interval_s=60) as peak:
         assert processes.wait_until(lambda: peak.peak_mb > 0, 10)
         before = peak.peak_mb
-        large = b"1" * 50_000_000
-    assert len(large) > 0
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        child.stdout.readline()
+    child.communicate()
     assert peak.peak_mb > before + 40
 
 
