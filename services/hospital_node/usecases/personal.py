@@ -1,16 +1,15 @@
 """After a job: this hospital's own model, made from the last version and kept here."""
 
-from services.common.errors import Code, FedmeshError
 from services.common.telemetry import get_logger
 from services.hospital_node.domain.tasks import Task
 from services.hospital_node.usecases.disk import on_disk
-from services.hospital_node.usecases.jobs import Accepted, Verdict
-from services.hospital_node.usecases.steps import Steps
+from services.hospital_node.usecases.extras import ExtraSteps
+from services.hospital_node.usecases.jobs import Accepted
 
 log = get_logger(__name__)
 
 
-class PersonalSteps(Steps):
+class PersonalSteps(ExtraSteps):
     async def personalise(self, task: Task) -> None:
         """Make the personal model of a job that went through all its rounds, if its plan has one; once.
 
@@ -19,17 +18,9 @@ class PersonalSteps(Steps):
 
         Raises: FedmeshError(STORE_FULL), to be tried again.
         """
-        try:
-            accepted = await self._t.jobs.agreed(task, self.patience(task))
-            manifest = accepted.manifest
-            if manifest.personalisation is not None and task.base_version == manifest.rounds.count:
-                await self._make(task, accepted)
-        except Verdict as verdict:
-            _missed(task, verdict.error.code, verdict.particulars)
-        except FedmeshError as error:
-            if error.code is Code.STORE_FULL:
-                raise
-            _missed(task, error.code, error.message)
+        await self.make_extra(
+            task, "personal_model_missed", lambda manifest: manifest.personalisation is not None, self._make
+        )
 
     async def _make(self, task: Task, accepted: Accepted) -> None:
         job_id, version = task.attempt.job_id, task.base_version
@@ -41,7 +32,3 @@ class PersonalSteps(Steps):
         model = await self.train(trainer.personalise, state)
         await on_disk(self._t.personal.save, job_id, version, model)
         log.info("personal_model_kept", job_id=job_id, version=version)
-
-
-def _missed(task: Task, code: Code, reason: str) -> None:
-    log.warning("personal_model_missed", job_id=task.attempt.job_id, code=code.value, reason=reason)

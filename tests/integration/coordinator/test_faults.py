@@ -43,6 +43,13 @@ def once(kind: pb.TaskKind.ValueType, act: Callable[[], Awaitable[None]]) -> Hoo
     return hook
 
 
+async def outage(server: RedisServer) -> None:
+    """Redis is away for longer than the coordinator's looks for new tasks are apart."""
+    await asyncio.to_thread(server.stop)
+    await asyncio.sleep(5)
+    await asyncio.to_thread(server.start)
+
+
 def check_committed(mesh: Mesh, job_id: str, rounds: int) -> list[registry_pb2.CommittedRound]:
     """Every version exists once, and hospitals saw exactly the sum of the contributions that it names."""
     committed = mesh.registry.rounds[job_id]
@@ -108,9 +115,7 @@ async def test_redis_stops_for_five_seconds(tmp_path: Path, redis_server: RedisS
     async with running_mesh(tmp_path, redis_server, hospitals=4, manifest=small_plan(3)) as mesh:
 
         async def interrupt() -> None:
-            await asyncio.to_thread(redis_server.stop)
-            await asyncio.sleep(5)
-            await asyncio.to_thread(redis_server.start)
+            await outage(redis_server)
 
         mesh.hospitals["h03"].before = once(pb.TASK_KIND_UPLOAD, interrupt)
         await mesh.start_hospitals()
@@ -134,10 +139,7 @@ async def test_reports_that_redis_lost_in_an_outage_are_asked_for_again(
 
         async def lose() -> None:
             await asyncio.to_thread(forget, record_key(job_id))
-            await asyncio.to_thread(redis_server.stop)
-            # Longer than the coordinator's looks for new tasks are apart.
-            await asyncio.sleep(5)
-            await asyncio.to_thread(redis_server.start)
+            await outage(redis_server)
 
         mesh.hospitals["h03"].before = once(pb.TASK_KIND_TRAIN, lose)
         await mesh.start_hospitals()
