@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.helm.test_rendering import ENROLLING
 from tests.support.charts import CENTRE, HOSPITAL, Object, named, pods, render, values_of
 
 SERVICES = ("registry", "coordinator", "aggregator", "audit")
@@ -160,7 +161,7 @@ def allowed_edges(objects: list[Object], direction: str, side: str) -> set[tuple
         if item["kind"] == "NetworkPolicy":
             own = component_of({"podSelector": item["spec"]["podSelector"]})
             for rule in item["spec"].get(direction, []):
-                for peer in rule[side]:
+                for peer in rule.get(side, []):
                     other = component_of(peer)
                     if own and other and own != other:
                         edges.add((own, other) if direction == "egress" else (other, own))
@@ -174,6 +175,23 @@ def test_an_edge_is_open_on_both_sides_when_it_is_used_and_never_else(variant: s
     assert {("registry", "audit"), ("coordinator", "aggregator"), ("audit", "postgres")} <= used
     assert allowed_edges(objects, "egress", "to") == used
     assert allowed_edges(objects, "ingress", "from") == used
+
+
+def test_the_api_server_may_be_anywhere_unless_its_addresses_are_named() -> None:
+    """To some network plugins its address belongs to no range."""
+    ports = [{"port": number} for number in (443, 6443, 8443, 16443)]
+    (rule,) = named(render(CENTRE), "NetworkPolicy", "fedmesh-secrets")["spec"]["egress"]
+    assert rule == {"ports": ports}
+    peers = [{"ipBlock": {"cidr": "192.0.2.1/32"}}]
+    told = render(CENTRE, {"networkPolicy": {"apiServer": {"peers": peers}}})
+    (rule,) = named(told, "NetworkPolicy", "fedmesh-secrets")["spec"]["egress"]
+    assert rule == {"ports": ports, "to": peers}
+
+
+def test_a_hospital_reaches_the_port_at_which_it_enrols() -> None:
+    objects = render(HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **ENROLLING))
+    (rule, _names) = named(objects, "NetworkPolicy", "fedmesh")["spec"]["egress"]
+    assert rule["ports"] == [{"port": 443}, {"port": 8443}]
 
 
 def test_everything_is_denied_first(objects: list[Object]) -> None:
@@ -246,6 +264,28 @@ def test_a_restored_cluster_reads_the_old_folder_and_writes_another() -> None:
     assert origin["name"] == spec["bootstrap"]["recovery"]["source"]
     assert origin["plugin"]["parameters"]["serverName"] == "before"
     assert spec["plugins"][0]["parameters"]["serverName"] == "after"
+
+
+def test_a_backup_is_restored_for_a_trial_that_writes_none() -> None:
+    settings = {
+        "backup": {"enabled": False, "destinationPath": "s3://fedmesh-backups.example/"},
+        "recovery": {"serverName": "before"},
+    }
+    postgres = {"mode": "cloudNativePG", "sslmode": "verify-full", "cloudNativePG": settings}
+    objects = render(CENTRE, {"postgres": postgres})
+    (origin,) = named(objects, "Cluster", "fedmesh-postgres")["spec"]["externalClusters"]
+    store = named(objects, "ObjectStore", origin["plugin"]["parameters"]["barmanObjectName"])["spec"]
+    assert store["configuration"]["destinationPath"] == "s3://fedmesh-backups.example/"
+    ways = named(objects, "NetworkPolicy", "fedmesh-postgres")["spec"]["egress"]
+    assert [{"ipBlock": {"cidr": "0.0.0.0/0"}}] in [rule.get("to") for rule in ways]
+    assert "plugins" not in named(objects, "Cluster", "fedmesh-postgres")["spec"]
+    assert not [item for item in objects if item["kind"] == "ScheduledBackup"]
+
+
+def test_one_instance_waits_for_no_standby() -> None:
+    postgres = {"mode": "cloudNativePG", "sslmode": "verify-full", "cloudNativePG": {"instances": 1}}
+    spec = named(render(CENTRE, {"postgres": postgres}), "Cluster", "fedmesh-postgres")["spec"]
+    assert "synchronous" not in spec["postgresql"]
 
 
 def test_valkey_of_production_has_three_pods_that_reach_each_other_and_nobody_else() -> None:
