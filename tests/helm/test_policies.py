@@ -17,6 +17,7 @@ VARIANTS = {
     "kind": (CENTRE, values_of(CENTRE / "values-kind.yaml")),
     "production": (CENTRE, PRODUCTION),
     "hospital": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml")),
+    "hospital in kind": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", HOSPITAL / "values-kind.yaml")),
 }
 
 
@@ -106,6 +107,24 @@ def test_a_pod_has_time_to_drain(variant: str) -> None:
         assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
         keys = {item["topologyKey"] for item in spec["topologySpreadConstraints"]}
         assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+        # Else a fourth replica would never be scheduled on three nodes beside a tainted one.
+        assert {item["nodeTaintsPolicy"] for item in spec["topologySpreadConstraints"]} == {"Honor"}
+
+
+def test_in_kind_nobody_asks_for_what_its_nodes_may_not_measure() -> None:
+    """Where a node offers no ephemeral storage, a pod that wants some, by a limit too, is never scheduled."""
+    for objects in (render(*VARIANTS["kind"]), render(*VARIANTS["hospital in kind"])):
+        for owner, _metadata, spec in pods(objects):
+            for container in containers(spec):
+                for amounts in container["resources"].values():
+                    assert set(amounts) <= {"cpu", "memory"}, owner
+
+
+def test_a_pod_that_never_gets_ready_is_replaced_by_a_rollback(objects: list[Object]) -> None:
+    """https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#forced-rollback"""
+    for item in objects:
+        if item["kind"] == "StatefulSet":
+            assert item["spec"]["podManagementPolicy"] == "Parallel"
 
 
 def test_every_budget_lets_a_pod_go(objects: list[Object]) -> None:
@@ -324,8 +343,10 @@ def test_a_hospital_is_one_pod_on_one_volume_that_stays() -> None:
 
 
 def test_an_upgrade_migrates_before_any_pod_is_replaced_and_an_install_beside_the_others() -> None:
-    hook = named(render(CENTRE, upgrade=True), "Job", "fedmesh-database-upgrade")["metadata"]
-    assert hook["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    hook = named(render(CENTRE, upgrade=True), "Job", "fedmesh-database-upgrade")
+    assert hook["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    # Pauses between tries double: more of them would outlast whoever waits for `helm upgrade`.
+    assert hook["spec"]["backoffLimit"] == 2
     (job,) = [item for item in render(CENTRE) if item["kind"] == "Job" and "-database-" in item["metadata"]["name"]]
     assert "helm.sh/hook" not in job["metadata"].get("annotations", {})
     for name in ("registry", "audit"):
