@@ -32,6 +32,7 @@ def text(reports: Reports, assumed: Assumed) -> str:
             "### Measured: a round, by size of the model\n\n" + _table(rounds, _rounds(reports)),
             "### Measured: calls, by hospitals that wait\n\n" + _table(calls, _calls(reports)),
             "### Measured: uploads, by size of the model\n\n" + _table(uploads, _uploads(reports)),
+            _missed(reports),
             "### Measured: where\n\n" + _table(("report", "when", "cores", "used by others"), _where(reports)),
             "### Taken for one round of the year\n\n" + _table(("what", "value"), _measured(year)),
             "### Machines, in the busiest hour\n\n"
@@ -81,6 +82,12 @@ def _uploads(reports: Reports) -> Iterator[tuple[str, ...]]:
         cpu_s, mib = (reports.load["costs"][name][params] for name in ("upload_cpu_s", "upload_mib"))
         kept = f"{mib:.2f} MiB", f"{item['calls']:,}", _latency(item)
         yield f"{int(params):,}", *kept, f"{cpu_s * 1000:.0f} ms", f"{cpu_s / mib * 1000:.0f} ms"
+
+
+def _missed(reports: Reports) -> str:
+    """What the load test said itself; on a busy machine calls wait for others."""
+    missed = reports.load["missed"]
+    return "Limits that the load test missed:" + (_rows(missed, "\n\n") if missed else " none.")
 
 
 def _scenarios(reports: Reports, kind: str) -> list[Any]:
@@ -212,8 +219,8 @@ def _dollars(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
-def _rows(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def _rows(lines: Iterable[str], before: str = "") -> str:
+    return before + "\n".join(f"- {line}" for line in lines)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

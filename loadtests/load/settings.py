@@ -29,9 +29,9 @@ class Options:
     folder: Path
     report: Path | None = None
     hospitals: tuple[int, ...] = (15, 50, 150, 500, 1000)
-    seconds: float = 27.0
+    seconds: float = 26.0
     rate: float = 80.0
-    uploads: float = 10.0
+    uploads: float = 20.0
     events: float = 40.0
     params: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     p99_ms: float = P99_MS
