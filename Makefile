@@ -69,8 +69,12 @@ chaos: $(SYNCED)  ## Break replicas and stores under load and compare with what 
 	@$(RUN) python -m loadtests.chaos $(if $(REPORT),--report $(abspath $(REPORT))) $(ARGS)
 
 .PHONY: loadtest
-loadtest: $(SYNCED)  ## Calls, uploads, the audit log and 1,000 idle hospitals load a stack (4 minutes; REPORT=FILE)
+loadtest: $(SYNCED)  ## Calls, uploads, the audit log and 1,000 idle hospitals load a stack (6 minutes; REPORT=FILE)
 	@GRPC_VERBOSITY=NONE $(RUN) python -m loadtests.load $(if $(REPORT),--report $(abspath $(REPORT))) $(ARGS)
+
+.PHONY: capacity
+capacity: $(SYNCED)  ## Measure what docs/capacity.md starts from, and write its tables (10 minutes)
+	@GRPC_VERBOSITY=NONE $(RUN) python -m loadtests.capacity.measure $(ARGS)
 
 .PHONY: restore-drill
 restore-drill: $(SYNCED)  ## Lose PostgreSQL, restore it to a moment, and count what was lost (a minute)
