@@ -133,8 +133,8 @@ observe-check: $(SYNCED)  ## A real Prometheus on a real run: rules load, no pan
 	@$(RUN) pytest -m slow tests/e2e/test_seen.py $(ARGS)
 
 .PHONY: dashboards
-dashboards: $(SYNCED)  ## Write the chart's Grafana dashboards anew from scripts/make_dashboards.py
-	@$(RUN) python scripts/make_dashboards.py helm/fedmesh/files/dashboards
+dashboards: $(SYNCED)  ## Write the charts' Grafana dashboards anew from scripts/make_dashboards.py
+	@$(RUN) python scripts/make_dashboards.py helm
 
 .PHONY: clean
 clean:  ## Remove caches and environments; data of stacks stays
