@@ -136,6 +136,13 @@ observe-check: $(SYNCED)  ## A real Prometheus on a real run: rules load, no pan
 dashboards: $(SYNCED)  ## Write the charts' Grafana dashboards anew from scripts/make_dashboards.py
 	@$(RUN) python scripts/make_dashboards.py helm
 
+.PHONY: ops-page
+ops-page: $(SYNCED)  ## Look at the coordinator's page in a browser and keep pictures of it (PICTURE=FILE.png)
+	@scripts/fetch_chromium.sh
+	@OPS_PAGE_PICTURE=$(abspath $(or $(PICTURE),.cache/ops-page.png)) $(RUN) pytest -q -m slow \
+	  tests/integration/coordinator/test_ops_page.py $(ARGS)
+	@ls $(basename $(or $(PICTURE),.cache/ops-page.png))*.png
+
 .PHONY: clean
 clean:  ## Remove caches and environments; data of stacks stays
 	@rm -rf .venv .tools .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
