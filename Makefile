@@ -43,7 +43,7 @@ up: $(SYNCED)  ## Start a stack that stays: PostgreSQL, Redis and the four servi
 down: $(SYNCED)  ## Stop that stack; its data stays
 	@$(RUN) fedmesh down $(ARGS)
 status: $(SYNCED)  ## Say what runs
-	@$(RUN) fedmesh status $(ARGS)
+	@$(RUN) fedmesh status $(or $(ARGS),--dir .fedmesh/up)
 
 # By file, for the sake of stacks that a module's tests share; in order, for the longest ones come first.
 .PHONY: test
