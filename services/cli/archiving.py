@@ -11,13 +11,12 @@ import typer
 from rich.console import Console
 
 from services.cli import witnesses
-from services.cli.inspection import stack_dir
+from services.cli.centre import Centre, CentreFile, named_centre, stack_dir
 from services.cli.keys import trusted_key
-from services.cli.mesh import awake, stub
+from services.cli.mesh import awake, reach, stub
 from services.cli.stack import DEMO_DIR, Folder
 from services.common.config import PostgresConfig, load_config
 from services.common.errors import Code, FedmeshError
-from services.embedded.stack import Stack
 from services.secure_sum.roster import Roster, load_roster_file
 from services.transparency.checkpoint import VerifierKey
 
@@ -47,13 +46,16 @@ def archive(
             help="YAML file with `dsn` and `password_file` of a database outside a stack; to detach, as audit_migrator"
         ),
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="File with the log's public key; else the stack's own")] = None,
+    key: Annotated[Path | None, typer.Option(help="File with the log's public key; else the centre's own")] = None,
     roster: witnesses.RosterFile = None,
+    centre: CentreFile = None,
 ) -> None:
     """Write the log's full and witnessed partitions to archives that `audit verify` checks one by one.
 
     With --detach nothing is written: partitions that are archived in DIR leave the database, oldest first, each after
     its archive is verified. Keep archives for six years at least, on storage that cannot be rewritten, in two places.
+    Outside a stack --config says where the database is, and --centre whose log it is: its registry is then asked for
+    the rosters that followed the founding one; with --key and --roster instead nobody is asked.
     """
     from services.audit.archiving import write_archives
     from services.audit.detaching import detach_archives
@@ -64,7 +66,11 @@ def archive(
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     role = "audit_migrator" if detach else "audit_service"
-    with _outside(config, key, roster) if config else _of_stack(folder, key, roster, role) as log:
+    if centre is not None and config is None:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT, "--centre says whose log it is; --config where its database is: give both"
+        )
+    with _outside(config, key, roster, centre) if config else _of_stack(folder, key, roster, role) as log:
         if detach:
             count = detach_archives(log.database, out, log.verifier, log.rosters, say)
             told = "; the audit service tells the log of it (log.archived) within a minute" if count else ""
@@ -81,13 +87,22 @@ def archive(
 
 
 @contextmanager
-def _outside(config: Path, key: Path | None, roster: Path | None) -> Iterator[_Log]:
-    if key is None or roster is None:
+def _outside(config: Path, key: Path | None, roster: Path | None, file: Path | None) -> Iterator[_Log]:
+    database = load_config(PostgresConfig, config)
+    if key is not None and roster is not None and file is None:
+        yield _Log(database, trusted_key(key), [load_roster_file(roster)])
+        return
+    centre = named_centre(file)
+    if centre is None:
         raise FedmeshError(
             Code.INVALID_ARGUMENT,
-            "--config needs --key and --roster: a database does not say whose log it is, nor who witnesses it",
+            "--config needs --centre, or --key and --roster: a database does not say whose log it is, nor who witnesses"
+            " it",
         )
-    yield _Log(load_config(PostgresConfig, config), trusted_key(key), [load_roster_file(roster)])
+    verifier = witnesses.log_key(centre) if key is None else trusted_key(key)
+    with reach(centre, ("registry",)):
+        rosters = asyncio.run(_rosters(centre, roster))
+    yield _Log(database, verifier, rosters)
 
 
 @contextmanager
@@ -97,9 +112,9 @@ def _of_stack(folder: Path, key: Path | None, roster: Path | None, role: str) ->
         yield _Log(stack.postgres.config(role), verifier, asyncio.run(_rosters(stack, roster)))
 
 
-async def _rosters(stack: Stack, founding: Path | None) -> list[Roster]:
-    async with stub(stack, "registry") as registry:
-        rosters = await witnesses.known_rosters(stack, registry, founding)
+async def _rosters(centre: Centre, founding: Path | None) -> list[Roster]:
+    async with stub(centre, "registry") as registry:
+        rosters = await witnesses.known_rosters(centre, registry, founding)
     if not rosters:
         raise FedmeshError(Code.NOT_FOUND, "there is no roster here; name the founding one with --roster")
     return rosters

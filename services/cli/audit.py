@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from services.cli import archiving, receipts, witnesses
-from services.cli.inspection import stack_dir
+from services.cli.centre import Centre, CentreFile, find_place, named_centre, stack_dir
 from services.cli.keys import trusted_key
-from services.cli.mesh import PATIENCE_S, awake, database_of, stub
-from services.cli.stack import DEMO_DIR, Folder
+from services.cli.mesh import PATIENCE_S, database_of, reach, stub
+from services.cli.stack import DEMO_DIR, DemoDir, Folder
 from services.common.config import PostgresConfig, load_config
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call, stream
-from services.embedded.stack import Stack
 from services.secure_sum.roster import load_roster_file
 from services.transparency.archive import is_archive, read_archives, verify_archive
 from services.transparency.checkpoint import VerifierKey, open_checkpoint
@@ -33,7 +32,7 @@ app.command()(archiving.archive)
 @app.command()
 def export(
     out: Annotated[Path, typer.Option("--out", help="New folder for the exported files")],
-    folder: Folder = DEMO_DIR,
+    folder: DemoDir = None,
     witnessed: Annotated[
         bool, typer.Option("--witnessed", help="Only up to the newest checkpoint that a quorum of hospitals cosigned")
     ] = False,
@@ -41,23 +40,24 @@ def export(
     archives: Annotated[
         Path | None, typer.Option(help="Folder of the archives, for entries that are in archives alone")
     ] = None,
+    centre: CentreFile = None,
 ) -> None:
     """Write the whole log, its signed checkpoint and its public key to files that `audit verify` checks offline."""
     import asyncio
 
     console = Console()
     needs = ("audit", "registry") if witnessed else ("audit",)
-    with awake(stack_dir(folder), needs) as stack:
-        verifier = witnesses.log_key(stack)
+    with reach(find_place(folder, centre, DEMO_DIR), needs) as found:
+        verifier = witnesses.log_key(found)
 
         async def go() -> int:
-            async with stub(stack, "audit") as opened:
+            async with stub(found, "audit") as opened:
                 if not witnessed:
                     note = (
                         await call(opened.GetCheckpoint, audit_pb2.GetCheckpointRequest(), patience_s=PATIENCE_S)
                     ).checkpoint
                 else:
-                    note = await _witnessed_note(stack, opened, verifier, roster)
+                    note = await _witnessed_note(found, opened, verifier, roster)
                 return await stream_export(opened, out, verifier, note, archives)
 
         with console.status("Exporting the audit log ..."):
@@ -65,9 +65,9 @@ def export(
     console.print(f"{size} entries in {out}. Check them with: fedmesh audit verify {out}")
 
 
-async def _witnessed_note(stack: Stack, audit: Any, verifier: VerifierKey, roster: Path | None) -> str:
-    async with stub(stack, "registry") as registry:
-        rosters = await witnesses.known_rosters(stack, registry, roster)
+async def _witnessed_note(centre: Centre, audit: Any, verifier: VerifierKey, roster: Path | None) -> str:
+    async with stub(centre, "registry") as registry:
+        rosters = await witnesses.known_rosters(centre, registry, roster)
     seen = await witnesses.look_at(audit, verifier, rosters)
     if seen.best is None:
         raise FedmeshError(Code.NOT_FOUND, "no checkpoint is witnessed yet: see `fedmesh audit status`")
@@ -146,23 +146,33 @@ def fsck(
     config: Annotated[
         Path | None, typer.Option(help="YAML file with `dsn` and `password_file` of a database outside a stack")
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="File with the log's public key; else the stack's own")] = None,
+    key: Annotated[Path | None, typer.Option(help="File with the log's public key; else the centre's own")] = None,
     archives: Annotated[
         Path | None, typer.Option(help="Folder of the archives, for entries that are in archives alone")
     ] = None,
+    centre: CentreFile = None,
 ) -> None:
     """Derive the whole stored log again from the bodies of its entries, and compare. Exit code 1 if anything differs.
 
-    Needs the database only: the audit service may run, or refuse to.
+    Needs the database only: the audit service may run, or refuse to. Outside a stack --config says where it is, and
+    --centre, or --key, whose log.
     """
     import asyncio
 
     from services.audit.fsck import check_log
 
     if config is not None:
+        if key is None and (named := named_centre(centre)) is not None:
+            key = named.audit_verifier
         if key is None:
-            raise FedmeshError(Code.INVALID_ARGUMENT, "--config needs --key: a database does not say whose log it is")
+            raise FedmeshError(
+                Code.INVALID_ARGUMENT, "--config needs --key or --centre: a database does not say whose log it is"
+            )
         report = asyncio.run(check_log(load_config(PostgresConfig, config), trusted_key(key), archives))
+    elif centre is not None:
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT, "--centre says whose log it is; --config where its database is: give both"
+        )
     else:
         with database_of(stack_dir(folder)) as (stack, database):
             verifier = witnesses.log_key(stack) if key is None else trusted_key(key)

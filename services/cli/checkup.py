@@ -116,7 +116,8 @@ def check_settings(process: Process) -> list[Finding]:
 
 
 def check_certificate(part: str, kind: str, tls: TlsConfig, now: datetime | None = None) -> list[Finding]:
-    """Validity, chain and identity of a process's certificate, and how long its authorities last."""
+    """Validity, chain and identity of a certificate, and how long its authorities last. kind: as of `Process`, or
+    `operator`."""
     at = now or datetime.now(UTC)
     try:
         material = load_tls(tls, at)
@@ -152,9 +153,11 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 def _identity(part: str, kind: str, material: TlsMaterial) -> Finding:
     identity = material.identity
-    expected = Kind.HOSPITAL if kind == "hospital" else Kind.SERVICE
-    if identity.kind is not expected or identity.name != part:
-        todo = f"issue a certificate for {expected.value} {part}: by this one others refuse what it asks"
+    expected = Kind(kind) if kind in (Kind.HOSPITAL, Kind.OPERATOR) else Kind.SERVICE
+    # An operator may have any name.
+    if identity.kind is not expected or (expected is not Kind.OPERATOR and identity.name != part):
+        whose = expected.value if expected is Kind.OPERATOR else f"{expected.value} {part}"
+        todo = f"issue a certificate for {whose}: by this one others refuse what it asks"
         return Finding(Level.FAIL, part, "identity", f"the certificate belongs to {identity}", todo)
     return Finding(Level.OK, part, "identity", str(identity))
 

@@ -6,7 +6,14 @@ import grpc
 from fedmesh.aggregator.v1 import aggregator_pb2
 from fedmesh.audit.v1 import audit_pb2
 from fedmesh.coordinator.v1 import coordinator_pb2
-from fedmesh.registry.v1 import budget_pb2, performance_pb2, promotion_pb2, registry_pb2
+from fedmesh.registry.v1 import (
+    budget_pb2,
+    enrolment_pb2,
+    membership_pb2,
+    performance_pb2,
+    promotion_pb2,
+    registry_pb2,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.cli.findings import Finding, Level
@@ -25,6 +32,8 @@ _SERVED: Final = {
         promotion_pb2.DESCRIPTOR.services_by_name["PromotionService"].full_name,
         performance_pb2.DESCRIPTOR.services_by_name["PerformanceService"].full_name,
         budget_pb2.DESCRIPTOR.services_by_name["BudgetService"].full_name,
+        membership_pb2.DESCRIPTOR.services_by_name["MembershipService"].full_name,
+        enrolment_pb2.DESCRIPTOR.services_by_name["CredentialService"].full_name,
     ],
     "coordinator": [coordinator_pb2.DESCRIPTOR.services_by_name["CoordinatorService"].full_name],
     "aggregator": [aggregator_pb2.DESCRIPTOR.services_by_name["AggregatorService"].full_name],
@@ -32,13 +41,18 @@ _SERVED: Final = {
 }
 
 
-async def check_reach(part: str, service: str, target: str, tls: TlsConfig) -> list[Finding]:
-    """Whether `part` reaches a service over mutual TLS, and whether that serves what this release calls."""
+async def check_reach(
+    part: str, service: str, target: str, tls: TlsConfig, server_name: str | None = None
+) -> list[Finding]:
+    """Whether `part` reaches a service over mutual TLS, and whether that serves what this release calls.
+
+    server_name: what the service's certificate must be for; the target's host by default.
+    """
     what = f"reaches {service}"
-    checked = CheckedService(target=target, service="")
+    checked = CheckedService(target=target, service="", server_name=server_name)
     try:
         await check_service(CheckConfig(tls=tls, services={service: checked}, patience_s=0), checked)
-        missing = await _missing(service, target, tls)
+        missing = await _missing(service, checked, tls)
     except FedmeshError as error:
         todo = (
             f"does {service} run at {target}, do name, port and firewall let {part} through, and do both trust the "
@@ -52,9 +66,9 @@ async def check_reach(part: str, service: str, target: str, tls: TlsConfig) -> l
     return [Finding(Level.OK, part, what, seen)]
 
 
-async def _missing(service: str, target: str, tls: TlsConfig) -> list[str]:
+async def _missing(service: str, checked: CheckedService, tls: TlsConfig) -> list[str]:
     missing = []
-    async with MeshChannel(target, tls) as channel:
+    async with MeshChannel(checked.target, tls, server_name=checked.server_name) as channel:
         stub = channel.stub(health_pb2_grpc.HealthStub)
         for name in _SERVED[service]:
             try:

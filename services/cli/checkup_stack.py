@@ -1,14 +1,17 @@
-"""Checks of a whole stack: its processes, and what only the consortium sees: witnesses and ledgers."""
+"""Checks of a whole centre: its processes, and what only the consortium sees: witnesses and ledgers."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from fedmesh.audit.v1 import audit_pb2
 
-from services.cli.checkup import check_network, check_settings, read_process
+from services.cli.centre import Centre, RemoteCentre
+from services.cli.checkup import check_certificate, check_network, check_settings, read_process
+from services.cli.checkup_centre import check_reach
 from services.cli.findings import Finding, Level
 from services.cli.mesh import stub
-from services.cli.reconciliation import compare_ledgers, reported_ledgers
+from services.cli.reconciliation import check_copies, compare_ledgers, reported_ledgers
 from services.cli.witnesses import known_rosters, log_key, look_at
 from services.common.errors import FedmeshError
 from services.common.grpc.client import call
@@ -27,6 +30,26 @@ async def check_stack(stack: Stack) -> list[Finding]:
     if all(parts[name].running for name in ("audit", "registry")):
         found += await _witnesses(stack)
         found += await _ledgers(stack)
+    return found
+
+
+async def check_remote(centre: RemoteCentre) -> list[Finding]:
+    """All checks of a centre elsewhere that can be made from here: by an operator's certificate, over the network."""
+    part, tls = "operator", centre.config.operator
+    found = await asyncio.to_thread(check_certificate, part, "operator", tls)
+    if any(item.level is Level.FAIL for item in found):
+        todo = "first the certificate, above: without one no service can be asked"
+        return [*found, Finding(Level.FAIL, part, "reaches services", "not tried", todo)]
+    away = set()
+    for service in SERVICES:
+        for item in await check_reach(part, service, centre.target(service), tls, centre.server_name(service)):
+            if item.level is Level.FAIL:
+                away.add(service)
+                tunnel = "; through a tunnel: is it open, and does `server_name` say what the certificate is for?"
+                item = replace(item, todo=item.todo + tunnel)
+            found.append(item)
+    if not away & {"audit", "registry"}:
+        found += [*await _witnesses(centre), *await _ledgers(centre)]
     return found
 
 
@@ -49,13 +72,13 @@ async def _process(path: Path, *, running: bool) -> list[Finding]:
     return [*found, *await check_network(process)] if running else found
 
 
-async def _witnesses(stack: Stack) -> list[Finding]:
+async def _witnesses(centre: Centre) -> list[Finding]:
     try:
-        async with stub(stack, "audit") as audit, stub(stack, "registry") as registry:
-            rosters = await known_rosters(stack, registry, None)
+        async with stub(centre, "audit") as audit, stub(centre, "registry") as registry:
+            rosters = await known_rosters(centre, registry, None)
             if not rosters:
                 return []
-            seen = await look_at(audit, log_key(stack), rosters)
+            seen = await look_at(audit, log_key(centre), rosters)
             alarms = await call(audit.ListAlarms, audit_pb2.ListAlarmsRequest(limit=1))
     except FedmeshError as error:
         return [_unseen("audit", "witnesses", error, "fedmesh audit status; call the hospitals")]
@@ -77,18 +100,22 @@ def _unseen(part: str, check: str, error: FedmeshError, todo: str) -> Finding:
     return Finding(Level.FAIL, part, check, error.message, todo)
 
 
-async def _ledgers(stack: Stack) -> list[Finding]:
+async def _ledgers(centre: Centre) -> list[Finding]:
     try:
-        async with stub(stack, "registry") as registry:
+        async with stub(centre, "registry") as registry:
             reported = await reported_ledgers(registry)
     except FedmeshError as error:
         return [_unseen("registry", "ledgers", error, "fedmesh privacy reconcile says more")]
-    folders = (stack.folder / "hospitals").glob("*")
-    homes = {path.name: path for path in folders if (path / LEDGER_FILE).is_file()}
+    if isinstance(centre, RemoteCentre):
+        verdicts = check_copies(reported)
+    else:
+        folders = (centre.folder / "hospitals").glob("*")
+        homes = {path.name: path for path in folders if (path / LEDGER_FILE).is_file()}
+        verdicts = compare_ledgers(homes, reported)
     todo = "fedmesh privacy reconcile; docs/runbooks/FedmeshLedgersDiffer.md"
     return [
         Finding(Level.OK, verdict.hospital_id, "ledger", verdict.text)
         if verdict.agrees
         else Finding(Level.FAIL, verdict.hospital_id, "ledger", verdict.text, todo)
-        for verdict in compare_ledgers(homes, reported)
+        for verdict in verdicts
     ]

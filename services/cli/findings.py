@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli.inspection import make_table
+from services.cli.tables import make_table
 
 
 class Level(StrEnum):

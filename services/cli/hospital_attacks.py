@@ -23,7 +23,7 @@ def attacks(
     The node runs tensorflow_privacy's attacks on the last version by itself, after the job. AUC 0.5 and advantage 0 are
     guessing. The figures are exact, not noised: nobody else has them, and they should not leave the hospital.
     """
-    from services.cli.inspection import make_table
+    from services.cli.tables import make_table
     from services.common.config import load_config
     from services.hospital_node.config import HospitalConfig
     from services.hospital_node.store.attacks import ATTACKS_FOLDER, load_reports

@@ -1,4 +1,4 @@
-"""`fedmesh hospital recover-ledger`: a privacy ledger that was lost for good, built again from what was reported."""
+"""`fedmesh hospital reconcile` and `recover-ledger`: the privacy ledger against what was reported of it."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -17,8 +17,34 @@ _RUNBOOK = "docs/runbooks/LedgerLost.md"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `fedmesh hospital`."""
+    """Add the commands to `fedmesh hospital`."""
+    app.command()(reconcile)
     app.command("recover-ledger")(recover_ledger)
+
+
+def reconcile(
+    config: Annotated[Path, typer.Option(help="The hospital node's configuration; the node may run")],
+) -> None:
+    """Compare this hospital's own ledger with what it reported to the registry. Exit code 1 for a difference.
+
+    Asked by the hospital's own certificate. Nothing is changed.
+    """
+    from fedmesh.registry.v1 import registry_pb2_grpc
+
+    from services.cli.reconciliation import ReportedLedgers, compare_ledgers, print_verdicts, reported_ledgers
+    from services.common.config import load_config
+    from services.common.grpc.client import MeshChannel
+    from services.hospital_node.config import HospitalConfig
+
+    settings = load_config(HospitalConfig, config)
+
+    async def ask() -> ReportedLedgers:
+        async with MeshChannel(settings.registry.target, settings.tls) as channel:
+            return await reported_ledgers(channel.stub(registry_pb2_grpc.RegistryServiceStub))
+
+    reported = asyncio.run(ask())
+    if not print_verdicts(compare_ledgers({settings.hospital_id: settings.data_dir}, reported)):
+        raise typer.Exit(1)
 
 
 def recover_ledger(
@@ -60,8 +86,8 @@ def recover_ledger(
 
 
 def _show(look: "Outlook", hospital_id: str) -> None:
-    from services.cli.inspection import make_table
     from services.cli.reconciliation import rows_of
+    from services.cli.tables import make_table
 
     console = Console()
     head = look.reported.head

@@ -1,17 +1,16 @@
-"""Model versions, `fedmesh rounds`, `jobs`: look at what a stack holds, running or not."""
+"""Model versions, `fedmesh rounds`, `jobs`: look at what a centre holds; a stack need not run."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from fedmesh.registry.v1 import registry_pb2
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from services.cli.centre import CentreFile, Place, find_place, require_nowhere
 from services.cli.mesh import ask, or_why
-from services.cli.stack import DEMO_DIR, Folder
+from services.cli.stack import DEMO_DIR, DemoDir
+from services.cli.tables import make_table
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
 from services.plans.staleness import WEIGHT_UNITS, weight_units
@@ -27,13 +26,13 @@ def register(app: typer.Typer) -> None:
     app.command()(jobs)
 
 
-def list_versions(folder: Path, limit: int) -> None:
+def list_versions(place: Place, limit: int) -> None:
     """Print model versions, newest first."""
 
     async def read(registry: Any) -> Any:
         return await call(registry.ListModelVersions, registry_pb2.ListModelVersionsRequest(page_size=limit))
 
-    answer = ask(stack_dir(folder), "registry", read, _NEEDS)
+    answer = ask(place, "registry", read, _NEEDS)
     by_job: dict[str, list[registry_pb2.ModelVersion]] = {}
     for version in answer.model_versions:
         by_job.setdefault(version.job_id, []).append(version)
@@ -59,12 +58,14 @@ def list_versions(folder: Path, limit: int) -> None:
 @rounds_app.callback(invoke_without_command=True)
 def rounds(
     context: typer.Context,
-    folder: Folder = DEMO_DIR,
+    folder: DemoDir = None,
     job: Annotated[str, typer.Option(help="Job, or its first characters; the newest job by default")] = "",
     limit: Limit = 500,
+    centre: CentreFile = None,
 ) -> None:
     """List the committed rounds of a job with their metrics; `watch` follows a job while it runs."""
     if context.invoked_subcommand is not None:
+        require_nowhere(folder, centre, context.invoked_subcommand)
         return
 
     async def read(registry: Any) -> Any:
@@ -75,7 +76,7 @@ def rounds(
         asked = call(registry.ListMetrics, registry_pb2.ListMetricsRequest(job_id=job_id))
         return found.rounds, *await or_why(asked)
 
-    found, metrics, unmeasured = ask(stack_dir(folder), "registry", read, _NEEDS)
+    found, metrics, unmeasured = ask(find_place(folder, centre, DEMO_DIR), "registry", read, _NEEDS)
     by_version: dict[int, dict[str, float]] = {}
     for metric in metrics.metrics if metrics else ():
         by_version.setdefault(metric.version, {})[metric.name] = metric.value
@@ -122,13 +123,13 @@ def ages(done: registry_pb2.CommittedRound) -> str:
     )
 
 
-def jobs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
+def jobs(folder: DemoDir = None, limit: Limit = 20, centre: CentreFile = None) -> None:
     """List jobs, newest first."""
 
     async def read(registry: Any) -> Any:
         return await call(registry.ListJobs, registry_pb2.ListJobsRequest(page_size=limit))
 
-    answer = ask(stack_dir(folder), "registry", read, _NEEDS)
+    answer = ask(find_place(folder, centre, DEMO_DIR), "registry", read, _NEEDS)
     table = make_table("job", "plan", "status", "rounds", "hospitals", "reason")
     for found in answer.jobs:
         table.add_row(
@@ -148,16 +149,3 @@ async def newest_job(registry: Any) -> str:
     if not answer.jobs:
         raise FedmeshError(Code.NOT_FOUND, "no job was ever started here")
     return str(answer.jobs[0].job_id)
-
-
-def stack_dir(folder: Path) -> Path:
-    """The demo keeps its stack in a folder of its own."""
-    return folder / "stack" if (folder / "stack").is_dir() else folder
-
-
-def make_table(*columns: str) -> Table:
-    """A table with little between its columns, whose cells wrap in a narrow terminal."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from services.cli import roster
-from services.cli.inspection import Limit, make_table, stack_dir
-from services.cli.mesh import PATIENCE_S, ask, awake, or_why, stub
-from services.cli.stack import DEMO_DIR, Folder
+from services.cli.centre import Centre, CentreFile, find_place
+from services.cli.inspection import Limit
+from services.cli.mesh import PATIENCE_S, ask, or_why, reach, stub
+from services.cli.stack import DEMO_DIR, DemoDir
+from services.cli.tables import make_table
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
 from services.embedded.stack import Stack
@@ -32,10 +34,10 @@ def register(app: typer.Typer) -> None:
     app.command()(epochs)
 
 
-def hospitals(folder: Folder = DEMO_DIR) -> None:
+def hospitals(folder: DemoDir = None, centre: CentreFile = None) -> None:
     """List hospitals: standing, strikes that count now, whether they are connected, what is left of their budget."""
-    with awake(stack_dir(folder), _NEEDS) as stack:
-        seen = asyncio.run(_look(stack))
+    with reach(find_place(folder, centre, DEMO_DIR), _NEEDS) as opened:
+        seen = asyncio.run(_look(opened))
     table = make_table(
         "hospital", "standing", "strikes", "connected (UTC)", "epsilon left", _CERTIFICATE, "display name"
     )
@@ -86,29 +88,29 @@ class _Seen:
         )
 
 
-async def _look(stack: Stack) -> _Seen:
+async def _look(centre: Centre) -> _Seen:
     """The hospitals, what they have left, and who is connected."""
-    async with stub(stack, "registry") as registry:
+    async with stub(centre, "registry") as registry:
         listed = await call(registry.ListHospitals, registry_pb2.ListHospitalsRequest())
-    if any(part.name == "coordinator" and part.running for part in stack.status()):
-        connected, unseen = await or_why(_connected(stack))
-    else:
+    if isinstance(centre, Stack) and not any(part.name == "coordinator" and part.running for part in centre.status()):
         connected, unseen = None, "the coordinator does not run"
-    budgets, unread = await or_why(_budgets(stack))
+    else:
+        connected, unseen = await or_why(_connected(centre))
+    budgets, unread = await or_why(_budgets(centre))
     told = (("who is connected", unseen), ("epsilon left", unread))
     return _Seen(listed.hospitals, connected, budgets, tuple(f"{what}: {why}" for what, why in told if why))
 
 
-async def _connected(stack: Stack) -> dict[str, str]:
+async def _connected(centre: Centre) -> dict[str, str]:
     """Since when hospitals are connected."""
-    async with stub(stack, "coordinator") as coordinator:
+    async with stub(centre, "coordinator") as coordinator:
         answer = await call(coordinator.ListParticipants, coordinator_pb2.ListParticipantsRequest())
     return {item.hospital_id: f"{item.connected_at.ToDatetime():%Y-%m-%d %H:%M}" for item in answer.participants}
 
 
-async def _budgets(stack: Stack) -> budget_pb2.ListBudgetsResponse:
+async def _budgets(centre: Centre) -> budget_pb2.ListBudgetsResponse:
     """What hospitals have left. A registry that has just started reads their ledgers first."""
-    async with stub(stack, "budgets") as budgets:
+    async with stub(centre, "budgets") as budgets:
         answer: budget_pb2.ListBudgetsResponse = await call(
             budgets.ListBudgets, budget_pb2.ListBudgetsRequest(), patience_s=PATIENCE_S
         )
@@ -126,8 +128,9 @@ def _until(found: registry_pb2.Hospital) -> str:
 
 @roster.app.command()
 def show(
-    folder: Folder = DEMO_DIR,
+    folder: DemoDir = None,
     version: Annotated[int, typer.Option(min=0, help="Version; the present one by default")] = 0,
+    centre: CentreFile = None,
 ) -> None:
     """Show a roster: its members, their keys, and who signed it."""
 
@@ -135,7 +138,7 @@ def show(
         asked = registry_pb2.ListRostersRequest(after_version=max(0, version - 1))
         return (await call(registry.ListRosters, asked)).rosters
 
-    listed = ask(stack_dir(folder), "registry", read, _NEEDS)
+    listed = ask(find_place(folder, centre, DEMO_DIR), "registry", read, _NEEDS)
     if not listed:
         what = f"there is no roster of version {version}" if version else "there is no roster yet"
         raise FedmeshError(Code.NOT_FOUND, f"{what}: it is published once hospitals have signed it")
@@ -154,7 +157,7 @@ def show(
     console.print(table)
 
 
-def epochs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
+def epochs(folder: DemoDir = None, limit: Limit = 20, centre: CentreFile = None) -> None:
     """List the key epochs of the present roster, newest first, and say when one is due."""
 
     async def read(registry: Any) -> Any:
@@ -165,7 +168,7 @@ def epochs(folder: Folder = DEMO_DIR, limit: Limit = 20) -> None:
             found.append(parse(EpochStatement, (await call(registry.GetEpoch, asked)).epoch.statement))
         return newest, found
 
-    newest, found = ask(stack_dir(folder), "registry", read, _NEEDS)
+    newest, found = ask(find_place(folder, centre, DEMO_DIR), "registry", read, _NEEDS)
     table = make_table("epoch", "maker", "parameter set", "public key", "keys (SHA-256)")
     for epoch in found:
         public = "no" if epoch.public_key is None else "yes"

@@ -11,9 +11,10 @@ from fedmesh.registry.v1 import enrolment_pb2, membership_pb2, registry_pb2
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli.inspection import make_table, stack_dir
-from services.cli.mesh import OPERATOR, ask
-from services.cli.stack import UP_DIR, Folder
+from services.cli.centre import OPERATOR, CentreFile, Place, RemoteCentre, find_place
+from services.cli.mesh import ask
+from services.cli.stack import UP_DIR, UpDir
+from services.cli.tables import make_table
 from services.cli.tokens import Token
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
@@ -30,7 +31,9 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 Hospital = Annotated[str, typer.Argument(help="The hospital's name, as in its certificate")]
 Reason = Annotated[str, typer.Option(help="Why, for the audit log")]
-Operator = Annotated[str, typer.Option(help="Whose certificate calls; where people sign in, they count and not it")]
+Operator = Annotated[
+    str, typer.Option(help="Whose certificate of a stack calls; where people sign in, they count and not it")
+]
 
 _DONE: Final = {
     membership_pb2.MEMBERSHIP_CHANGE_KIND_INVITE: "{hospital} may enrol once, until {until:%Y-%m-%d %H:%M} UTC.",
@@ -44,12 +47,13 @@ _DONE: Final = {
 def register(
     hospital: Hospital,
     name: Annotated[str, typer.Option(help="Its name for people")] = "",
-    folder: Folder = UP_DIR,
+    folder: UpDir = None,
     operator: Operator = OPERATOR,
+    centre: CentreFile = None,
 ) -> None:
     """Note a hospital's name. It can enrol once it is invited, which takes two people."""
     request = registry_pb2.RegisterHospitalRequest(request_id=new_id(), hospital_id=hospital, display_name=name)
-    _tell(folder, "registry", "RegisterHospital", request, operator)
+    _tell(find_place(folder, centre, UP_DIR), "registry", "RegisterHospital", request, operator)
     typer.echo(f"{hospital} is registered. Next: fedmesh members invite {hospital}")
 
 
@@ -61,8 +65,9 @@ def invite(
         str, typer.Option(help="How long the token may be used once it is approved, such as 30m, 24h or 7d")
     ] = "24h",
     reason: Annotated[str, typer.Option(help="Why, for whoever approves and for the audit log")] = "",
-    folder: Folder = UP_DIR,
+    folder: UpDir = None,
     operator: Operator = OPERATOR,
+    centre: CentreFile = None,
 ) -> None:
     """Propose that a registered hospital may enrol, once. When it is approved, its earlier open invitation ends.
 
@@ -70,25 +75,32 @@ def invite(
     then enrol as this hospital: bring it by a way that only the hospital's admin can read, and the authority's file by
     one that nobody can change.
     """
+    place = find_place(folder, centre, UP_DIR)
+    found = place if isinstance(place, RemoteCentre) else Stack(place)
     token = Token.generate(require_name(hospital, "hospital"))
     valid_s = _seconds(valid)
     # First the file: a token that nobody has would be of no use.
     _write_token(out, token)
     try:
-        change = _propose(folder, operator, "INVITE", hospital, reason, token_sha256=token.sha256, valid_s=valid_s)
+        change = _propose(place, operator, "INVITE", hospital, reason, token_sha256=token.sha256, valid_s=valid_s)
     except FedmeshError:
         out.unlink()
         raise
-    stack = Stack(stack_dir(folder))
     typer.echo(f"Proposed that {hospital} may enrol once. Once it is approved, give its admin")
     typer.echo(f"  the token:      {out}")
-    typer.echo(f"  the authority:  {stack.ca_file}")
-    typer.echo(f"  the address:    {stack.target(ENROLMENT)}")
+    typer.echo(f"  the authority:  {found.ca_file}")
+    typer.echo(f"  the address:    {_door(found)}")
     _next(change)
 
 
 @app.command()
-def suspend(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
+def suspend(
+    hospital: Hospital,
+    reason: Reason,
+    folder: UpDir = None,
+    operator: Operator = OPERATOR,
+    centre: CentreFile = None,
+) -> None:
     """Refuse a hospital everywhere within seconds, until it is reinstated. The others get new keys.
 
     What was proposed about it ends, also when it is suspended already: who suspends it anew may know something new.
@@ -96,24 +108,36 @@ def suspend(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operato
     request = registry_pb2.SetHospitalStatusRequest(
         request_id=new_id(), hospital_id=hospital, status=registry_pb2.HOSPITAL_STATUS_SUSPENDED, reason=reason
     )
-    _tell(folder, "registry", "SetHospitalStatus", request, operator)
+    _tell(find_place(folder, centre, UP_DIR), "registry", "SetHospitalStatus", request, operator)
     typer.echo(
         f"{hospital} is suspended: every service refuses it within seconds, and the next keys are made without it."
     )
 
 
 @app.command()
-def reinstate(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
+def reinstate(
+    hospital: Hospital,
+    reason: Reason,
+    folder: UpDir = None,
+    operator: Operator = OPERATOR,
+    centre: CentreFile = None,
+) -> None:
     """Propose that a suspended hospital takes part again. Its strikes are then forgotten."""
-    change = _propose(folder, operator, "REINSTATE", hospital, reason)
+    change = _propose(find_place(folder, centre, UP_DIR), operator, "REINSTATE", hospital, reason)
     typer.echo(f"Proposed that {hospital} takes part again.")
     _next(change)
 
 
 @app.command()
-def remove(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
+def remove(
+    hospital: Hospital,
+    reason: Reason,
+    folder: UpDir = None,
+    operator: Operator = OPERATOR,
+    centre: CentreFile = None,
+) -> None:
     """Propose that a hospital is refused for good. To refuse it at once, suspend it first."""
-    change = _propose(folder, operator, "REMOVE", hospital, reason)
+    change = _propose(find_place(folder, centre, UP_DIR), operator, "REMOVE", hospital, reason)
     typer.echo(
         f"Proposed that {hospital} is removed for good. It is refused once this is approved; to refuse it at once,"
     )
@@ -124,10 +148,14 @@ def remove(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator
 
 
 @app.command()
-def changes(folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
+def changes(folder: UpDir = None, operator: Operator = OPERATOR, centre: CentreFile = None) -> None:
     """List what was proposed, newest first, and who approved it."""
     answer = _tell(
-        folder, "membership", "ListMembershipChanges", membership_pb2.ListMembershipChangesRequest(), operator
+        find_place(folder, centre, UP_DIR),
+        "membership",
+        "ListMembershipChanges",
+        membership_pb2.ListMembershipChangesRequest(),
+        operator,
     )
     table = make_table("change", "what", "why", "proposed by", "state")
     table.columns[0].no_wrap = True
@@ -142,31 +170,46 @@ def changes(folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
 @app.command()
 def approve(
     change: Annotated[str, typer.Argument(help="The change's id: `fedmesh members changes` lists them")],
-    folder: Folder = UP_DIR,
+    folder: UpDir = None,
     operator: Operator = OPERATOR,
+    centre: CentreFile = None,
 ) -> None:
     """Approve a change that another operator proposed; it takes effect at once."""
     request = membership_pb2.ApproveMembershipChangeRequest(request_id=new_id(), change_id=change)
-    done = _tell(folder, "membership", "ApproveMembershipChange", request, operator).change
+    done = _tell(find_place(folder, centre, UP_DIR), "membership", "ApproveMembershipChange", request, operator).change
     typer.echo(_DONE[done.kind].format(hospital=done.hospital_id, until=done.token_expires_at.ToDatetime()))
 
 
 @app.command()
-def revoke(hospital: Hospital, reason: Reason, folder: Folder = UP_DIR, operator: Operator = OPERATOR) -> None:
+def revoke(
+    hospital: Hospital,
+    reason: Reason,
+    folder: UpDir = None,
+    operator: Operator = OPERATOR,
+    centre: CentreFile = None,
+) -> None:
     """Make all certificates of a hospital worthless, and its open invitation: when somebody may have copied its key."""
     request = enrolment_pb2.RevokeCertificatesRequest(request_id=new_id(), hospital_id=hospital, reason=reason)
-    _tell(folder, "credentials", "RevokeCertificates", request, operator)
+    _tell(find_place(folder, centre, UP_DIR), "credentials", "RevokeCertificates", request, operator)
     typer.echo(f"The certificates of {hospital} are refused within seconds. Next: fedmesh members invite {hospital}")
 
 
+def _door(found: Stack | RemoteCentre) -> str:
+    """Where hospitals enrol, as far as it is known here."""
+    try:
+        return found.target(ENROLMENT)
+    except FedmeshError as error:
+        return f"HOST:PORT, from who runs the centre: {error.message}"
+
+
 def _propose(
-    folder: Path, operator: str, kind: str, hospital: str, reason: str, **facts: Any
+    place: Place, operator: str, kind: str, hospital: str, reason: str, **facts: Any
 ) -> membership_pb2.MembershipChange:
     number = membership_pb2.MembershipChangeKind.Value(f"MEMBERSHIP_CHANGE_KIND_{kind}")
     request = membership_pb2.ProposeMembershipChangeRequest(
         request_id=new_id(), kind=number, hospital_id=hospital, reason=reason, **facts
     )
-    answer = _tell(folder, "membership", "ProposeMembershipChange", request, operator)
+    answer = _tell(place, "membership", "ProposeMembershipChange", request, operator)
     change: membership_pb2.MembershipChange = answer.change
     return change
 
@@ -189,11 +232,11 @@ def _state(change: membership_pb2.MembershipChange) -> str:
     return "expired" if ending <= datetime.now(UTC) else f"open until {ending:%Y-%m-%d %H:%M} UTC"
 
 
-def _tell(folder: Path, service: str, method: str, request: Any, operator: str) -> Any:
+def _tell(place: Place, service: str, method: str, request: Any, operator: str) -> Any:
     async def go(opened: Any) -> Any:
         return await call(getattr(opened, method), request)
 
-    return ask(stack_dir(folder), service, go, _NEEDS, operator)
+    return ask(place, service, go, _NEEDS, operator)
 
 
 def _seconds(text: str) -> int:

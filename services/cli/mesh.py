@@ -1,4 +1,4 @@
-"""What every command needs to talk to a stack: stubs with an operator's certificate, the stack started if it sleeps."""
+"""What every command needs to talk to a centre: stubs with an operator's certificate, a stack started if it sleeps."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -17,15 +17,16 @@ from fedmesh.registry.v1 import (
 )
 
 from services.cli import session
+from services.cli.centre import OPERATOR, Centre, Place, RemoteCentre
 from services.common.config import PostgresConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel
+from services.common.grpc.server import MAX_MESSAGE_BYTES
 from services.embedded.guard import Guard
 from services.embedded.stack import Stack
 
 ResultT = TypeVar("ResultT")
 
-OPERATOR: Final = "operator"
 # For a service that has just started and does not know yet which hospitals to let in, or that fails over.
 PATIENCE_S: Final = 20.0
 # A stub by the name of its service, and the process that serves it.
@@ -41,15 +42,48 @@ _STUBS: Final = {
 }
 
 
+def connect(
+    centre: Centre,
+    service: str,
+    *,
+    tls: TlsConfig | None = None,
+    operator: str = OPERATOR,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+) -> MeshChannel:
+    """A channel to one service, as an operator who may have signed in, unless another certificate is given."""
+    process = _SERVED_BY.get(service, service)
+    remote = centre if isinstance(centre, RemoteCentre) else None
+    bearer = remote.bearer if remote else session.bearer_if_any
+    return MeshChannel(
+        centre.target(process),
+        tls or centre.operator(operator),
+        max_message_bytes=max_message_bytes,
+        bearer=bearer if tls is None else None,
+        server_name=remote.server_name(process) if remote else None,
+    )
+
+
 @asynccontextmanager
 async def stub(
-    stack: Stack, service: str, tls: TlsConfig | None = None, operator: str = OPERATOR
+    centre: Centre, service: str, tls: TlsConfig | None = None, operator: str = OPERATOR
 ) -> AsyncIterator[Any]:
-    """A stub of one service, called as an operator who may have signed in, unless another certificate is given."""
-    bearer = session.bearer_if_any if tls is None else None
-    target = stack.target(_SERVED_BY.get(service, service))
-    async with MeshChannel(target, tls or stack.operator(operator), bearer=bearer) as channel:
+    """A stub of one service, called as `connect` says."""
+    async with connect(centre, service, tls=tls, operator=operator) as channel:
         yield channel.stub(_STUBS[service])
+
+
+@contextmanager
+def reach(place: Place, services: Sequence[str]) -> Iterator[Centre]:
+    """The centre at a place with some services serving: a stack that sleeps is woken, as by `awake`.
+
+    Raises: FedmeshError as `awake`; what cannot be reached elsewhere with a word on how to find out why.
+    """
+    if isinstance(place, RemoteCentre):
+        with _told_where(place):
+            yield place
+        return
+    with awake(place, services) as stack:
+        yield stack
 
 
 @contextmanager
@@ -61,7 +95,9 @@ def awake(folder: Path, services: Sequence[str]) -> Iterator[Stack]:
     stack = Stack(folder)
     if not stack.exists():
         raise FedmeshError(
-            Code.NOT_FOUND, f"there is no stack in {folder}: run `fedmesh demo` or `fedmesh up`, or name another --dir"
+            Code.NOT_FOUND,
+            f"there is no stack in {folder}: run `fedmesh demo` or `fedmesh up`, name another --dir, or name a centre "
+            "elsewhere by --centre",
         )
     running = {part.name for part in stack.status() if part.running}
     if set(services) <= running:
@@ -81,6 +117,21 @@ def awake(folder: Path, services: Sequence[str]) -> Iterator[Stack]:
     finally:
         borrowed.stop()
         guard.close()
+
+
+@contextmanager
+def _told_where(centre: RemoteCentre) -> Iterator[None]:
+    """What cannot be reached elsewhere is the network's matter more often than the service's: say how to find out."""
+    try:
+        yield
+    except FedmeshError as error:
+        if error.code not in (Code.SERVICE_UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+            raise
+        raise FedmeshError(
+            error.code,
+            f"{error.message}; `fedmesh doctor --centre {centre.file}` says which service cannot be reached",
+            **error.detail,
+        ) from error
 
 
 @contextmanager
@@ -105,20 +156,20 @@ def database_of(folder: Path) -> Iterator[tuple[Stack, PostgresConfig]]:
 
 
 def ask(
-    folder: Path,
+    place: Place,
     service: str,
     question: Callable[[Any], Coroutine[Any, Any, ResultT]],
     needs: Sequence[str] = (),
     operator: str = OPERATOR,
 ) -> ResultT:
-    """Run one question against one service of a stack, waking it if need be. operator: whose certificate calls."""
+    """Run one question against one service, waking a stack if need be. operator: whose certificate calls."""
 
-    async def go(stack: Stack) -> ResultT:
-        async with stub(stack, service, operator=operator) as opened:
+    async def go(centre: Centre) -> ResultT:
+        async with stub(centre, service, operator=operator) as opened:
             return await question(opened)
 
-    with awake(folder, needs or (service,)) as stack:
-        return asyncio.run(go(stack))
+    with reach(place, needs or (service,)) as centre:
+        return asyncio.run(go(centre))
 
 
 async def or_why(question: Coroutine[Any, Any, ResultT]) -> tuple[ResultT | None, str]:

@@ -21,6 +21,7 @@ from fedmesh.registry.v1 import (
 from google.protobuf.descriptor import ServiceDescriptor
 
 from services.cli import session
+from services.cli.centre import CentreFile, load_centre, named_centre, usual_file
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import Rule, load_policy
 from services.common.people.device import Client, Device
@@ -58,19 +59,36 @@ def login(
     scope: Annotated[str, typer.Option(help="Scopes to ask for")] = "openid offline_access",
     token: Annotated[str, typer.Option(help="Which token the mesh reads: `access` or `id`")] = "access",  # noqa: S107 - a kind of token
     ca: Annotated[Path | None, typer.Option(help="PEM file with the authorities of the issuer's HTTPS")] = None,
+    centre: CentreFile = None,
 ) -> None:
-    """Sign in with a browser on any device; other commands then act in your name."""
+    """Sign in with a browser on any device; other commands then act in your name.
+
+    Without --issuer it goes where the centre's file says (`sign_in`), else where the session before went.
+    """
     if token not in ("access", "id"):
         raise FedmeshError(Code.INVALID_ARGUMENT, f"--token {token}: use access or id")
     if bool(issuer) != bool(client_id):
         raise FedmeshError(Code.INVALID_ARGUMENT, "--issuer and --client-id go together")
-    client = Client(issuer, client_id, scope, token, ca.absolute() if ca else None) if issuer else _client_before()
+    if issuer and centre is not None:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "--issuer and --centre exclude each other: the file names an issuer")
+    given = Client(issuer, client_id, scope, token, ca.absolute() if ca else None) if issuer else None
+    client = given or _client_of_centre(centre) or _client_before()
     device = Device(client)
     invitation = device.invite()
     typer.echo(f"Open {invitation.url} and enter the code {invitation.code}")
     typer.echo(f"The code is good for {max(0.0, invitation.ends_at - time.time()) / 60:.0f} minutes. Waiting ...")
     path = session.save(client, device.wait(invitation))
     typer.echo(f"Signed in. The session is in {path}")
+
+
+def _client_of_centre(centre: Path | None) -> Client | None:
+    """Who signs people in at the centre that the option, the environment or the usual file names, if one does."""
+    named = named_centre(centre)
+    if named is not None and (centre is not None or named.config.sign_in is not None):
+        return named.client()
+    if usual_file().exists() and session.load() is None:
+        return load_centre(usual_file()).client()
+    return None
 
 
 def _client_before() -> Client:

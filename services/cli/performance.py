@@ -10,9 +10,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.inspection import make_table, newest_job, stack_dir
-from services.cli.mesh import awake, stub
-from services.cli.stack import DEMO_DIR, Folder
+from services.cli.centre import CentreFile, find_place
+from services.cli.inspection import newest_job
+from services.cli.mesh import reach, stub
+from services.cli.stack import DEMO_DIR, DemoDir
+from services.cli.tables import make_table
 from services.cli.versions import find_job
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
@@ -31,15 +33,16 @@ def performance(
     hospital: Annotated[str, typer.Option(help="Only of this hospital")] = "",
     by_day: Annotated[bool, typer.Option("--by-day", help="Days of the job instead of versions")] = False,
     days: Annotated[int, typer.Option(min=1, max=3660, help="How many days back, with --by-day or --model")] = 90,
-    folder: Folder = DEMO_DIR,
+    folder: DemoDir = None,
+    centre: CentreFile = None,
 ) -> None:
     """Show what was measured of each version, of the joint model and of each hospital, over time."""
     if job and model:
         raise FedmeshError(Code.INVALID_ARGUMENT, "a job and --model exclude each other")
-    with awake(stack_dir(folder), _NEEDS) as stack:
+    with reach(find_place(folder, centre, DEMO_DIR), _NEEDS) as opened:
 
         async def read() -> RenderableType:
-            async with stub(stack, "registry") as registry, stub(stack, "performance") as service:
+            async with stub(opened, "registry") as registry, stub(opened, "performance") as service:
                 if model:
                     return await _by_day(service, name, hospital, days, model=model)
                 found = await find_job(registry, job) if job else await newest_job(registry)

@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.cli.inspection import make_table, stack_dir
+from services.cli.centre import CentreFile, Place, RemoteCentre, find_place
 from services.cli.mesh import ask
-from services.cli.stack import DEMO_DIR, Folder
+from services.cli.stack import DEMO_DIR, DemoDir
+from services.cli.tables import make_table
 from services.common.errors import Code, FedmeshError
 from services.common.ids import require_name
 from services.hospital_node.store.ledger import LedgerRow, read_ledger
@@ -21,13 +22,15 @@ _NEEDS = ("audit", "registry")
 
 @app.command()
 def ledger(
-    folder: Folder = DEMO_DIR,
+    folder: DemoDir = None,
     registry: Annotated[
         bool, typer.Option("--registry", help="What hospitals reported to the registry, not their own ledgers")
     ] = False,
+    centre: CentreFile = None,
 ) -> None:
     """Show what has been reserved and spent on each hospital's patients, by the hospitals' own ledgers."""
-    found = _reported_rows(folder) if registry else _own_rows(folder)
+    place = find_place(folder, centre, DEMO_DIR)
+    found = _reported_rows(place) if registry else _own_rows(place)
     table = make_table("population", "job", "epsilon", "delta", "f", "charged", "spent", "state")
     for row in found:
         table.add_row(*_ledger_cells(row))
@@ -41,51 +44,44 @@ def ledger(
 
 
 @app.command()
-def reconcile(folder: Folder = DEMO_DIR) -> None:
+def reconcile(folder: DemoDir = None, centre: CentreFile = None) -> None:
     """Compare the hospitals' own ledgers with what they reported to the registry. Exit code 1 for a difference.
 
-    Entries that were not reported yet are no difference: the hospital's node reports them.
+    Entries that were not reported yet are no difference: the hospital's node reports them. Of a centre elsewhere the
+    hospitals' ledgers are not here: the registry's copies are checked by themselves, and each hospital compares its own
+    by `fedmesh hospital reconcile`.
     """
-    from services.cli.reconciliation import compare_ledgers, reported_ledgers
+    from services.cli.reconciliation import check_copies, compare_ledgers, print_verdicts, reported_ledgers
 
-    homes = {path.name: path for path in _homes(folder)}
-    verdicts = compare_ledgers(homes, ask(stack_dir(folder), "registry", reported_ledgers, _NEEDS))
-    table = make_table("hospital", "own entries", "registry's", "signed", "uncharged", "verdict")
-    for verdict in verdicts:
-        colour = "green" if verdict.agrees else "red"
-        table.add_row(
-            verdict.hospital_id,
-            str(verdict.own),
-            str(verdict.reported),
-            "yes" if verdict.signed else "no",
-            str(verdict.uncharged),
-            f"[{colour}]{verdict.text}[/{colour}]",
-        )
-    console = Console()
-    console.print(table)
-    console.print(
-        "[dim]signed: the registry's newest entry carries the hospital's signature. uncharged: contributions to "
-        "private rounds for which no charge was reported.[/dim]"
-    )
-    if not all(verdict.agrees for verdict in verdicts):
+    place = find_place(folder, centre, DEMO_DIR)
+    if isinstance(place, RemoteCentre):
+        verdicts = check_copies(ask(place, "registry", reported_ledgers, _NEEDS))
+    else:
+        homes = {path.name: path for path in _homes(place)}
+        verdicts = compare_ledgers(homes, ask(place, "registry", reported_ledgers, _NEEDS))
+    if not print_verdicts(verdicts):
         raise typer.Exit(1)
 
 
 def _homes(folder: Path) -> list[Path]:
-    homes = sorted(path for path in (stack_dir(folder) / "hospitals").glob("*") if path.is_dir())
+    homes = sorted(path for path in (folder / "hospitals").glob("*") if path.is_dir())
     if not homes:
         raise FedmeshError(Code.NOT_FOUND, f"no hospital has a ledger in {folder}")
     return homes
 
 
-def _own_rows(folder: Path) -> list[LedgerRow]:
-    return [row for home in _homes(folder) for row in read_ledger(home)]
+def _own_rows(place: Place) -> list[LedgerRow]:
+    if isinstance(place, RemoteCentre):
+        raise FedmeshError(
+            Code.INVALID_ARGUMENT, "a hospital's own ledger is at the hospital; --registry shows what it reported"
+        )
+    return [row for home in _homes(place) for row in read_ledger(home)]
 
 
-def _reported_rows(folder: Path) -> list[LedgerRow]:
+def _reported_rows(place: Place) -> list[LedgerRow]:
     from services.cli.reconciliation import reported_ledgers, rows_of
 
-    reported = ask(stack_dir(folder), "registry", reported_ledgers, _NEEDS)
+    reported = ask(place, "registry", reported_ledgers, _NEEDS)
     if not any(ledger.entries for ledger in reported.ledgers):
         raise FedmeshError(Code.NOT_FOUND, "no hospital has reported anything to this registry")
     return [row for ledger in reported.ledgers for row in rows_of(ledger.entries)]

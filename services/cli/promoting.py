@@ -6,22 +6,19 @@ from contextlib import asynccontextmanager
 from fedmesh.registry.v1 import promotion_pb2 as pm
 from fedmesh.registry.v1 import promotion_pb2_grpc, registry_pb2_grpc
 
-from services.cli import session
-from services.cli.mesh import PATIENCE_S
+from services.cli.centre import Centre
+from services.cli.mesh import PATIENCE_S, connect
 from services.cli.versions import Registry
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import MeshChannel, call
+from services.common.grpc.client import call
 from services.common.grpc.server import MAX_RECORD_BYTES
 from services.common.ids import new_id
-from services.embedded.stack import Stack
 
 
 @asynccontextmanager
-async def registry_as(stack: Stack, operator: str) -> AsyncIterator[Registry]:
-    """The registry of a stack, called with an operator's certificate."""
-    tls = stack.operator(operator)
-    target, bearer = stack.target("registry"), session.bearer_if_any
-    async with MeshChannel(target, tls, max_message_bytes=MAX_RECORD_BYTES, bearer=bearer) as channel:
+async def registry_as(centre: Centre, operator: str) -> AsyncIterator[Registry]:
+    """The registry of a centre, called with an operator's certificate."""
+    async with connect(centre, "registry", operator=operator, max_message_bytes=MAX_RECORD_BYTES) as channel:
         yield Registry(
             channel.stub(registry_pb2_grpc.RegistryServiceStub), channel.stub(promotion_pb2_grpc.PromotionServiceStub)
         )

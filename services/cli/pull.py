@@ -12,7 +12,7 @@ from fedmesh.registry.v1 import promotion_pb2, promotion_pb2_grpc, registry_pb2,
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli.inspection import stack_dir
+from services.cli.centre import stack_dir
 from services.cli.lineage import Recorded, as_json, build
 from services.cli.mesh import awake
 from services.cli.receipts import Asker, read_asker

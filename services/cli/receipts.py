@@ -10,7 +10,7 @@ from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.registry.v1 import registry_pb2, registry_pb2_grpc
 from rich.console import Console
 
-from services.cli.inspection import stack_dir
+from services.cli.centre import stack_dir
 from services.cli.mesh import PATIENCE_S, awake
 from services.cli.stack import DEMO_DIR, Folder
 from services.cli.witnesses import look_at

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmesh.registry.v1 import registry_pb2
+from rich.console import Console
 
+from services.cli.tables import make_table
 from services.common.grpc.client import call
 from services.hospital_node.store.ledger import LEDGER_FILE, LedgerRow, read_entries
 from services.privacy.chain import CHARGED, RECOVERED, RESERVED, Entry, Head
@@ -33,10 +35,13 @@ class ReportedLedgers:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a hospital's own ledger and the registry's copy compare; own, reported: numbers of entries."""
+    """How a hospital's own ledger and the registry's copy compare; own, reported: numbers of entries.
+
+    own: None where the hospital's own ledger is not at hand.
+    """
 
     hospital_id: str
-    own: int
+    own: int | None
     reported: int
     signed: bool
     uncharged: int
@@ -45,7 +50,7 @@ class Verdict:
 
 
 async def reported_ledgers(registry: Any) -> ReportedLedgers:
-    """Everything that the registry has, whose chains are checked. Asked as an operator."""
+    """Everything that the registry has and shows: to an operator all of it, to a hospital its own."""
     rosters = (await call(registry.ListRosters, registry_pb2.ListRostersRequest())).rosters
     keys: dict[str, set[str]] = defaultdict(set)
     for roster in rosters:
@@ -95,9 +100,30 @@ def compare_ledgers(homes: Mapping[str, Path], reported: ReportedLedgers) -> lis
     return verdicts
 
 
+def check_copies(reported: ReportedLedgers) -> list[Verdict]:
+    """One verdict a hospital on the registry's copies by themselves, without the hospitals' own ledgers."""
+    return [
+        Verdict(item.hospital_id, None, len(item.entries), item.signed, item.uncharged, *_check_copy(item))
+        for item in reported.ledgers
+    ]
+
+
+def _check_copy(ledger: Reported) -> tuple[bool, str]:
+    if not _is_signed_chain(ledger):
+        return False, "the registry's copy is not what the hospital signed"
+    if ledger.uncharged:
+        # Of a round under way the charge may be about to be reported.
+        return False, "contributions without a reported charge: look again, then ask the hospital"
+    return True, "whole and signed; the hospital's own ledger is not here"
+
+
+def _is_signed_chain(ledger: Reported) -> bool:
+    return _is_chain(ledger.entries) and (ledger.signed or not ledger.entries)
+
+
 def _compare(own: Sequence[Entry], ledger: Reported) -> tuple[bool, str]:
     reported = ledger.entries
-    if not _is_chain(reported) or (reported and not ledger.signed):
+    if not _is_signed_chain(ledger):
         return False, "the registry's copy is not what the hospital signed"
     if any(mine != theirs for mine, theirs in zip(own, reported, strict=False)):
         return False, "another history than the registry's"
@@ -145,3 +171,25 @@ def rows_of(entries: Sequence[Entry]) -> list[LedgerRow]:
         else:
             rows[job_id] = replace(rows[job_id], released=True)
     return list(rows.values())
+
+
+def print_verdicts(verdicts: Sequence[Verdict]) -> bool:
+    """A table of how ledgers compare. Returns whether all is well."""
+    table = make_table("hospital", "own entries", "registry's", "signed", "uncharged", "verdict")
+    for verdict in verdicts:
+        colour = "green" if verdict.agrees else "red"
+        table.add_row(
+            verdict.hospital_id,
+            "" if verdict.own is None else str(verdict.own),
+            str(verdict.reported),
+            "yes" if verdict.signed else "no",
+            str(verdict.uncharged),
+            f"[{colour}]{verdict.text}[/{colour}]",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "[dim]signed: the registry's newest entry carries the hospital's signature. uncharged: contributions to "
+        "private rounds for which no charge was reported.[/dim]"
+    )
+    return all(verdict.agrees for verdict in verdicts)

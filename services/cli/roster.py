@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from services.cli.stack import UP_DIR, Folder
+from services.cli.centre import CentreFile, find_place
+from services.cli.stack import UP_DIR, UpDir
 from services.common.errors import Code, FedmeshError
 from services.secure_sum.roster import (
     MemberKeys,
@@ -93,8 +94,8 @@ def check(roster: Annotated[Path, typer.Argument(help="A founding roster, from `
 
 
 @app.command()
-def publish(statement: Statement, signatures: Signatures, folder: Folder = UP_DIR) -> None:
-    """Bring a signed roster to the registry of a stack, as an operator. Its members must be registered."""
+def publish(statement: Statement, signatures: Signatures, folder: UpDir = None, centre: CentreFile = None) -> None:
+    """Bring a signed roster to the registry, as an operator. Its members must be registered."""
     from fedmesh.common.v1 import round_pb2
     from fedmesh.registry.v1 import registry_pb2
 
@@ -109,7 +110,8 @@ def publish(statement: Statement, signatures: Signatures, folder: Folder = UP_DI
             round_pb2.Signature(hospital_id=name, signature=value) for name, value in _signatures(signatures).items()
         ],
     )
-    answer = ask(folder, "registry", lambda registry: call(registry.PublishRoster, request), ("audit", "registry"))
+    place = find_place(folder, centre, UP_DIR)
+    answer = ask(place, "registry", lambda registry: call(registry.PublishRoster, request), ("audit", "registry"))
     _describe(as_roster(answer.roster.statement), statement)
 
 

@@ -18,8 +18,12 @@ _EARLY_S: Final = 30.0
 def session_file() -> Path:
     """Where the session is kept: `FEDMESH_SESSION`, else below the user's configuration folder."""
     named = os.environ.get("FEDMESH_SESSION")
-    base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return Path(named) if named else base / "fedmesh" / "session.json"
+    return Path(named) if named else config_folder() / "session.json"
+
+
+def config_folder() -> Path:
+    """The user's own folder of this command's files."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "fedmesh"
 
 
 def save(client: Client, tokens: Tokens) -> Path:
@@ -51,8 +55,10 @@ def load() -> tuple[Client, Tokens] | None:
         raise FedmeshError(Code.CONFIG_INVALID, f"{path} is not a session: run `fedmesh login`") from error
 
 
-def bearer() -> str | None:
+def bearer(issuer: str | None = None) -> str | None:
     """The token to send with a call, renewed if it is about to end; None when nobody has signed in.
+
+    issuer: of this one only, so that the token of one consortium is never shown to another.
 
     Raises: FedmeshError(UNAUTHENTICATED) when it is over and cannot be renewed, as `load` and `Device` otherwise.
     """
@@ -60,6 +66,8 @@ def bearer() -> str | None:
     if session is None:
         return None
     client, tokens = session
+    if issuer not in (None, client.issuer):
+        return None
     if tokens.ends_at - time.time() > _EARLY_S:
         return tokens.bearer
     if tokens.refresh is None:
@@ -69,10 +77,10 @@ def bearer() -> str | None:
     return renewed.bearer
 
 
-def bearer_if_any() -> str | None:
+def bearer_if_any(issuer: str | None = None) -> str | None:
     """The token to send with a call, or None: a stack may need none, and one that does says so when it refuses."""
     try:
-        return bearer()
+        return bearer(issuer)
     except FedmeshError as error:
         if error.code in (Code.UNAUTHENTICATED, Code.SERVICE_UNAVAILABLE):
             return None

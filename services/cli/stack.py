@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from services.cli.centre import CentreFile, RemoteCentre, find_place
 from services.common.config import PostgresConfig, load_config
 from services.common.errors import Code, FedmeshError
 from services.embedded.issuer import CLIENT_ID
@@ -17,6 +18,13 @@ UP_DIR: Final = Path(".fedmesh/up")
 BASE_PORT: Final = 7100
 
 Folder = Annotated[Path, typer.Option("--dir", help="The stack's folder")]
+# Of commands that also talk to a centre elsewhere; None: whatever `find_place` finds.
+DemoDir = Annotated[
+    Path | None, typer.Option("--dir", help="Folder of a stack on this machine", show_default=str(DEMO_DIR))
+]
+UpDir = Annotated[
+    Path | None, typer.Option("--dir", help="Folder of a stack on this machine", show_default=str(UP_DIR))
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -75,10 +83,16 @@ def down(folder: Folder = UP_DIR) -> None:
     console.print(f"Stopped. The data stays in {folder}.")
 
 
-def status(folder: Folder = UP_DIR) -> None:
-    """Say what runs, where it listens, and where its log is. Exit code 3 when something is down."""
-    stack = _existing(folder)
-    if not _print(Console(), stack):
+def status(folder: UpDir = None, centre: CentreFile = None) -> None:
+    """Say what runs and where it listens: of a stack its processes and logs, of a centre elsewhere its services.
+
+    Exit code 3 when something is down.
+    """
+    from services.cli.reaching import print_services
+
+    place = find_place(folder, centre, UP_DIR)
+    well = print_services(place) if isinstance(place, RemoteCentre) else _print(Console(), _existing(place))
+    if not well:
         raise typer.Exit(3)
 
 
@@ -101,7 +115,10 @@ def migrate(
 def _existing(folder: Path) -> Stack:
     stack = Stack(folder)
     if not stack.exists():
-        raise FedmeshError(Code.NOT_FOUND, f"there is no stack in {folder}: run `fedmesh up`, or name another --dir")
+        raise FedmeshError(
+            Code.NOT_FOUND,
+            f"there is no stack in {folder}: run `fedmesh up`, name another --dir, or a centre elsewhere by --centre",
+        )
     return stack
 
 

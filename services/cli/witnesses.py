@@ -12,15 +12,16 @@ from fedmesh.registry.v1 import registry_pb2
 from rich.console import Console
 from rich.markup import escape
 
-from services.cli.inspection import make_table, stack_dir
-from services.cli.mesh import PATIENCE_S, awake, stub
-from services.cli.stack import DEMO_DIR, Folder
+from services.cli.centre import Centre, CentreFile, find_place, stack_dir
+from services.cli.keys import trusted_key
+from services.cli.mesh import PATIENCE_S, reach, stub
+from services.cli.stack import DEMO_DIR, DemoDir, Folder
+from services.cli.tables import make_table
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import call
-from services.embedded.stack import Stack
 from services.hospital_node.store.witness import read_witness
 from services.secure_sum.roster import Roster, load_roster_file
-from services.transparency.checkpoint import Checkpoint, VerifierKey, open_checkpoint, parse_verifier_key
+from services.transparency.checkpoint import Checkpoint, VerifierKey, open_checkpoint
 from services.transparency.merkle import verify_consistency
 from services.transparency.witness import Witnessed, best_witnessed, follow, witnessed
 
@@ -28,7 +29,7 @@ _PAGE: Final = 100
 _PAGES: Final = 10
 _ALARM_EXIT: Final = 3
 RosterFile = Annotated[
-    Path | None, typer.Option("--roster", help="The founding roster from a source you trust; else the stack's own")
+    Path | None, typer.Option("--roster", help="The founding roster from a source you trust; else the centre's own")
 ]
 
 
@@ -48,14 +49,14 @@ def register(app: typer.Typer) -> None:
     app.command()(evidence)
 
 
-def status(folder: Folder = DEMO_DIR, roster: RosterFile = None) -> None:
+def status(folder: DemoDir = None, roster: RosterFile = None, centre: CentreFile = None) -> None:
     """Say how much of the log is witnessed, who lags, and who raised an alarm. Exit code 3 while an alarm stands.
 
     An alarm stands until the hospital that raised it cosigns again; it stays on record for good.
     Signatures and proofs are checked here, against the log's public key and the roster; the service is not believed.
     """
-    with awake(stack_dir(folder), ("audit", "registry")) as stack:
-        verifier, rosters, seen, alarms = asyncio.run(_ask(stack, roster))
+    with reach(find_place(folder, centre, DEMO_DIR), ("audit", "registry")) as opened:
+        verifier, rosters, seen, alarms = asyncio.run(_ask(opened, roster))
     console = Console()
     console.print(f"log        {verifier}\nsize       {seen.newest.size} entries", highlight=False, soft_wrap=True)
     console.print(_summary(seen, rosters), highlight=False, soft_wrap=True)
@@ -67,26 +68,29 @@ def status(folder: Folder = DEMO_DIR, roster: RosterFile = None) -> None:
         raise typer.Exit(_ALARM_EXIT)
 
 
-async def _ask(stack: Stack, roster: Path | None) -> tuple[VerifierKey, list[Roster], Seen, Any]:
-    verifier = log_key(stack)
-    async with stub(stack, "audit") as audit, stub(stack, "registry") as registry:
-        rosters = await known_rosters(stack, registry, roster)
+async def _ask(centre: Centre, roster: Path | None) -> tuple[VerifierKey, list[Roster], Seen, Any]:
+    verifier = log_key(centre)
+    async with stub(centre, "audit") as audit, stub(centre, "registry") as registry:
+        rosters = await known_rosters(centre, registry, roster)
         seen = await look_at(audit, verifier, rosters)
         return verifier, rosters, seen, await call(audit.ListAlarms, audit_pb2.ListAlarmsRequest(limit=_PAGE))
 
 
-def log_key(stack: Stack) -> VerifierKey:
-    """The public key of a stack's audit log."""
-    return parse_verifier_key(stack.audit_verifier.read_text(encoding="utf-8").strip())
+def log_key(centre: Centre) -> VerifierKey:
+    """The public key of a centre's audit log.
+
+    Raises: FedmeshError(CONFIG_INVALID) when it is not named, (INVALID_ARGUMENT) when its file holds none.
+    """
+    return trusted_key(centre.audit_verifier)
 
 
-async def known_rosters(stack: Stack, registry: Any, founding: Path | None) -> list[Roster]:
-    """The rosters that follow from the founding one, oldest first; none when the stack has no roster.
+async def known_rosters(centre: Centre, registry: Any, founding: Path | None) -> list[Roster]:
+    """The rosters that follow from the founding one, oldest first; none when no founding one is known.
 
     Raises: FedmeshError for a founding roster that is not in order, or successors that do not follow.
     """
-    path = founding or stack.roster_file
-    if founding is None and not path.exists():
+    path = founding or centre.roster_file
+    if path is None or (founding is None and not path.exists()):
         return []
     first = load_roster_file(path)
     answer = await call(registry.ListRosters, registry_pb2.ListRostersRequest(after_version=1))

@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.errors import Code, FedmeshError
-from services.common.grpc.client import MeshChannel, call
+from services.common.grpc.client import MeshChannel, call, named_server
 from services.deployment.config import CheckConfig, CheckedService
 
 _TIMEOUT_S: Final = 5.0
@@ -42,7 +42,7 @@ async def check_service(config: CheckConfig, checked: CheckedService) -> None:
 
 async def _serves(config: CheckConfig, checked: CheckedService) -> None:
     request = health_pb2.HealthCheckRequest(service=checked.service)
-    async with MeshChannel(checked.target, config.tls) as channel:
+    async with MeshChannel(checked.target, config.tls, server_name=checked.server_name) as channel:
         stub = channel.stub(health_pb2_grpc.HealthStub)
         ending = time.monotonic() + config.patience_s
         while True:
@@ -57,7 +57,8 @@ async def _serves(config: CheckConfig, checked: CheckedService) -> None:
 
 async def _refuses_strangers(config: CheckConfig, checked: CheckedService) -> None:
     credentials = grpc.ssl_channel_credentials(config.tls.ca.read_bytes())
-    async with grpc.aio.secure_channel(checked.target, credentials) as channel:
+    options = named_server(checked.server_name)
+    async with grpc.aio.secure_channel(checked.target, credentials, options=options) as channel:
         try:
             await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:

@@ -53,6 +53,9 @@ class SecretsConfig(Section):
 
 class CheckedService(ClientConfig):
     service: str = Field(description="full gRPC name that the server must say it serves")
+    server_name: str | None = Field(
+        default=None, description="host name that its certificate must be for; that of `target` by default"
+    )
 
 
 class CheckConfig(Section):

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from fedmesh.audit.v1 import audit_pb2
 
-from services.cli import membership, session
+from services.cli import membership, people, session
 from services.cli.mesh import stub
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import stream
-from services.common.people.device import Client, Device
+from services.common.people.device import Client, Device, Invitation
 from services.embedded.guard import Guard
 from services.embedded.issuer import CLIENT_ID
-from services.embedded.stack import ISSUER, Stack
+from services.embedded.stack import ISSUER, SERVICES, Stack
+from tests.support.reached import centre_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
 
@@ -40,16 +41,21 @@ def sign_in(stack: Stack, name: str) -> None:
     client = Client(f"http://{stack.target(ISSUER)}", CLIENT_ID, "openid", "access")
     device = Device(client, lambda _seconds: None)
     invitation = device.invite()
-    form = urllib.parse.urlencode({"user_code": invitation.code, "user": name}).encode()
-    with urllib.request.urlopen(invitation.url, form, timeout=20) as page:
-        assert f"Signed in as {name}" in page.read().decode()
+    confirm(invitation, name)
     session.save(client, device.wait(invitation))
 
 
-def refused(code: Code, words: str, ask: object, *arguments: object) -> None:
+def confirm(invitation: Invitation, name: str) -> None:
+    """What the person does in a browser."""
+    form = urllib.parse.urlencode({"user_code": invitation.code, "user": name}).encode()
+    with urllib.request.urlopen(invitation.url, form, timeout=20) as page:
+        assert f"Signed in as {name}" in page.read().decode()
+
+
+def refused(code: Code, words: str, ask: object, *arguments: object, **options: object) -> None:
     assert callable(ask)
     with pytest.raises(FedmeshError, match=words) as caught:
-        ask(*arguments)
+        ask(*arguments, **options)
     assert caught.value.code is code
 
 
@@ -84,3 +90,37 @@ def test_two_people_sign_in_and_let_a_hospital_in(
                 await asyncio.sleep(0.1)
 
     asyncio.run(until())
+
+
+def test_people_sign_in_at_the_centre_that_a_file_names(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEDMESH_SESSION", str(tmp_path / "session.json"))
+    targets = {
+        name: {"target": stack.target(name) if name in ("audit", "registry") else "127.0.0.1:1"} for name in SERVICES
+    }
+    issuer = {"issuer": f"http://{stack.target(ISSUER)}", "client_id": CLIENT_ID, "scope": "openid"}
+    file = centre_file(tmp_path / "centre.yaml", targets, stack.operator("operator"), sign_in=issuer)
+    invite = Device.invite
+
+    def login(name: str) -> None:
+        def confirmed(device: Device) -> Invitation:
+            invitation = invite(device)
+            confirm(invitation, name)
+            return invitation
+
+        monkeypatch.setattr(Device, "invite", confirmed)
+        people.login(centre=file)
+
+    refused(Code.UNAUTHENTICATED, "fedmesh login", membership.changes, centre=file)
+    login("arthur")
+    refused(Code.PERMISSION_DENIED, "held: auditor", membership.suspend, "north", "late", centre=file)
+    login("alice")
+    membership.register("north", "North", centre=file)
+    membership.suspend("north", "late", centre=file)
+    membership.reinstate("north", "it is back", centre=file)
+    change = capsys.readouterr().out.split()[-1]
+    refused(Code.PERMISSION_DENIED, "by another operator", membership.approve, change, centre=file)
+    login("bob")
+    membership.approve(change, centre=file)
+    assert "north is active again" in capsys.readouterr().out

@@ -4,16 +4,24 @@ Pods become processes whose mounts lie in folders; host names become loopback po
 scheduler, network policies, volumes and Helm's hooks.
 """
 
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
 import redis
+import yaml
 
+from services.cli import membership
+from services.cli.centre import CentreConfig, load_centre
+from services.cli.reaching import print_services
+from services.embedded.processes import write_private
 from services.embedded.redis import SERVICE_COMMANDS
-from tests.support.charts import CENTRE, named, render, values_of
+from tests.support.charts import CENTRE, named, notes, render, values_of
 from tests.support.played import SERVICES, SERVING, Cluster, played, wait
 
 
@@ -43,6 +51,8 @@ def test_the_chart_installs_checks_and_upgrades(cluster: Cluster) -> None:
     said = cluster.run(check, check["containers"][0])
     assert sorted(line.split()[1] for line in said.splitlines() if line.startswith("OK ")) == sorted(SERVICES)
 
+    an_operator_reaches(cluster)
+
     # An upgrade: the same Jobs again, under running services.
     assert all(line.endswith(": kept") for line in cluster.make_secrets())
     upgrade = named(render(CENTRE, upgrade=True), "Job", "fedmesh-database-upgrade")["spec"]["template"]["spec"]
@@ -62,6 +72,47 @@ def test_the_chart_installs_checks_and_upgrades(cluster: Cluster) -> None:
     wait(lambda: cluster.health("registry", "fedmesh.registry.v1.RegistryService") == SERVING)
     cluster.running["registry"].send_signal(signal.SIGTERM)
     assert cluster.running["registry"].wait(30) == 0
+
+
+def an_operator_reaches(cluster: Cluster) -> None:
+    """By the file that Helm prints and the certificate that it says how to get; tunnels are this machine's ports."""
+    authority, folder = cluster.secrets.content["fedmesh-authority"], cluster.folder / "authority"
+    folder.mkdir(mode=0o700)
+    for name in ("ca.crt", "ca.key"):
+        write_private(folder / f"ca.{'pem' if name == 'ca.crt' else 'key'}", authority[name].decode())
+    issue = [sys.executable, "-m", "services.deployment", "issue", "operator", "alice", "--authority", str(folder)]
+    subprocess.run(issue, check=True, capture_output=True, timeout=60)
+    (cluster.folder / "audit.vkey").write_bytes(cluster.secrets.content["fedmesh-audit-key"]["audit.vkey"])
+    settings = printed_centre("values-kind.yaml")
+    for place, name in enumerate(("registry", "coordinator", "aggregator", "audit")):
+        assert settings[name]["target"] == f"localhost:{17441 + place}"
+        settings[name]["target"] = f"127.0.0.1:{cluster.ports[name]}"
+    file = cluster.folder / "centre.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    assert print_services(load_centre(file))
+    membership.register("hospital-01", centre=file)
+    membership.suspend("hospital-01", "tried", centre=file)
+    # By its address alone a pod is nobody: its certificate is for a name.
+    for name in SERVICES:
+        del settings[name]["server_name"]
+    file.write_text(yaml.safe_dump(settings))
+    assert not print_services(load_centre(file))
+
+
+def printed_centre(values: str) -> dict[str, Any]:
+    """The file of an operator's that Helm prints."""
+    said = notes(CENTRE, values_of(CENTRE / values)).partition("\n5. ")[2]
+    lines = [line for line in said.splitlines() if re.match("   [a-z_]+: ", line)]
+    settings: dict[str, Any] = yaml.safe_load("\n".join(lines))
+    CentreConfig.model_validate(settings)
+    return settings
+
+
+def test_the_file_of_an_operator_names_the_hosts_of_the_outside_and_the_issuer() -> None:
+    settings = printed_centre("values-production.yaml")
+    assert settings["registry"] == {"target": "registry.fedmesh.example:443"}
+    assert settings["enrolment"] == "registry.fedmesh.example:8443"
+    assert settings["sign_in"]["issuer"] == "https://idp.example/realms/consortium"
 
 
 def test_the_services_of_valkey_have_the_rights_of_the_embedded_redis(cluster: Cluster) -> None:

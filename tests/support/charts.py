@@ -37,17 +37,28 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 def render(chart: Path, values: dict[str, Any] | None = None, *, upgrade: bool = False) -> list[Object]:
     """The objects of a chart as Helm would send them. Raises what Helm raises."""
-    import helm_python
-
-    with helm_python.Chart.load(chart) as loaded:
-        files = loaded.render(
-            values or {}, name=RELEASE, namespace=NAMESPACE, is_install=not upgrade, is_upgrade=upgrade
-        )
+    files = _files(chart, values, upgrade)
     objects: list[Object] = []
     for name, text in files.items():
         if not name.endswith((".txt", ".tpl")):
             objects += [item for item in yaml.safe_load_all(text) if item]
     return objects
+
+
+def notes(chart: Path, values: dict[str, Any]) -> str:
+    """What Helm prints after the installation."""
+    (text,) = [text for name, text in _files(chart, values, False).items() if name.endswith("NOTES.txt")]
+    return text
+
+
+def _files(chart: Path, values: dict[str, Any] | None, upgrade: bool) -> dict[str, str]:
+    import helm_python
+
+    with helm_python.Chart.load(chart) as loaded:
+        files: dict[str, str] = loaded.render(
+            values or {}, name=RELEASE, namespace=NAMESPACE, is_install=not upgrade, is_upgrade=upgrade
+        )
+    return files
 
 
 def named(objects: list[Object], kind: str, name: str) -> Object:

@@ -67,15 +67,17 @@ class MeshChannel:
         *,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         bearer: Callable[[], str | None] | None = None,
+        server_name: str | None = None,
     ) -> None:
-        """bearer: the token of the person who calls, asked for every call.
+        """bearer: the token of the person who calls, asked for every call. server_name: what the server's certificate
+        must be for, where that is not the target's own host name, as behind a tunnel.
 
         Raises: FedmeshError(CONFIG_INVALID) as `channel_credentials`.
         """
         self._bearer = bearer
         self.target = target
         self._tls = tls
-        self._options = _channel_options(max_message_bytes)
+        self._options = [*_channel_options(max_message_bytes), *named_server(server_name)]
         # Names what is wrong with the files; the stamps are older than what the connection is made with.
         note_own(load_tls(tls))
         self._looked_at = time.monotonic()
@@ -194,6 +196,14 @@ class _Methods:
             begin.second_tries = self._budget  # type: ignore[attr-defined]
             begin.retry_line = self._line  # type: ignore[attr-defined]
         return begin
+
+
+def named_server(name: str | None) -> list[tuple[str, Any]]:
+    """Channel options: verify a server's certificate for this name in place of the target's host. None: as it is.
+
+    In spite of the option's place among those for tests, the certificate is verified as ever, by the authorities too.
+    """
+    return [] if name is None else [("grpc.ssl_target_name_override", name)]
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:

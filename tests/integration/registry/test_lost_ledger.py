@@ -1,12 +1,16 @@
 """A hospital that lost its privacy ledger together with its member keys, beside the real registry and audit log."""
 
+import asyncio
 import contextlib
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedmesh.audit.v1 import audit_pb2, audit_pb2_grpc
 from fedmesh.common.v1 import round_pb2
@@ -158,3 +162,36 @@ async def test_a_hospital_that_lost_ledger_and_keys_spends_nothing_twice(consort
     assert [row.job_id for row in read_ledger(config.data_dir)] == ["before", "what is left"]
     found = next(item for item in (await reported_ledgers(registry.operator())).ledgers if item.hospital_id == ME)
     assert found.entries == tuple(read_entries(config.data_dir))
+
+
+async def test_a_hospital_compares_its_ledger_with_what_it_reported(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    await consortium.registry.found(*HOSPITALS)
+    config = configured(consortium, keys(ME), "member.keys")
+    file = consortium.folder / "node.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+
+    async def reconcile() -> tuple[int, str]:
+        """As in the image of a hospital's node, which has no packages of a stack on one machine."""
+        missing = "import runpy, sys; sys.modules.update(redis=None, psutil=None, yoyo=None); sys.argv[0] = 'fedmesh'; "
+        run = f"{missing}runpy.run_module('services.cli.at_hospital', run_name='__main__', alter_sys=False)"
+        command = [sys.executable, "-c", run, "reconcile", "--config", str(file)]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    async with running(config) as node:
+        node.reserve("job", 0.3)
+        await node.spending.report(PATIENCE_S)
+        copy = shutil.copytree(config.data_dir, consortium.folder / "copy")
+        code, said = await reconcile()
+        assert (code, "equal" in said) == (0, True)
+        assert not any(name in said for name in OTHERS)
+        node.ledger.charge(AttemptId("job", 1, 1), measured=False)
+        assert "1 not reported yet" in (await reconcile())[1]
+        await node.spending.report(PATIENCE_S)
+    shutil.rmtree(config.data_dir)
+    shutil.move(copy, config.data_dir)
+    code, said = await reconcile()
+    assert (code, "older than the registry's copy" in said) == (1, True)

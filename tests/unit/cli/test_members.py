@@ -41,7 +41,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(
             members, "ask", lambda _folder, _service, question, _needs: asyncio.run(question(Registry(**answers)))
         )
-        monkeypatch.setattr(members, "awake", lambda folder, _services: nullcontext(Stack(folder)))
+        monkeypatch.setattr(members, "reach", lambda folder, _services: nullcontext(Stack(folder)))
         monkeypatch.setattr(members, "stub", lambda _stack, _service: nullcontext(Registry(**answers)))
         monkeypatch.setenv("COLUMNS", "160")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.reconciliation import Reported, ReportedLedgers, Verdict, compare_ledgers, rows_of
+from services.cli.reconciliation import Reported, ReportedLedgers, Verdict, check_copies, compare_ledgers, rows_of
 from services.common.clock import FakeClock
 from services.hospital_node.domain.ports import Reservation
 from services.hospital_node.domain.tasks import AttemptId
@@ -78,3 +78,17 @@ def test_a_hospital_on_one_side_only(tmp_path: Path, known: bool) -> None:
     else:
         (found,) = compare_ledgers({"north": tmp_path}, ReportedLedgers(()))
         assert (found.text, found.agrees) == ("5 not reported yet", True)
+
+
+def test_copies_are_checked_by_themselves(tmp_path: Path) -> None:
+    entries = tuple(spent(tmp_path))
+    for copy, signed, uncharged, agrees, text in (
+        (entries, True, 0, True, "whole and signed"),
+        ((), False, 0, True, "whole and signed"),
+        (entries, False, 0, False, "not what the hospital signed"),
+        (entries[1:], True, 0, False, "not what the hospital signed"),
+        (entries, True, 1, False, "without a reported charge"),
+    ):
+        (found,) = check_copies(ReportedLedgers((Reported("north", copy, signed, uncharged),)))
+        assert (found.agrees, found.own) == (agrees, None)
+        assert text in found.text

@@ -11,7 +11,7 @@ from fedmesh.audit.v1 import audit_pb2
 from fedmesh.registry.v1 import registry_pb2
 from typer.testing import CliRunner, Result
 
-from services.cli import mesh, people, promoting
+from services.cli import mesh, people
 from services.cli.main import app
 from services.common.config import RoleName
 from services.common.errors import Code, FedmeshError
@@ -137,8 +137,7 @@ def fedmesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
     monkeypatch.setattr(Stack, "status", lambda _stack: parts)
     monkeypatch.setattr(Stack, "target", lambda _stack, _service: "")
     monkeypatch.setattr(Stack, "operator", lambda _stack, _name: None)
-    for module in (mesh, promoting):
-        monkeypatch.setattr(module, "MeshChannel", Channel)
+    monkeypatch.setattr(mesh, "MeshChannel", Channel)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
 
