@@ -3,9 +3,10 @@
 # Each has only its own packages, by uv.lock; none but hospital-node has TensorFlow. They run as user 65532 on a read-only
 # root; /tmp is the only place that they write to, besides what is mounted.
 #
-# The base is named by its exact tag, because its digest depends on the registry that you trust. Pin it:
-#   --build-arg PYTHON_IMAGE=docker.io/library/python:3.11.13-slim-bookworm@sha256:...
-ARG PYTHON_IMAGE=docker.io/library/python:3.11.13-slim-bookworm
+# The base is pinned by its digest, that of the index over all platforms, which is the same from every registry and mirror. Another
+# one, or an image that was loaded by its tag where there is no registry:
+#   --build-arg PYTHON_IMAGE=mirror.example/library/python:3.11.13-slim-bookworm@sha256:...
+ARG PYTHON_IMAGE=docker.io/library/python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec2e1c2467cdad47886280501df722372d2e1
 
 FROM ${PYTHON_IMAGE} AS build
 ARG UV_VERSION=0.13.9

@@ -11,7 +11,7 @@ import yaml
 from tests.support.charts import CENTRE, HOSPITAL, render, values_of
 
 KUBERNETES = ("1.29", "1.33", "1.37")
-# Of operators; their schemas are in no package.
+# Of operators: test_operators.py checks them.
 FOREIGN = {
     "Issuer", "Certificate", "Cluster", "ObjectStore", "ScheduledBackup", "ExternalSecret", "TLSRoute", "PodMonitor",
     "PrometheusRule"
