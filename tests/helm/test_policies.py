@@ -285,7 +285,7 @@ def test_a_hospital_is_one_pod_on_one_volume_that_stays() -> None:
 
 def test_an_upgrade_migrates_before_any_pod_is_replaced_and_an_install_beside_the_others() -> None:
     hook = named(render(CENTRE, upgrade=True), "Job", "fedmesh-database-upgrade")["metadata"]
-    assert hook["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    assert hook["annotations"]["helm.sh/hook"] == "pre-upgrade,pre-rollback"
     (job,) = [item for item in render(CENTRE) if item["kind"] == "Job" and "-database-" in item["metadata"]["name"]]
     assert "helm.sh/hook" not in job["metadata"].get("annotations", {})
     for name in ("registry", "audit"):
