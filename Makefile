@@ -69,8 +69,12 @@ chaos: $(SYNCED)  ## Break replicas and stores under load and compare with what 
 	@$(RUN) python -m loadtests.chaos $(if $(REPORT),--report $(abspath $(REPORT))) $(ARGS)
 
 .PHONY: loadtest
-loadtest: $(SYNCED)  ## Calls, uploads, the audit log and 1,000 idle hospitals load a stack (4 minutes; REPORT=FILE)
+loadtest: $(SYNCED)  ## Calls, uploads, the audit log and 1,000 idle hospitals load a stack (6 minutes; REPORT=FILE)
 	@GRPC_VERBOSITY=NONE $(RUN) python -m loadtests.load $(if $(REPORT),--report $(abspath $(REPORT))) $(ARGS)
+
+.PHONY: capacity
+capacity: $(SYNCED)  ## Measure what docs/capacity.md starts from, and write its tables (10 minutes)
+	@GRPC_VERBOSITY=NONE $(RUN) python -m loadtests.capacity.measure $(ARGS)
 
 .PHONY: restore-drill
 restore-drill: $(SYNCED)  ## Lose PostgreSQL, restore it to a moment by each of three tools, and count what was lost (minutes)
@@ -134,8 +138,16 @@ observe-check: $(SYNCED)  ## A real Prometheus on a real run: rules load, no pan
 	@$(RUN) pytest -m slow tests/e2e/test_seen.py $(ARGS)
 
 .PHONY: dashboards
-dashboards: $(SYNCED)  ## Write the chart's Grafana dashboards anew from scripts/make_dashboards.py
-	@$(RUN) python scripts/make_dashboards.py helm/fedmesh/files/dashboards
+dashboards: $(SYNCED)  ## Write the charts' Grafana dashboards anew from scripts/make_dashboards.py
+	@$(RUN) python scripts/make_dashboards.py helm
+
+OPS_PICTURE := $(or $(PICTURE),.cache/ops-page.png)
+.PHONY: ops-page
+ops-page: $(SYNCED)  ## Look at the coordinator's page in a browser and keep pictures of it (PICTURE=FILE.png)
+	@scripts/fetch_chromium.sh
+	@mkdir -p $(dir $(OPS_PICTURE))
+	@OPS_PAGE_PICTURE=$(abspath $(OPS_PICTURE)) $(RUN) pytest -q -m slow tests/integration/coordinator/test_ops_page.py $(ARGS)
+	@ls $(basename $(OPS_PICTURE))*.png
 
 .PHONY: clean
 clean:  ## Remove caches and environments; data of stacks stays

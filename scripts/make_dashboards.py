@@ -1,4 +1,4 @@
-"""Writes the Grafana dashboards of the Helm chart: `python scripts/make_dashboards.py FOLDER`.
+"""Writes the Grafana dashboards of the Helm charts: `python scripts/make_dashboards.py FOLDER`, where the charts are.
 
 A panel here is a title, a unit and its queries; the JSON around it is the same for all, so it is written once.
 """
@@ -12,6 +12,8 @@ from typing import Any
 _WIDTH = 24
 _LOST = 'outcome!="committed"'
 _BUSY = 'state="busy"'
+_HOSPITAL = 'process="hospital"'
+_FAILED = 'code!="OK"'
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,12 @@ SLO = (
         ((f"sum by (method) ({_sel('fedmesh_grpc_server_in_flight')})", "{{method}}"),),
         "WatchTasks is one for each connected hospital.",
     ),
+    Panel(
+        "Calls refused since too many were in flight",
+        "reqps",
+        ((f"sum by (bound) ({_rate('fedmesh_grpc_server_shed_total')})", "{{bound}}"),),
+        "server: more replicas are needed. caller: one hospital or operator asks for too much at once.",
+    ),
 )
 
 ROUNDS = (
@@ -151,6 +159,13 @@ ROUNDS = (
         "none",
         ((f"sum by (outcome) ({_rate('fedmesh_coordinator_attempts_total')}) * 60", "{{outcome}}"),),
         "A minute.",
+    ),
+    Panel(
+        "Jobs that failed, in the time shown",
+        "none",
+        ((f"sum by (cause) (increase({_sel('fedmesh_coordinator_jobs_failed_total')}[$__range]))", "{{cause}}"),),
+        "disputed: hospitals computed another model than the one that was stored.",
+        width=24,
     ),
 )
 
@@ -348,23 +363,76 @@ DATA = (
     ),
 )
 
+
+def _of_node(title: str, metric: str, says: str) -> Panel:
+    return _stat(title, "none", f"max by (pod) ({_sel(metric)})", "{{pod}}", says)
+
+
+_ENDS = f"min by (pod) ({_sel('fedmesh_certificate_not_after_seconds', _HOSPITAL)}) - time()"
+NODE = (
+    _of_node("Connected", "fedmesh_hospital_connected", "1 while the node gets its tasks."),
+    _of_node("Ledger differs", "fedmesh_hospital_ledger_differs", "1: see the runbook. The node spends nothing then."),
+    _of_node("Witness's alarm", "fedmesh_hospital_witness_alarm", "1 while it refuses to cosign the audit log."),
+    _stat("Certificate ends in", "s", _ENDS, "{{pod}}", "The node renews what it got by enrolment by itself."),
+    Panel(
+        "Tasks",
+        "none",
+        ((f"sum by (outcome) (increase({_sel('fedmesh_hospital_tasks_total')}[$__range]))", "{{outcome}}"),),
+        "declined, failed, dropped: the log says why. stale, superseded: the round had gone on.",
+    ),
+    Panel(
+        "Tasks, by what was asked",
+        "none",
+        ((f"sum by (kind) ({_rate('fedmesh_hospital_tasks_total')}) * 60", "{{kind}}"),),
+        "A minute.",
+    ),
+    Panel(
+        "Calls to the consortium that failed",
+        "reqps",
+        ((f"sum by (code) ({_rate('fedmesh_grpc_client_handled_total', _FAILED)})", "{{code}}"),),
+        "After all tries.",
+    ),
+    Panel(
+        "Calls to the consortium, 99th percentile",
+        "s",
+        ((_quantile(0.99, "fedmesh_grpc_client_handling_seconds", "method"), "{{method}}"),),
+        "All tries included.",
+    ),
+    Panel(
+        "Looks at the audit log",
+        "none",
+        ((f"sum by (outcome) ({_rate('fedmesh_hospital_witness_looks_total')}) * 60", "{{outcome}}"),),
+        "A minute. failed: not reached; stale: an old state was shown; refused: an alarm.",
+    ),
+    Panel(
+        "Entries of the audit log that were verified",
+        "none",
+        ((f"max by (pod) ({_sel('fedmesh_hospital_witness_size')})", "{{pod}}"),),
+        "It only grows.",
+    ),
+)
+
 DASHBOARDS = {
     "fedmesh-slo": ("fedmesh: objectives", SLO),
     "fedmesh-rounds": ("fedmesh: rounds", ROUNDS),
     "fedmesh-hospitals": ("fedmesh: hospitals", FLEET),
     "fedmesh-privacy": ("fedmesh: privacy budget", BUDGET),
     "fedmesh-data-plane": ("fedmesh: data plane", DATA),
+    "fedmesh-node": ("fedmesh: a hospital's node", NODE),
 }
+# Whose chart has it, and the metric by which Grafana finds the namespaces.
+_CENTRE = ("fedmesh", "fedmesh_serving")
+_OWNERS = {"fedmesh-node": ("fedmesh-hospital", "fedmesh_hospital_connected")}
 
 
-def _variables() -> dict[str, Any]:
+def _variables(everywhere: str) -> dict[str, Any]:
     source = {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"}
     namespace = {
         "name": "namespace",
         "type": "query",
         "label": "Namespace",
         "datasource": {"type": "prometheus", "uid": "${datasource}"},
-        "query": "label_values(fedmesh_serving, namespace)",
+        "query": f"label_values({everywhere}, namespace)",
         "refresh": 2,
         "includeAll": True,
         "allValue": ".*",
@@ -412,14 +480,15 @@ def dashboard(uid: str) -> dict[str, Any]:
         "refresh": "30s",
         "time": {"from": "now-6h", "to": "now"},
         "links": [{"type": "dashboards", "tags": ["fedmesh"], "title": "fedmesh", "asDropdown": True}],
-        "templating": _variables(),
+        "templating": _variables(_OWNERS.get(uid, _CENTRE)[1]),
         "panels": made,
     }
 
 
 def main(folder: Path) -> None:
     for uid in DASHBOARDS:
-        (folder / f"{uid}.json").write_text(json.dumps(dashboard(uid), indent=1) + "\n", encoding="utf-8")
+        file = folder / _OWNERS.get(uid, _CENTRE)[0] / "files" / "dashboards" / f"{uid}.json"
+        file.write_text(json.dumps(dashboard(uid), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

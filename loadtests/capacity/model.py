@@ -4,7 +4,7 @@ A year has 365 days. GB and TB are powers of ten, as networks and stores are pai
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +13,9 @@ from services.common.errors import Code, FedmeshError
 YEAR_S: Final = 365 * 86_400
 YEAR_H: Final = 365 * 24
 STORES: Final = ("PostgreSQL", "Redis")
+NODES: Final = "cores of the hospitals' nodes"
+Wire = Callable[[Mapping[str, Any]], tuple[float, float]]
+"""Bytes that a hospital sends and fetches in a round beside its upload and the sum."""
 # A state is one float32 a parameter, sealed; the seal's some hundred bytes are left out.
 STATE_BYTES: Final = 4
 
@@ -24,9 +27,9 @@ class Assumed:
     hospitals, models: of a year. rounds, params: of a model, which a cohort of the reports' size trains. peak: the
     busiest hour over the mean. filled: part of a core that may be used, so that a lost replica is made up for. epsilon,
     budget: of a model, and of a population in a year. core_hour: price of a processor core. gb_out: of a GB that leaves
-    a cloud or a hospital. gb_month: of a GB stored for a month, replicas included. node_cores: cores that a hospital's
-    node keeps for itself all year. gb_hospital: training data of a hospital; refreshes: how often a year a central copy
-    of it is made anew.
+    a cloud or a hospital. gb_month: of a GB of a database for a month, its three copies together. gb_month_data: of a
+    GB of an object store, for a central copy. node_cores: cores that a hospital's node keeps for itself all year.
+    gb_hospital: training data of a hospital; refreshes: how often a year a central copy of it is made anew.
     """
 
     hospitals: int = 1000
@@ -37,9 +40,10 @@ class Assumed:
     filled: float = 0.6
     epsilon: float = 0.5
     budget: float = 0.5
-    core_hour: float = 0.04
-    gb_out: float = 0.08
-    gb_month: float = 0.2
+    core_hour: float = 0.048
+    gb_out: float = 0.085
+    gb_month: float = 0.24
+    gb_month_data: float = 0.023
     node_cores: float = 1.0
     gb_hospital: float = 10.0
     refreshes: float = 12.0
@@ -47,13 +51,16 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a cohort, measured. cpu_s: of the centre, by service and store. upload, download: bytes of one."""
+    """One round of a cohort, measured. cpu_s: of the centre, by service and store. hospital_cpu_s: of one hospital.
+    upload: bytes of one ciphertext. sent, fetched: bytes of one hospital, states left out.
+    """
 
     cohort: int
     cpu_s: Mapping[str, float]
     hospital_cpu_s: float
     upload: float
-    download: float
+    sent: float
+    fetched: float
     seconds: float
 
 
@@ -65,33 +72,40 @@ class Waiting:
     mib: float
 
 
-def round_at(reports: Sequence[Mapping[str, Any]], params: int) -> Round:
-    """A round of models of some size, on the line through the measured sizes of `fedmesh bench secure-sum`.
+def round_at(reports: Sequence[Mapping[str, Any]], params: int, wire: Wire) -> Round:
+    """A round of models of some size, on the line through the measured sizes of `fedmesh bench secure-sum` around it.
 
-    Raises: FedmeshError(INVALID_ARGUMENT) for fewer than two sizes, different cohorts, or a size far from them.
+    reports: by size. wire: bytes of a hospital beside the sum and its upload, from a report. Raises:
+    FedmeshError(INVALID_ARGUMENT) for fewer than two sizes, different cohorts, or a size far from them.
     """
-    small, large = reports[0], reports[-1]
-    sizes = (small["params"], large["params"])
-    if sizes[0] >= sizes[1] or small["hospitals"] != large["hospitals"]:
-        raise FedmeshError(Code.INVALID_ARGUMENT, "two reports of one number of hospitals and two sizes are needed")
-    if not sizes[0] <= params <= 10 * sizes[1]:
+    sizes = [int(report["params"]) for report in reports]
+    if len(set(sizes)) < 2 or len({report["hospitals"] for report in reports}) != 1:
+        raise FedmeshError(Code.INVALID_ARGUMENT, "reports of one number of hospitals and two sizes are needed")
+    if not sizes[0] <= params <= 10 * sizes[-1]:
         raise FedmeshError(
-            Code.INVALID_ARGUMENT, f"params: measured are {sizes[0]} to {sizes[1]}, ten times is the most"
+            Code.INVALID_ARGUMENT, f"params: measured are {sizes[0]} to {sizes[-1]}, ten times is the most"
         )
-    share = (params - sizes[0]) / (sizes[1] - sizes[0])
+    # The first size that is not smaller, or beyond all of them the last.
+    after = max(1, next((index for index, size in enumerate(sizes) if size >= params), len(sizes) - 1))
+    small, large = reports[after - 1], reports[after]
+    share = (params - small["params"]) / (large["params"] - small["params"])
 
-    def between(one: float, other: float) -> float:
-        return float(max(0.0, one + share * (other - one)))
+    def between(of: Callable[[Mapping[str, Any]], float]) -> float:
+        return float(max(0.0, of(small) + share * (of(large) - of(small))))
 
-    parts = [_parts(report) for report in (small, large)]
     return Round(
         cohort=int(small["hospitals"]),
-        cpu_s={name: between(parts[0][name], parts[1][name]) for name in parts[0]},
-        hospital_cpu_s=between(small["hospital_cpu_s"], large["hospital_cpu_s"]),
-        upload=between(*(report["upload_bytes_per_parameter"] * report["params"] for report in (small, large))),
-        download=between(*(report["download_bytes_per_parameter"] * report["params"] for report in (small, large))),
-        seconds=between(small["round_s"]["p50"], large["round_s"]["p50"]),
+        cpu_s={name: between(lambda report, name=name: _parts(report)[name]) for name in _parts(small)},  # type: ignore[misc]
+        hospital_cpu_s=between(lambda report: report["hospital_cpu_s"]),
+        upload=between(_upload),
+        sent=between(lambda report: _upload(report) + wire(report)[0]),
+        fetched=between(lambda r: r["download_bytes_per_parameter"] * r["params"] + wire(r)[1]),
+        seconds=between(lambda report: report["round_s"]["p50"]),
     )
+
+
+def _upload(report: Mapping[str, Any]) -> float:
+    return float(report["upload_bytes_per_parameter"] * report["params"])
 
 
 def _parts(report: Mapping[str, Any]) -> dict[str, float]:
@@ -155,14 +169,14 @@ class Year:
 
     @property
     def hospital_out_tb(self) -> float:
-        """Of all hospitals: uploads, and a state for each round."""
+        """Of all hospitals: uploads and statements, and a state for each round."""
         states = self.assumed.models * self.assumed.rounds * self.assumed.params * STATE_BYTES
-        return (self._contributions * self.one.upload + states) / 1e12
+        return (self._contributions * self.one.sent + states) / 1e12
 
     @property
     def centre_out_tb(self) -> float:
-        """Sums and states that hospitals fetch."""
-        return self._contributions * (self.one.download + self.assumed.params * STATE_BYTES) / 1e12
+        """Sums, parts of others' uploads, statements and states that hospitals fetch."""
+        return self._contributions * (self.one.fetched + self.assumed.params * STATE_BYTES) / 1e12
 
     @property
     def kept_tb(self) -> float:
@@ -180,7 +194,7 @@ class Year:
         return {
             "cores of the services": services * a.core_hour * YEAR_H,
             "cores of the stores": stores * a.core_hour * YEAR_H,
-            "cores of the hospitals' nodes": a.hospitals * self.node_cores * a.core_hour * YEAR_H,
+            NODES: a.hospitals * self.node_cores * a.core_hour * YEAR_H,
             "bytes out of hospitals": self.hospital_out_tb * 1000 * a.gb_out,
             "bytes out of the centre": self.centre_out_tb * 1000 * a.gb_out,
             "versions kept": self.kept_tb * 1000 / 2 * a.gb_month * 12,
@@ -192,11 +206,18 @@ class Year:
         busy = self.turns / 86_400 * self.assumed.peak * self.one.hospital_cpu_s
         return max(self.assumed.node_cores, busy / self.assumed.filled)
 
+    @property
+    def training_room_s(self) -> float:
+        """Processor time for training that the cores kept for a node leave to each round in the busiest hour."""
+        return self.assumed.node_cores * self.assumed.filled / (self.turns / 86_400 * self.assumed.peak) - (
+            self.one.hospital_cpu_s
+        )
+
     def centralised(self, gb_hospital: float | None = None) -> dict[str, float]:
         """The same models from one copy of all data, without what trains them. gb_hospital: another size of it."""
         a = self.assumed
         gb = a.hospitals * (a.gb_hospital if gb_hospital is None else gb_hospital)
-        return {"bytes out of hospitals": gb * a.refreshes * a.gb_out, "data kept": gb * a.gb_month * 12}
+        return {"bytes out of hospitals": gb * a.refreshes * a.gb_out, "data kept": gb * a.gb_month_data * 12}
 
     def break_even(self, cheaper: float) -> float:
         """US$ a year and hospital that a central copy must cost besides, so that the federation is so much cheaper."""

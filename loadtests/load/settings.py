@@ -29,11 +29,11 @@ class Options:
     folder: Path
     report: Path | None = None
     hospitals: tuple[int, ...] = (15, 50, 150, 500, 1000)
-    seconds: float = 12.0
-    rate: float = 40.0
-    uploads: float = 6.0
+    seconds: float = 26.0
+    rate: float = 80.0
+    uploads: float = 20.0
     events: float = 40.0
-    params: tuple[int, ...] = (20_000, 200_000)
+    params: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     p99_ms: float = P99_MS
 
 

@@ -61,6 +61,8 @@ SECOND_TRIES: Final = Counter(
 SHED: Final = Counter(
     "fedmesh_grpc_server_shed_total", "Calls refused because too many were in flight, by whose bound", ["bound"]
 )
+for _bound in ("caller", "server"):
+    SHED.labels(_bound)
 SERVING: Final = Gauge("fedmesh_serving", "1 while this process is ready for calls", ["process"])
 
 

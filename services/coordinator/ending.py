@@ -106,13 +106,15 @@ async def give_up(case: Case, error: FedmeshError) -> bool:
     return not await _still_open(case) or await abort(case, error.message[: machine.REASON_LENGTH], fatal=False)
 
 
-async def fail_job(tenure: Tenure, job: Job, reason: str) -> None:
+async def fail_job(tenure: Tenure, job: Job, reason: str, cause: machine.Cause) -> None:
     try:
         tenure.job = await tenure.parts.registry.fail_job(job.job_id, reason)
     except FedmeshError as error:
         if error.code is not Code.WRONG_STATE:
             raise
         tenure.job = None
+        return
+    metrics.JOBS_FAILED.labels(cause.value).inc()
 
 
 def caught_up(attempt: Attempt, job: Job, now_ms: int) -> Attempt:

@@ -4,11 +4,16 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from services.coordinator.domain.machine import Cause
+
 _PHASE_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 3600.0)
 
 ATTEMPTS: Final = Counter("fedmesh_coordinator_attempts_total", "Attempts that ended", ["outcome"])
 for _outcome in ("committed", "burnt", "aborted"):
     ATTEMPTS.labels(_outcome)
+JOBS_FAILED: Final = Counter("fedmesh_coordinator_jobs_failed_total", "Jobs that were ended as failed", ["cause"])
+for _cause in Cause:
+    JOBS_FAILED.labels(_cause.value)
 PHASE_SECONDS: Final = Histogram(
     "fedmesh_coordinator_phase_seconds", "Time that an attempt spent in a phase", ["phase"], buckets=_PHASE_BUCKETS
 )

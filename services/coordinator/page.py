@@ -12,15 +12,26 @@ from services.coordinator.ports import Observation
 REFRESH_S: Final = 5
 _MOST_NAMES: Final = 12
 
+# On a narrow screen a row becomes a block of lines, each with its column's name before it.
 STYLE: Final = """
+:root{color-scheme:light dark;--text:#1c2733;--page:#fff;--line:#d8dee5;--head:#f2f5f8}
+:root{--bad:#a3261b;--good:#1d6b36;--dim:#5b6875}
+@media(prefers-color-scheme:dark){
+:root{--text:#dde4ec;--page:#12181f;--line:#33404d;--head:#1d2731;--bad:#ff8a7a;--good:#6fd08c;--dim:#98a6b5}}
 body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:72rem;padding:0 1rem}
-body{color:#1c2733;background:#fff}
+body{color:var(--text);background:var(--page)}
 h1{font-size:1.3rem}h2{font-size:1.05rem;margin:1.6rem 0 .4rem}p{margin:.3rem 0}
 div{overflow-x:auto}table{border-collapse:collapse;width:100%}
-th,td{text-align:left;padding:.3rem .7rem;border-bottom:1px solid #d8dee5;vertical-align:top;white-space:nowrap}
-th{background:#f2f5f8;font-weight:600}code{font-size:13px}.text{display:inline-block;min-width:14rem;white-space:normal}
+th,td{text-align:left;padding:.3rem .7rem;border-bottom:1px solid var(--line);vertical-align:top;white-space:nowrap}
+th{background:var(--head);font-weight:600}code{font-size:13px}
+.text{display:inline-block;min-width:14rem;white-space:normal}
 meter{width:5rem;margin-right:.4rem;vertical-align:middle}
-.bad{color:#a3261b}.good{color:#1d6b36}.dim{color:#5b6875}
+.bad{color:var(--bad)}.good{color:var(--good)}.dim{color:var(--dim)}
+@media(max-width:46rem){thead{display:none}table,tbody,tr,td{display:block}
+tr{border-bottom:1px solid var(--line);padding:.4rem 0}
+td{border:0;padding:.1rem 0;white-space:normal}td:empty{display:none}
+td::before{content:attr(data-of);color:var(--dim);display:inline-block;width:9.5rem;vertical-align:top}
+.text{max-width:calc(100% - 9.7rem);min-width:0}code{word-break:break-all}}
 """
 
 _WORDS: Final = {
@@ -60,7 +71,8 @@ class Seen:
 def render(seen: Seen) -> str:
     """The page."""
     rounds = "not known" if seen.rounds is None else str(len(seen.rounds))
-    connected = "not known" if seen.connected is None else str(len(seen.connected))
+    names = _names(seen)
+    connected = "not known" if seen.connected is None else f"{len(seen.connected)} of {len(names)}"
     body = "".join(
         [
             "<h1>fedmesh coordinator</h1>",
@@ -69,7 +81,7 @@ def render(seen: Seen) -> str:
             f"<h2>Jobs running: {rounds}</h2>",
             _jobs(seen),
             f"<h2>Hospitals connected: {connected}</h2>",
-            _hospitals(seen),
+            _hospitals(seen, names),
             '<p class="dim">Epsilon left: of 365 days, by what hospitals reported to the registry; their own ledgers '
             "decide.</p>",
         ]
@@ -84,16 +96,16 @@ def render(seen: Seen) -> str:
 def _jobs(seen: Seen) -> str:
     if not seen.rounds:
         return "<p>No job runs.</p>" if seen.rounds is not None else ""
-    rows = []
+    rows: list[Sequence[str]] = []
     for job_id, observed in seen.rounds:
         attempt = observed.attempt if observed is not None else None
         job = f"<code>{escape(job_id)}</code>"
         if observed is None or attempt is None:
             reason = observed.waiting if observed is not None else ""
-            rows.append(_row(job, "", "none", _text(reason or "the coordinator to open an attempt"), ""))
+            rows.append((job, "", "none", _text(reason or "the coordinator to open an attempt"), ""))
             continue
         number, phase = f"{attempt.round}, attempt {attempt.attempt}", attempt.phase.name.lower()
-        rows.append(_row(job, number, phase, _text(waits_for(observed)), _deadline(attempt.deadline_ms, seen.at)))
+        rows.append((job, number, phase, _text(waits_for(observed)), _deadline(attempt.deadline_ms, seen.at)))
     return _table(("job", "round", "phase", "waits for", "phase ends (UTC)"), rows)
 
 
@@ -102,7 +114,7 @@ def _deadline(deadline_ms: int, now: datetime) -> str:
         return ""
     at = datetime.fromtimestamp(deadline_ms / 1000, UTC)
     left = round((at - now).total_seconds())
-    return f"in {left} s, at {at:%H:%M:%S}" if left > 0 else f"ended at {at:%H:%M:%S}"
+    return f"in {left} s, at {at:%H:%M:%S}" if left > 0 else f'<span class="bad">ended at {at:%H:%M:%S}</span>'
 
 
 def waits_for(observed: Observation) -> str:
@@ -146,19 +158,30 @@ def _done(phase: Phase, reports: Reports) -> frozenset[str]:
     return frozenset(done[phase])
 
 
-def _hospitals(seen: Seen) -> str:
-    open_now = [observed for _, observed in seen.rounds or () if observed is not None]
-    expected = {name for observed in open_now if observed.attempt for name in observed.attempt.cohort}
-    declined = {name: decline.reason for observed in open_now for name, decline in observed.declined.items()}
+def _open(seen: Seen) -> list[Observation]:
+    return [observed for _, observed in seen.rounds or () if observed is not None]
+
+
+def _expected(seen: Seen) -> set[str]:
+    """Hospitals that a running job counts on."""
+    return {name for observed in _open(seen) if observed.attempt for name in observed.attempt.cohort}
+
+
+def _names(seen: Seen) -> list[str]:
     known = seen.budgets.left if seen.budgets is not None else {}
-    names = sorted(expected | set(seen.connected or ()) | set(known))
+    return sorted(_expected(seen) | set(seen.connected or ()) | set(known))
+
+
+def _hospitals(seen: Seen, names: Sequence[str]) -> str:
+    expected = _expected(seen)
+    declined = {name: decline.reason for observed in _open(seen) for name, decline in observed.declined.items()}
     if not names:
         return "<p>No hospital is known.</p>" if not seen.trouble else ""
     rows = []
     for name in names:
-        note = f"declined: {declined[name]}" if name in declined else ""
+        note = _text(f"declined: {declined[name]}", bad=True) if name in declined else ""
         stream, since = _stream(name, seen.connected, name in expected)
-        rows.append(_row(escape(name), stream, since, _left(name, seen.budgets), _text(note)))
+        rows.append((escape(name), stream, since, _left(name, seen.budgets), note))
     return _table(("hospital", "task stream", "since (UTC)", "epsilon left", ""), rows)
 
 
@@ -175,22 +198,27 @@ def _left(name: str, budgets: Budgets | None) -> str:
     if budgets is None or name not in budgets.left:
         return "?"
     left, limit = budgets.left[name], budgets.limit
-    return f'<meter min="0" max="{limit:g}" low="{limit / 5:g}" value="{left:g}"></meter> {left:g} of {limit:g}'
+    words = f"{left:g} of {limit:g}"
+    # As the meter, which turns yellow below a fifth.
+    words = f'<span class="bad">{words}</span>' if left < limit / 5 else words
+    return f'<meter min="0" max="{limit:g}" low="{limit / 5:g}" value="{left:g}"></meter> {words}'
 
 
-def _text(words: str) -> str:
+def _text(words: str, *, bad: bool = False) -> str:
     """Words that may take several lines."""
-    return f'<span class="text">{escape(words)}</span>' if words else ""
+    return f'<span class="text{" bad" if bad else ""}">{escape(words)}</span>' if words else ""
 
 
-def _row(*cells: str) -> str:
-    """cells: HTML."""
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _table(columns: Sequence[str], rows: Sequence[str]) -> str:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """rows: HTML of their cells."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    return f"<div><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    body = "".join(f"<tr>{_cells(columns, row)}</tr>" for row in rows)
+    return f"<div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cells(columns: Sequence[str], row: Sequence[str]) -> str:
+    named = zip(columns, row, strict=True)
+    return "".join(f'<td data-of="{escape(column)}">{cell}</td>' for column, cell in named)
 
 
 def _when(moment: datetime) -> str:

@@ -186,5 +186,6 @@ class JobRunner:
             except FedmeshError as error:
                 if error.retryable:
                     raise
-                await fail_job(tenure, job, f"the plan cannot be used: {error.message}"[: machine.REASON_LENGTH])
+                reason = f"the plan cannot be used: {error.message}"[: machine.REASON_LENGTH]
+                await fail_job(tenure, job, reason, machine.Cause.PLAN)
         return tenure.manifest

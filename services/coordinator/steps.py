@@ -35,9 +35,9 @@ async def act(decision: machine.Decision, case: Case, job: Job) -> float:
         match decision:
             case machine.Reopen():
                 return await _reopen(case, job)
-            case machine.EndJob(reason):
+            case machine.EndJob(reason, cause):
                 await case.tenure.record(case.attempt)
-                await ending.fail_job(case.tenure, job, reason)
+                await ending.fail_job(case.tenure, job, reason, cause)
             case machine.Abort(reason, fatal):
                 if not await abort(case, reason, fatal=fatal):
                     await _rebuild(case, job)

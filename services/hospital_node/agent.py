@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge
 from services.common.errors import Code, FedmeshError
 from services.common.telemetry import attempt_span, get_logger
 from services.hospital_node.domain.ports import Mesh, NodeState
-from services.hospital_node.domain.tasks import Task
+from services.hospital_node.domain.tasks import Task, TaskKind
 from services.hospital_node.usecases.inbox import Inbox
 from services.hospital_node.usecases.jobs import Verdict
 from services.hospital_node.usecases.rounds import RoundSteps
@@ -21,6 +21,10 @@ log = get_logger(__name__)
 TASKS: Final = Counter(
     "fedmesh_hospital_tasks_total", "Tasks of the coordinator by how they ended", ["kind", "outcome"]
 )
+# So that the first of its kind is an increase: alerts ask for these.
+for _kind in TaskKind:
+    for _outcome in ("failed", "dropped", "declined"):
+        TASKS.labels(_kind.name, _outcome)
 CONNECTED: Final = Gauge("fedmesh_hospital_connected", "1 while the coordinator's task stream is open")
 
 _FIRST_PAUSE_S: Final = 0.2

@@ -8,8 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from loadtests.peers.environments import prepare
+
 ROOT = Path(__file__).parents[2]
 SCENARIOS = ["idle-15", "calls-15", "idle-30", "calls-30", "audit-storm", "upload-storm-2000", "upload-storm-20000"]
+LOCUSTFILE = "loadtests/load/locustfile.py"
 
 
 @pytest.mark.slow
@@ -30,6 +33,24 @@ def test_every_scenario_is_made_and_judged(tmp_path: Path) -> None:
     # Locust's table has them too; how fast it all was is a matter of the machine.
     assert "audit-storm audit.AppendEvents" in done.stdout + done.stderr
     assert (done.returncode == 0) == (found["missed"] == []), done.stdout + done.stderr
+    running = [str(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"])]
+    assert [command for command in running if str(tmp_path / "run") in command] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(590)
+def test_the_users_run_with_locusts_own_command(tmp_path: Path) -> None:
+    home = prepare("locust", print, ROOT / "loadtests" / "load" / "requirements.txt")
+    command = [str(home / "bin" / "locust"), "-f", LOCUSTFILE, "--fedmesh-python", sys.executable]
+    command += ["--headless", "-u", "40", "-r", "40", "-t", "10s", "--params", "2000", "--json"]
+    command += ["--fedmesh-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {item["name"]: item for item in json.loads(done.stdout)}
+    # Ten of each kind of user: a stream each, and some hundred calls of the others.
+    assert found["coordinator.WatchTasks"]["num_requests"] == 10
+    assert {"aggregator.Upload", "audit.AppendEvents", "registry.GetEpoch"} <= set(found)
+    assert sum(item["num_failures"] for item in found.values()) == 0, found
     running = [str(process.info["cmdline"]) for process in psutil.process_iter(["cmdline"])]
     assert [command for command in running if str(tmp_path / "run") in command] == []
 

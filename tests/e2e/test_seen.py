@@ -18,7 +18,7 @@ from tests.support.prometheus import Prometheus, scraping
 
 pytestmark = pytest.mark.slow
 SERVICES = ("registry", "coordinator", "aggregator", "audit")
-CHART = Path(__file__).parents[2] / "helm" / "fedmesh" / "files"
+CHARTS = Path(__file__).parents[2] / "helm"
 # How long panels may take to fill: what is measured every ten seconds, then scraped, then recorded, then rated.
 PATIENCE_S = 150
 
@@ -37,9 +37,9 @@ class Seen:
 
 
 def queries() -> dict[str, str]:
-    """Every query of every dashboard, by where it stands."""
+    """Every query of every dashboard of both charts, by where it stands."""
     found = {}
-    for path in sorted((CHART / "dashboards").glob("*.json")):
+    for path in sorted(CHARTS.glob("*/files/dashboards/*.json")):
         for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]:
             for target in panel["targets"]:
                 query = target["expr"].replace("$namespace", ".*").replace("$__rate_interval", "1m")
@@ -55,11 +55,11 @@ def empty(prometheus: Prometheus, at: float) -> list[str]:
 
 
 def often(folder: Path) -> list[Path]:
-    """The chart's rules, evaluated every second and not every few minutes."""
+    """The charts' rules, evaluated every second and not every few minutes."""
     rules = []
-    for path in sorted((CHART / "rules").glob("*.yaml")):
+    for path in sorted(CHARTS.glob("*/files/rules/*.yaml")):
         text = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        rules.append(folder / path.name)
+        rules.append(folder / f"{path.parents[2].name}-{path.name}")
         rules[-1].write_text("".join(line for line in text if not line.startswith("    interval: ")), encoding="utf-8")
     return rules
 
@@ -138,7 +138,7 @@ def test_no_panel_of_a_dashboard_is_empty(seen: Seen) -> None:
 
 def test_prometheus_evaluates_all_rules(seen: Seen) -> None:
     rules = [rule for group in seen.prometheus.ask("rules")["groups"] for rule in group["rules"]]
-    assert len(rules) > 60
+    assert len(rules) > 80
     assert [rule["name"] for rule in rules if rule["health"] != "ok"] == []
 
 

@@ -44,6 +44,9 @@ WATCHED = {
         "alertmanagerExample": {"enabled": True},
     }
 }
+WATCHED_HOSPITAL = {
+    "monitoring": {"podMonitor": {"enabled": True}, "rules": {"form": "configMap"}, "dashboards": {"enabled": True}}
+}
 VARIANTS = {
     "defaults": (CENTRE, {}),
     "kind": (CENTRE, values_of(CENTRE / "values-kind.yaml")),
@@ -54,6 +57,7 @@ VARIANTS = {
     "hospital": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml")),
     "hospital that enrols": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **ENROLLING)),
     "hospital with OMOP": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **OMOP)),
+    "hospital that is watched": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **WATCHED_HOSPITAL)),
     "hospital in kind": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", HOSPITAL / "values-kind.yaml")),
 }
 

@@ -43,6 +43,7 @@ class FakeRegistry(rpc.RegistryServiceServicer):
         self.committed_after: list[float] = []
         self.events: dict[str, audit_pb2.Event] = {}
         self.strikes: dict[str, pb.RecordStrikeRequest] = {}
+        self.epsilon_left: dict[str, float] = {}
         self.roster: Roster | None = None
         self.rosters: list[pb.Roster] = []
         self.epoch = 1
@@ -120,7 +121,8 @@ class FakeRegistry(rpc.RegistryServiceServicer):
     async def ListBudgets(self, _request: budget_pb2.ListBudgetsRequest, _context: Any) -> Any:
         self._require_up()
         names = {name for job in self.jobs.values() for name in job.hospital_ids}
-        left = [budget_pb2.HospitalBudget(hospital_id=name, epsilon_left=0.25) for name in sorted(names)]
+        budgets = {name: self.epsilon_left.get(name, 0.25) for name in sorted(names)}
+        left = [budget_pb2.HospitalBudget(hospital_id=name, epsilon_left=value) for name, value in budgets.items()]
         return budget_pb2.ListBudgetsResponse(budgets=left, epsilon_limit=0.5)
 
     async def GetJob(self, request: pb.GetJobRequest, _context: Any) -> pb.GetJobResponse:

@@ -26,6 +26,7 @@ from services.audit.domain.witnesses import AlarmKind
 from services.common.errors import Code
 from services.common.grpc.access import STANDARD
 from services.coordinator.domain.attempt import OVER, Phase
+from services.coordinator.domain.machine import Cause
 from services.hospital_node.domain.tasks import TaskKind
 from services.registry.domain.entities import HospitalStatus
 
@@ -81,6 +82,7 @@ def allowed(hospitals: Collection[str]) -> dict[str, dict[str, set[str]]]:
             "kind": {kind.value for kind in AlarmKind},
         },
         "fedmesh_coordinator_attempts": {"outcome": {"committed", "burnt", "aborted"}},
+        "fedmesh_coordinator_jobs_failed": {"cause": {cause.value for cause in Cause}},
         "fedmesh_coordinator_statements_refused": {"method": SHORT_METHODS},
         "fedmesh_aggregator_uploads": {"outcome": {"counted", "repeated", "broken", *codes}},
         "fedmesh_audit_events": {"outcome": {"new", "known", "refused", "failed"}},

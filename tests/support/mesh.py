@@ -116,7 +116,10 @@ async def running_mesh(
     manifest: PlanManifest | None = None,
     coordinator: dict[str, Any] | None = None,
 ) -> AsyncIterator[Mesh]:
-    """Start everything, and end everything. coordinator: sections that differ from the defaults."""
+    """Start everything, and end everything.
+
+    coordinator: sections that differ from the defaults; of the section `server`, settings.
+    """
     ca = create_ca(folder / "ca", "testmesh")
     registry = FakeRegistry()
     to_registry = await registry.start(ca.issue_service("registry"))
@@ -130,7 +133,8 @@ async def running_mesh(
         await asyncio.gather(*(process.start() for process in aggregating))
         config = _config(ca, "coordinator", redis_server, to_registry)
         config |= {"aggregator": {"target": aggregating[0].target}, "driver": {"job_poll_s": 0.2, "lease_s": 1.5}}
-        config |= {"rounds": {"absence_grace_s": 1.0, "answer_grace_s": 1.0}} | (coordinator or {})
+        server = config["server"] | (coordinator or {}).get("server", {})
+        config |= {"rounds": {"absence_grace_s": 1.0, "answer_grace_s": 1.0}} | (coordinator or {}) | {"server": server}
         coordinating = [
             ServiceProcess("coordinator", {**config, "server": dict(config["server"])}, folder)
             for _ in range(coordinators)

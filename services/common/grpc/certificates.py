@@ -1,4 +1,4 @@
-"""When certificates end, as metrics: this process's own, its authority's, and those that hospitals come with."""
+"""From when to when certificates are valid, as metrics: of this process, its authority and hospitals."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -13,6 +13,9 @@ from services.common.tls import TlsMaterial
 _OWN: Final = Gauge(
     "fedmesh_certificate_not_after_seconds", "Unix time at which this process's certificate ends", ["process"]
 )
+_OWN_FROM: Final = Gauge(
+    "fedmesh_certificate_not_before_seconds", "Unix time at which this process's certificate began", ["process"]
+)
 _AUTHORITY: Final = Gauge(
     "fedmesh_authority_not_after_seconds", "Unix time at which the first of the trusted authorities ends", ["process"]
 )
@@ -21,24 +24,34 @@ _HOSPITALS: Final = Gauge(
     "Unix time at which the certificate ends that a hospital came with last",
     ["hospital"],
 )
+_HOSPITALS_FROM: Final = Gauge(
+    "fedmesh_hospital_certificate_not_before_seconds",
+    "Unix time at which the certificate began that a hospital came with last",
+    ["hospital"],
+)
 
 
 def note_own(material: TlsMaterial) -> None:
-    """Show when this process's certificate and its authority end."""
+    """Show from when to when this process's certificate is valid, and when its authority ends."""
     process = "hospital" if material.identity.kind is Kind.HOSPITAL else material.identity.name
-    _OWN.labels(process).set(material.not_after.timestamp())
+    since, until = _validity(material.certificate_pem)
+    _OWN_FROM.labels(process).set(since)
+    _OWN.labels(process).set(until)
     authorities = x509.load_pem_x509_certificates(material.ca_pem)
     _AUTHORITY.labels(process).set(min(item.not_valid_after_utc.timestamp() for item in authorities))
 
 
 def note_peer(identity: Identity, auth: Mapping[str, object]) -> None:
-    """Show when the certificate of a hospital that was let in ends."""
+    """Show from when to when the certificate of a hospital that was let in is valid."""
     pem = auth.get("x509_pem_cert")
     if isinstance(pem, list | tuple) and pem:
-        _HOSPITALS.labels(identity.name).set(_not_after(bytes(pem[0])))
+        since, until = _validity(bytes(pem[0]))
+        _HOSPITALS_FROM.labels(identity.name).set(since)
+        _HOSPITALS.labels(identity.name).set(until)
 
 
 # Read once a certificate, not once a call.
 @lru_cache(maxsize=4096)
-def _not_after(pem: bytes) -> float:
-    return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+def _validity(pem: bytes) -> tuple[float, float]:
+    certificate = x509.load_pem_x509_certificate(pem)
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Final
 
 from services.coordinator.domain.attempt import Agreement, Attempt, Kind, Phase, Reports, Seen, Surroundings
@@ -120,9 +121,21 @@ class Reopen:
     """The attempt is over: open the next one, of this round or of the next."""
 
 
+class Cause(StrEnum):
+    """Why a job fails. disputed: hospitals computed another next state than the one that was stored. declined: too few
+    hospitals take the plan. attempts: one of its rounds failed too often. plan: the coordinator cannot use the plan.
+    """
+
+    DISPUTED = "disputed"
+    DECLINED = "declined"
+    ATTEMPTS = "attempts"
+    PLAN = "plan"
+
+
 @dataclass(frozen=True)
 class EndJob:
     reason: str
+    cause: Cause
 
 
 Decision = (
@@ -423,16 +436,17 @@ def _next_finalizer(attempt: Attempt, hospital_ids: Collection[str], around: Sur
 
 def _after_abort(attempt: Attempt, rules: Rules) -> Decision:
     if attempt.fatal:
-        return EndJob(attempt.reason)
+        # Verdicts end a job in ATTEST only; by then nobody declines any more.
+        return EndJob(attempt.reason, Cause.DISPUTED if attempt.ended_in is Phase.ATTEST else Cause.DECLINED)
     if attempt.failures + 1 >= rules.max_attempts:
         text = f"round {attempt.round} failed {attempt.failures + 1} times, the last time because {attempt.reason}"
-        return EndJob(text[:REASON_LENGTH])
+        return EndJob(text[:REASON_LENGTH], Cause.ATTEMPTS)
     if rules.extra_attempts is not None and attempt.spent > rules.extra_attempts:
         text = (
             f"the plan's privacy allows {rules.extra_attempts} repeated attempts and they are used up, the last one "
             f"because {attempt.reason}"
         )
-        return EndJob(text[:REASON_LENGTH])
+        return EndJob(text[:REASON_LENGTH], Cause.ATTEMPTS)
     return Reopen()
 
 

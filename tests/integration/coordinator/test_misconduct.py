@@ -1,11 +1,14 @@
 """Hospitals that lie: refused by name before anybody else is bothered, or outvoted, or the end of the version."""
 
+import asyncio
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2
 
+from services.embedded.processes import free_port
 from tests.support.mesh import Mesh, running_mesh, small_plan
 from tests.support.simulated_hospital import Away
 from tests.support.stores import RedisServer
@@ -119,8 +122,10 @@ async def test_states_that_differ_in_their_last_bits_are_attested(tmp_path: Path
         assert pb.TASK_KIND_ATTEST in {kind for hospital in mesh.hospitals.values() for kind in hospital.kinds}
 
 
-async def test_a_disputed_state_stops_the_job(tmp_path: Path, redis_server: RedisServer) -> None:
-    async with running_mesh(tmp_path, redis_server, hospitals=4, coordinator=PATIENT) as mesh:
+async def test_a_disputed_state_stops_the_job_and_is_counted(tmp_path: Path, redis_server: RedisServer) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    settings = PATIENT | {"server": {"metrics_listen": address}}
+    async with running_mesh(tmp_path, redis_server, hospitals=4, coordinator=settings) as mesh:
         for name in ("h03", "h04"):
             mesh.hospitals[name].habits.other_state = True
         for hospital in mesh.hospitals.values():
@@ -134,6 +139,14 @@ async def test_a_disputed_state_stops_the_job(tmp_path: Path, redis_server: Redi
         assert "attempt.aborted" in mesh.registry.event_types()
         assert not mesh.registry.rounds[job_id]
         assert all("disputed" in hospital.end_reason for hospital in mesh.hospitals.values())
+        page = await asyncio.to_thread(_page, address)
+        assert 'fedmesh_coordinator_jobs_failed_total{cause="disputed"} 1.0' in page
+        assert 'fedmesh_coordinator_jobs_failed_total{cause="attempts"} 0.0' in page
+
+
+def _page(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+        return str(answer.read().decode())
 
 
 async def test_a_state_that_was_not_stored_is_asked_of_another(tmp_path: Path, redis_server: RedisServer) -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -79,7 +81,7 @@ def test_names_are_escaped_and_nothing_is_fetched() -> None:
     page = Page(render(seen))
     assert not page.tags & {"script", "b", "img", "link", "iframe", "form", "a"}
     assert page.attributes <= {
-        "lang", "charset", "http-equiv", "content", "name", "class", "min", "max", "low", "value"
+        "lang", "charset", "http-equiv", "content", "name", "class", "min", "max", "low", "value", "data-of"
     }  # fmt: skip
     assert page.rows[1] == [hostile, "", "none", hostile, ""]
     assert page.rows[3][:4] == [hostile, "connected", "2026-01-02 03:04:05", " 0.1 of 0.5"]
@@ -93,6 +95,17 @@ def test_what_is_not_known_is_not_called_away() -> None:
     quiet = render(Seen(NOW, [], {}, None))
     assert "No job runs" in quiet
     assert "Not all is known" not in quiet
+
+
+def test_what_is_wrong_is_marked() -> None:
+    late = observed(Phase.SHARE, declined=("a",))
+    assert late.attempt is not None
+    late = replace(late, attempt=replace(late.attempt, deadline_ms=int(NOW.timestamp() * 1000) - 1000))
+    html = render(Seen(NOW, [("job", late)], {"a": NOW}, Budgets({"a": 0.05, "b": 0.4}, 0.5)))
+    marked = re.findall(r'<span class="(?:text )?bad">(.*?)</span>', html)
+    away = "away, a running job expects it"
+    assert marked == ["ended at 03:04:04", "0.05 of 0.5", "declined: &lt;b&gt;no&lt;/b&gt;", away, away, away]
+    assert "<h2>Hospitals connected: 1 of 4</h2>" in html
 
 
 async def ask(port: int, request: str) -> tuple[str, dict[str, str], str]:
@@ -183,6 +196,12 @@ FLAGS = [
     "--hide-scrollbars",
     "--enable-logging=stderr",
 ]
+WIDE = "--window-size=1100,640"
+LOOKS = {
+    "": [WIDE],
+    "-dark": [WIDE, "--blink-settings=preferredColorScheme=0"],
+    "-narrow": ["--window-size=500,900"],
+}
 
 
 async def chromium(profile: Path, *arguments: str) -> tuple[bytes, bytes]:
@@ -202,19 +221,35 @@ async def chromium(profile: Path, *arguments: str) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: make ops-page brings it")
 async def test_a_browser_shows_it(watched: tuple[Mesh, int], tmp_path: Path) -> None:
-    """What a browser makes of the page, and that the page's own policy lets its style through."""
+    """What a browser makes of the page, and that the page's own policy lets its style through.
+
+    `make ops-page` keeps the pictures for people to look at: OPS_PAGE_PICTURE, and the same with `-dark` and `-narrow`.
+    """
     mesh, port = watched
+    seen = asyncio.Event()
+
+    async def wait(_task: object) -> None:
+        await seen.wait()
+
+    # One is away, one takes its time, one has little budget left.
+    mesh.hospitals["h03"].before = wait
+    mesh.registry.epsilon_left["h02"] = 0.05
     await mesh.start_hospitals(["h01", "h02", "h03"])
     job_id = mesh.create_job()
     await listed(port, job_id)
     url = f"http://127.0.0.1:{port}/"
     shown, logged = await chromium(tmp_path / "one", "--dump-dom", url)
     page = Page(shown.decode())
-    assert {row[0]: row for row in page.rows if row}["h04"][1].startswith("away")
+    rows = {row[0]: row for row in page.rows if row}
+    assert rows["h04"][1].startswith("away")
+    assert rows["h02"][3] == " 0.05 of 0.5"
     assert b"Content Security Policy" not in logged
-    picture = Path(os.environ.get("OPS_PAGE_PICTURE") or tmp_path / "page.png")
-    await chromium(tmp_path / "two", "--window-size=1100,640", f"--screenshot={picture}", url)
-    assert await asyncio.to_thread(picture.read_bytes)
+    told = Path(os.environ.get("OPS_PAGE_PICTURE") or tmp_path / "page.png")
+    for name, look in LOOKS.items():
+        picture = told.with_stem(told.stem + name)
+        await chromium(tmp_path / f"profile{name}", *look, f"--screenshot={picture}", url)
+        assert await asyncio.to_thread(picture.read_bytes)
+    seen.set()
     await mesh.ended(["h01", "h02", "h03"])

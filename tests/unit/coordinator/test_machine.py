@@ -357,7 +357,7 @@ def test_a_dispute_is_fatal_and_ends_the_job() -> None:
     assert decision.fatal
     assert "h03: other weights" in decision.reason
     over = attesting().aborted(decision.reason, 8, fatal=True)
-    assert decide(over, Reports(), at(9), RULES) == machine.EndJob(decision.reason)
+    assert decide(over, Reports(), at(9), RULES) == machine.EndJob(decision.reason, machine.Cause.DISPUTED)
 
 
 def test_the_finalizer_counts_towards_the_quorum_of_attestations() -> None:
@@ -383,12 +383,16 @@ def test_too_many_refusals_are_fatal_with_their_reasons() -> None:
     assert isinstance(decision, machine.Abort)
     assert decision.fatal
     assert "h02: no [data-invalid]" in decision.reason
+    over = training(4).aborted(decision.reason, 2, fatal=True)
+    assert decide(over, Reports(), at(3), RULES) == machine.EndJob(decision.reason, machine.Cause.DECLINED)
 
 
 @pytest.mark.parametrize(("failures", "ends"), [(0, False), (1, False), (2, True)])
 def test_attempts_are_limited(failures: int, ends: bool) -> None:
     over = training(4, failures=failures).aborted("because", 5, fatal=False)
-    assert isinstance(decide(over, Reports(), at(6), RULES), machine.EndJob) is ends
+    decision = decide(over, Reports(), at(6), RULES)
+    assert isinstance(decision, machine.EndJob) is ends
+    assert not ends or decision.cause is machine.Cause.ATTEMPTS  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("spent", "ends"), [(1, False), (2, True)])

@@ -11,9 +11,16 @@ OPTIONS = Options(Path("unused"))
 
 
 def scenario(
-    name: str, streams: int, cores: float, *, mib: float = 50.0, calls: int = 100, ms: float = 5.0
+    name: str,
+    streams: int,
+    cores: float,
+    *,
+    mib: float = 50.0,
+    calls: int = 100,
+    ms: float = 5.0,
+    size: int = 2**20,
 ) -> Scenario:
-    samples = [Sample(name, "call", ms, "OK", 2**20) for _ in range(calls)]
+    samples = [Sample(name, "call", ms, "OK", size) for _ in range(calls)]
     usage = {"coordinator": Usage(cores / 2, mib), "postgres": Usage(cores / 2, 10.0)}
     return Scenario(name, streams, 10.0, samples, usage)
 
@@ -22,11 +29,12 @@ def run() -> list[Scenario]:
     return [
         scenario("idle-15", 15, 0.10, calls=0),
         scenario("calls-15", 15, 0.30),
+        scenario("calls-65", 65, 0.405),
         scenario("idle-115", 115, 0.11, mib=60.0, calls=0),
         scenario("calls-115", 115, 0.31, mib=60.0),
         scenario("audit-storm", 115, 0.51),
         scenario("upload-storm-20000", 115, 1.11),
-        scenario("upload-storm-200000", 115, 1.61),
+        scenario("upload-storm-200000", 115, 1.61, size=2**21),
     ]
 
 
@@ -34,9 +42,12 @@ def test_costs_are_differences_between_scenarios() -> None:
     found = costs(run())
     assert found.stream_cores == pytest.approx(0.0001)
     assert found.stream_mib == pytest.approx(0.1)
-    assert (found.call_cpu_s, found.crowded_call_cpu_s) == pytest.approx((0.02, 0.02))
+    # Beside 65 hospitals half of what a hundred more of them cost is no matter of the calls.
+    assert found.call_cpu_s == pytest.approx({"15": 0.02, "65": 0.03, "115": 0.02})
     assert found.audit_cpu_s == pytest.approx(0.04)
-    assert found.upload_cpu_s_per_mib == pytest.approx({"20000": 0.1, "200000": 0.15})
+    assert found.upload_cpu_s == pytest.approx({"20000": 0.1, "200000": 0.15})
+    assert found.upload_mib == pytest.approx({"20000": 1.0, "200000": 2.0})
+    assert found.upload_cpu_s_per_mib == pytest.approx({"20000": 0.1, "200000": 0.075})
 
 
 def test_a_run_within_its_limits_misses_nothing() -> None:
@@ -51,7 +62,8 @@ def test_a_run_within_its_limits_misses_nothing() -> None:
         (scenario("calls-115", 115, 0.71), "a call beside 115 hospitals costs 3.0 times as much"),
         (scenario("idle-115", 115, 0.10, mib=150.0, calls=0), "a waiting hospital takes 1.00 MiB"),
         (scenario("idle-115", 115, 0.20, calls=0), "a waiting hospital takes 0.00100 cores"),
-        (scenario("upload-storm-200000", 115, 3.0), "a MiB of 200000 integers costs 2.9 times"),
+        (scenario("calls-65", 65, 0.705), "a call beside 65 hospitals costs 3.0 times as much"),
+        (scenario("upload-storm-200000", 115, 6.0, size=2**21), "a MiB of 200000 integers costs 2.9 times"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -78,3 +90,5 @@ def test_the_table_names_every_scenario_and_cost() -> None:
     text = table(run())
     assert all(item.name in text for item in run())
     assert "0.100 thousandths of a core, 102 KiB" in text
+    assert "20.0 ms beside 15, 30.0 ms beside 65, 20.0 ms beside 115 hospitals" in text
+    assert "150 ms, 75 ms a MiB, of 200,000 integers (2.00 MiB)" in text
