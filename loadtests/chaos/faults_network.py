@@ -199,6 +199,8 @@ PAIRS: Final = tuple(
         ("freeze-coordinator", "postgres-kill"),
         ("latency-stalls", "kill-aggregator"),
         ("kill-coordinator", "partition-registry"),
+        ("certificate-rotation", "postgres-kill"),
+        ("clock-skew", "redis-freeze"),
     )
 )
 ALL: Final = (*_SINGLE.values(), *PAIRS)

@@ -23,6 +23,7 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
+from services.common.redis_master import follow_master
 from services.common.redis_watch import RedisWatch
 from services.common.refusal_spool import open_spool
 from services.common.refusals import RefusalEvent, RefusalLog
@@ -82,7 +83,7 @@ async def main(config: AggregatorConfig) -> None:
 
             usecases = AggregatorUseCases(parts, identity.consortium)
             standing = Standing(registry_members(registry), config.standing)
-            background += [standing.run, RedisWatch(redis).run]
+            background += [standing.run, RedisWatch(redis).run, lambda: follow_master(redis)]
             try:
                 await run_server(
                     config.server,

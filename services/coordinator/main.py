@@ -1,6 +1,6 @@
 """Composition of the coordinator process."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import astuple
 
 from fedmesh.coordinator.v1 import coordinator_pb2, coordinator_pb2_grpc
@@ -10,6 +10,7 @@ from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.redis import connect_redis, redis_ready
+from services.common.redis_master import follow_master
 from services.common.redis_watch import RedisWatch
 from services.common.refusal_spool import open_spool
 from services.common.refusals import RefusalEvent, RefusalLog
@@ -80,7 +81,13 @@ async def main(config: CoordinatorConfig) -> None:
             intake = Intake(store, rosters)
             consortium = identity.consortium
             usecases = CoordinatorUseCases(store, hub, intake, registry, clock, consortium=consortium, rate=rate)
-            background = [hub.run, driver.run, standing.run, RedisWatch(redis).run]
+            background: list[Callable[[], Awaitable[None]]] = [
+                hub.run,
+                driver.run,
+                standing.run,
+                RedisWatch(redis).run,
+                lambda: follow_master(redis),
+            ]
             if config.ops_listen is not None:
                 background.append(OpsPage(config.ops_listen, Overview(store, registry, clock)).run)
             await run_server(

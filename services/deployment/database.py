@@ -33,7 +33,7 @@ def prepare(config: DatabaseConfig) -> Iterator[str]:
         (STORE_UNAVAILABLE) when PostgreSQL does not come up in time; (WRONG_STATE) as `migrate`.
     """
     passwords = _passwords(config)
-    _wait_for_server(config)
+    yield from _await_server(config)
     with psycopg.connect(conninfo(config.admin), autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
         postgres_roles.create_roles(connection)
@@ -84,8 +84,10 @@ def _passwords(config: DatabaseConfig) -> dict[str, str]:
     return {role: read_secret(path) for role, path in config.passwords.items()}
 
 
-def _wait_for_server(config: DatabaseConfig) -> None:
+def _await_server(config: DatabaseConfig) -> Iterator[str]:
+    """Return when PostgreSQL answers. Yields why it does not, as often as that changes. Raises: as `prepare`."""
     ending = time.monotonic() + config.patience_s
+    told = ""
     while True:
         try:
             with psycopg.connect(conninfo(config.admin), connect_timeout=5):
@@ -95,6 +97,9 @@ def _wait_for_server(config: DatabaseConfig) -> None:
                 raise FedmeshError(
                     Code.STORE_UNAVAILABLE, f"PostgreSQL did not come up in {config.patience_s:g} s: {error}"
                 ) from error
+            if (reason := str(error).strip()) != told:
+                told = reason
+                yield f"PostgreSQL does not answer yet: {reason}"
             time.sleep(_PAUSE_S)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 import redis
 
@@ -29,6 +30,10 @@ def test_the_chart_installs_checks_and_upgrades(cluster: Cluster) -> None:
     (job,) = [item for item in cluster.objects if item["kind"] == "Job" and "-database-" in item["metadata"]["name"]]
     spec = job["spec"]["template"]["spec"]
     first = cluster.run(spec, spec["containers"][0])
+    admin = cluster.secrets.content["fedmesh-postgres-admin"]["password"].decode()
+    server = f"host=127.0.0.1 port={cluster.ports['postgres']} user=postgres dbname=postgres"
+    with psycopg.connect(server, password=admin) as connection:
+        assert connection.execute("SHOW huge_pages").fetchone() == ("off",)
     assert "registry: applied 0001_registry" in first
     assert "audit: applied 0001_log" in first
     for name in SERVICES:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.helm.test_rendering import ENROLLING
 from tests.support.charts import CENTRE, HOSPITAL, Object, named, pods, render, values_of
 
 SERVICES = ("registry", "coordinator", "aggregator", "audit")
@@ -16,6 +17,7 @@ VARIANTS = {
     "kind": (CENTRE, values_of(CENTRE / "values-kind.yaml")),
     "production": (CENTRE, PRODUCTION),
     "hospital": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml")),
+    "hospital in kind": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", HOSPITAL / "values-kind.yaml")),
 }
 
 
@@ -105,6 +107,24 @@ def test_a_pod_has_time_to_drain(variant: str) -> None:
         assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
         keys = {item["topologyKey"] for item in spec["topologySpreadConstraints"]}
         assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+        # Else a fourth replica would never be scheduled on three nodes beside a tainted one.
+        assert {item["nodeTaintsPolicy"] for item in spec["topologySpreadConstraints"]} == {"Honor"}
+
+
+def test_in_kind_nobody_asks_for_what_its_nodes_may_not_measure() -> None:
+    """Where a node offers no ephemeral storage, a pod that wants some, by a limit too, is never scheduled."""
+    for objects in (render(*VARIANTS["kind"]), render(*VARIANTS["hospital in kind"])):
+        for owner, _metadata, spec in pods(objects):
+            for container in containers(spec):
+                for amounts in container["resources"].values():
+                    assert set(amounts) <= {"cpu", "memory"}, owner
+
+
+def test_a_pod_that_never_gets_ready_is_replaced_by_a_rollback(objects: list[Object]) -> None:
+    """https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#forced-rollback"""
+    for item in objects:
+        if item["kind"] == "StatefulSet":
+            assert item["spec"]["podManagementPolicy"] == "Parallel"
 
 
 def test_every_budget_lets_a_pod_go(objects: list[Object]) -> None:
@@ -160,7 +180,7 @@ def allowed_edges(objects: list[Object], direction: str, side: str) -> set[tuple
         if item["kind"] == "NetworkPolicy":
             own = component_of({"podSelector": item["spec"]["podSelector"]})
             for rule in item["spec"].get(direction, []):
-                for peer in rule[side]:
+                for peer in rule.get(side, []):
                     other = component_of(peer)
                     if own and other and own != other:
                         edges.add((own, other) if direction == "egress" else (other, own))
@@ -174,6 +194,23 @@ def test_an_edge_is_open_on_both_sides_when_it_is_used_and_never_else(variant: s
     assert {("registry", "audit"), ("coordinator", "aggregator"), ("audit", "postgres")} <= used
     assert allowed_edges(objects, "egress", "to") == used
     assert allowed_edges(objects, "ingress", "from") == used
+
+
+def test_the_api_server_may_be_anywhere_unless_its_addresses_are_named() -> None:
+    """To some network plugins its address belongs to no range."""
+    ports = [{"port": number} for number in (443, 6443, 8443, 16443)]
+    (rule,) = named(render(CENTRE), "NetworkPolicy", "fedmesh-secrets")["spec"]["egress"]
+    assert rule == {"ports": ports}
+    peers = [{"ipBlock": {"cidr": "192.0.2.1/32"}}]
+    told = render(CENTRE, {"networkPolicy": {"apiServer": {"peers": peers}}})
+    (rule,) = named(told, "NetworkPolicy", "fedmesh-secrets")["spec"]["egress"]
+    assert rule == {"ports": ports, "to": peers}
+
+
+def test_a_hospital_reaches_the_port_at_which_it_enrols() -> None:
+    objects = render(HOSPITAL, values_of(HOSPITAL / "values-example.yaml", **ENROLLING))
+    (rule, _names) = named(objects, "NetworkPolicy", "fedmesh")["spec"]["egress"]
+    assert rule["ports"] == [{"port": 443}, {"port": 8443}]
 
 
 def test_everything_is_denied_first(objects: list[Object]) -> None:
@@ -248,6 +285,28 @@ def test_a_restored_cluster_reads_the_old_folder_and_writes_another() -> None:
     assert spec["plugins"][0]["parameters"]["serverName"] == "after"
 
 
+def test_a_backup_is_restored_for_a_trial_that_writes_none() -> None:
+    settings = {
+        "backup": {"enabled": False, "destinationPath": "s3://fedmesh-backups.example/"},
+        "recovery": {"serverName": "before"},
+    }
+    postgres = {"mode": "cloudNativePG", "sslmode": "verify-full", "cloudNativePG": settings}
+    objects = render(CENTRE, {"postgres": postgres})
+    (origin,) = named(objects, "Cluster", "fedmesh-postgres")["spec"]["externalClusters"]
+    store = named(objects, "ObjectStore", origin["plugin"]["parameters"]["barmanObjectName"])["spec"]
+    assert store["configuration"]["destinationPath"] == "s3://fedmesh-backups.example/"
+    ways = named(objects, "NetworkPolicy", "fedmesh-postgres")["spec"]["egress"]
+    assert [{"ipBlock": {"cidr": "0.0.0.0/0"}}] in [rule.get("to") for rule in ways]
+    assert "plugins" not in named(objects, "Cluster", "fedmesh-postgres")["spec"]
+    assert not [item for item in objects if item["kind"] == "ScheduledBackup"]
+
+
+def test_one_instance_waits_for_no_standby() -> None:
+    postgres = {"mode": "cloudNativePG", "sslmode": "verify-full", "cloudNativePG": {"instances": 1}}
+    spec = named(render(CENTRE, {"postgres": postgres}), "Cluster", "fedmesh-postgres")["spec"]
+    assert "synchronous" not in spec["postgresql"]
+
+
 def test_valkey_of_production_has_three_pods_that_reach_each_other_and_nobody_else() -> None:
     objects = render(CENTRE, PRODUCTION)
     assert named(objects, "StatefulSet", "fedmesh-valkey")["spec"]["replicas"] == 3
@@ -284,8 +343,10 @@ def test_a_hospital_is_one_pod_on_one_volume_that_stays() -> None:
 
 
 def test_an_upgrade_migrates_before_any_pod_is_replaced_and_an_install_beside_the_others() -> None:
-    hook = named(render(CENTRE, upgrade=True), "Job", "fedmesh-database-upgrade")["metadata"]
-    assert hook["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    hook = named(render(CENTRE, upgrade=True), "Job", "fedmesh-database-upgrade")
+    assert hook["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    # Pauses between tries double: more of them would outlast whoever waits for `helm upgrade`.
+    assert hook["spec"]["backoffLimit"] == 2
     (job,) = [item for item in render(CENTRE) if item["kind"] == "Job" and "-database-" in item["metadata"]["name"]]
     assert "helm.sh/hook" not in job["metadata"].get("annotations", {})
     for name in ("registry", "audit"):

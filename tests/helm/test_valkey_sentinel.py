@@ -4,6 +4,7 @@ Played without TLS, which the Redis of PyPI lacks; that the pods use it is asked
 """
 
 import asyncio
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -143,6 +144,14 @@ async def fail_over_and_come_back(trio: Trio, url: str) -> None:
 
 async def test_they_elect_another_master_and_take_the_lost_one_back(cluster: Cluster) -> None:
     await fail_over_and_come_back(Trio(cluster, {"TLS": ""}), "redis://localhost:1/0")
+
+
+def test_a_server_that_says_nothing_holds_nobody_up(cluster: Cluster) -> None:
+    """Such as one whose machine is gone: its address is known for as long as Kubernetes cannot tell."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        argv, options = cluster.store_command("valkey", settings={"TLS": "", "PORT": str(silent.getsockname()[1])})
+        done = subprocess.run([*argv, "ready"], check=False, capture_output=True, timeout=30, **options)
+    assert done.returncode != 0
 
 
 def test_the_pods_of_the_chart_speak_tls_only() -> None:

@@ -25,7 +25,11 @@ run() {
   if [ ! -s "$cluster/PG_VERSION" ]; then
     # Made beside and then renamed: whatever cuts this short leaves no half cluster.
     rm -rf "$cluster.new"
-    initdb --pgdata="$cluster.new" --username=postgres --pwfile="$etc/admin/password" \
+    # A container may use no huge pages, whatever the node has: PostgreSQL, which tries them, would die of SIGBUS.
+    pages=
+    if initdb --help | grep -q -- '--set'; then pages=--set=huge_pages=off; fi
+    # shellcheck disable=SC2086 - one option or none
+    initdb $pages --pgdata="$cluster.new" --username=postgres --pwfile="$etc/admin/password" \
       --auth=scram-sha-256 --encoding=UTF8 --locale=C --data-checksums
     mv "$cluster.new" "$cluster"
   fi
@@ -39,6 +43,7 @@ run() {
     -c password_encryption=scram-sha-256 \
     -c max_connections="${MAX_CONNECTIONS}" \
     -c shared_buffers=128MB \
+    -c huge_pages=off \
     -c log_destination=stderr \
     -c logging_collector=off
 }

@@ -61,8 +61,9 @@ ask() {
   host=$1
   to=$2
   shift 2
+  # A machine that is gone says nothing for minutes, and its address is known for as long.
   # shellcheck disable=SC2086 - two options or none
-  "$client" ${tls:+--tls --cacert "$etc/tls/ca.crt"} -h "$host" -p "$to" --user admin "$@"
+  timeout 3 "$client" ${tls:+--tls --cacert "$etc/tls/ca.crt"} -h "$host" -p "$to" --user admin "$@"
 }
 
 # "HOST PORT" of the master: as a Sentinel says; if none answers, as the one of this pod last knew; else the first.

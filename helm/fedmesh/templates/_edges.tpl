@@ -1,4 +1,4 @@
-{{/* Egress rules towards the stores. */}}
+{{/* Egress rules towards the stores and the API server. */}}
 {{- define "fedmesh.postgresEgress" -}}
 {{- if eq .Values.postgres.mode "external" -}}
 - to: {{- toYaml (required "postgres.external.peers: name the addresses of your PostgreSQL" .Values.postgres.external.peers) | nindent 4 }}
@@ -23,4 +23,15 @@
 - to: [{podSelector: {matchLabels: {{ include "fedmesh.selectorFlow" (dict "root" . "component" "valkey") }}}}]
   ports: [{port: 6379}{{ if eq .Values.valkey.mode "sentinel" }}, {port: 26379}{{ end }}]
 {{- end -}}
+{{- end -}}
+
+{{- define "fedmesh.apiServerEgress" -}}
+{{- $server := .Values.networkPolicy.apiServer -}}
+- ports:
+    {{- range $server.ports }}
+    - {port: {{ . }}}
+    {{- end }}
+  {{- with $server.peers }}
+  to: {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- end -}}

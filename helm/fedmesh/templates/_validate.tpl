@@ -14,6 +14,14 @@
 {{- fail (printf "the image of %s has the tag latest, which is another image tomorrow: name a version or a digest" $name) -}}
 {{- end -}}
 {{- end -}}
+{{- range $where, $image := dict "postgres.single.image" .Values.postgres.single.image "postgres.cloudNativePG.image" .Values.postgres.cloudNativePG.image "valkey.image" .Values.valkey.image -}}
+{{- if or (hasSuffix ":latest" $image) (not (regexMatch "[:@][^/]+$" $image)) -}}
+{{- fail (printf "%s is %s, which is another image tomorrow: name a version or a digest" $where $image) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (.Values.jobs.image.tag | default .Values.image.tag) "latest" -}}
+{{- fail "the image of the Jobs has the tag latest, which is another image tomorrow: name a version or a digest" -}}
+{{- end -}}
 {{- if and (eq .Values.profile "production") (eq .Values.consortium "consortium.local") -}}
 {{- fail "consortium is still consortium.local: choose your own trust domain, such as fedmesh.example; it cannot be changed later" -}}
 {{- end -}}

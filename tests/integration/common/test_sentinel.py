@@ -12,6 +12,8 @@ import redis
 from services.common.config import RedisConfig, SentinelConfig
 from services.common.errors import Code, FedmeshError
 from services.common.redis import Scripts, connect_redis, redis_errors, redis_ready
+from services.common.redis_master import follow_master
+from services.common.tasks import end_tasks
 from services.embedded.processes import free_port, wait_until
 from services.embedded.redis import _find_program
 from tests.support.stores import RedisServer
@@ -126,6 +128,46 @@ async def test_a_client_follows_the_master(watched: Watched) -> None:
         with watched.client("second") as second:
             assert second.get("coordinator:x") == b"2"
     finally:
+        await client.aclose()
+
+
+async def test_a_master_that_froze_is_left_before_it_comes_back(watched: Watched) -> None:
+    client = connect_redis(watched.config())
+    following = asyncio.create_task(follow_master(client))
+    try:
+        # One connection that waits, and one that does nothing.
+        subscription = client.pubsub()
+        await subscription.subscribe("coordinator:x")
+        await client.set("coordinator:x", 1)
+        waiting = subscription.connection
+        assert waiting is not None
+        held = [waiting, *client.connection_pool._available_connections]
+        assert [item.port for item in held] == [watched.ports["first"]] * 2
+        with watched.client("second") as second:
+            assert wait_until(lambda: second.get("coordinator:x") == b"1", 10)
+        watched.running["first"].send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(60):
+            while any(item.is_connected and item.port == watched.ports["first"] for item in held):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert watched.info("second")["role"] == "master"
+        watched.running["first"].send_signal(signal.SIGCONT)
+        await client.set("coordinator:x", 2)
+        with watched.client("second") as second:
+            assert second.get("coordinator:x") == b"2"
+    finally:
+        await end_tasks([following])
+        await client.aclose()
+
+
+async def test_without_sentinels_there_is_no_master_to_leave(redis_server: RedisServer) -> None:
+    client = connect_redis(redis_server.config("coordinator"))
+    following = asyncio.create_task(follow_master(client))
+    try:
+        await client.set("coordinator:x", 1)
+        assert not following.done()
+        assert all(item.is_connected for item in client.connection_pool._available_connections)
+    finally:
+        await end_tasks([following])
         await client.aclose()
 
 

@@ -80,3 +80,11 @@ def test_a_server_that_never_comes_up_is_named(settings: DatabaseConfig) -> None
     with pytest.raises(FedmeshError, match="did not come up in 0 s") as caught:
         list(prepare(settings.model_copy(update={"admin": away, "patience_s": 0.0})))
     assert caught.value.code is Code.STORE_UNAVAILABLE
+
+
+def test_whoever_waits_hears_once_what_for(settings: DatabaseConfig) -> None:
+    away = PostgresConfig(dsn="host=127.0.0.1 port=1 user=postgres dbname=postgres")
+    lines = prepare(settings.model_copy(update={"admin": away, "patience_s": 3.0}))
+    assert "does not answer yet" in next(lines)
+    with pytest.raises(FedmeshError, match="did not come up in 3 s"):
+        next(lines)

@@ -63,8 +63,25 @@ def test_only_the_statuses_of_the_error_budget_count_as_failed() -> None:
     assert [call.failed for call in calls] == [False] * 3 + [True] * 4
 
 
-def test_an_outage_is_a_pause_of_a_second() -> None:
-    assert outages([0.0, 0.1, 0.2, 1.1, 2.1, 2.2]) == [(1.1, 2.1)]
+def test_an_outage_is_a_pause_of_a_second_while_the_store_is_stopped() -> None:
+    writes = [99.0, 99.1, 100.0, 101.0, 101.1, 130.0]
+    assert outages(writes, [KILL]) == [(100.0, 101.0), (101.1, 130.0)]
+    assert outages(writes, []) == []
+
+
+def test_slow_calls_in_a_pause_of_a_store_that_no_fault_explains_count() -> None:
+    calls = quiet_calls()
+    calls[150:160] = [Call(float(second), 900.0, "a.B", "OK") for second in range(150, 160)]
+    assert figures(calls, [KILL], [99.9, 101.0, 149.0, 161.0]).p99_ms == 900.0
+
+
+def test_a_fault_that_a_full_run_skips_is_missed(tmp_path: Path) -> None:
+    found = measure(quiet_calls(), [], {}, [], {"disk-full": "takes root"})
+    assert not [
+        text for text in judge(found, Options(folder=tmp_path, calls=10, repeats=1), Targets()) if "disk" in text
+    ]
+    full = [text for text in judge(found, Options(folder=tmp_path), Targets()) if "disk" in text]
+    assert full == ["disk-full: skipped, takes root"]
 
 
 def test_what_misses_its_target_is_named(tmp_path: Path) -> None:
