@@ -77,7 +77,8 @@ capacity: $(SYNCED)  ## Measure what docs/capacity.md starts from, and write its
 	@GRPC_VERBOSITY=NONE $(RUN) python -m loadtests.capacity.measure $(ARGS)
 
 .PHONY: restore-drill
-restore-drill: $(SYNCED)  ## Lose PostgreSQL, restore it to a moment, and count what was lost (a minute)
+restore-drill: $(SYNCED)  ## Lose PostgreSQL, restore it to a moment by each of three tools, and count what was lost (minutes)
+	@$(RUN) python -m tests.support.backup_programs
 	@GRPC_VERBOSITY=NONE $(RUN) pytest -q --capture=sys --no-header -m slow tests/integration/registry/test_restore.py $(ARGS)
 
 .PHONY: test-timescale

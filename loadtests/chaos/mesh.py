@@ -21,7 +21,7 @@ from loadtests.chaos.programs import Programs
 from loadtests.chaos.redis_cluster import RedisCluster
 from services.bench.secure_sum import PLAN, SEED
 from services.common.config import TlsConfig
-from services.common.postgres import migrate
+from services.common.migrations import migrate
 from services.common.tls import channel_credentials
 from services.embedded import processes
 from services.embedded.accounts import private_folder

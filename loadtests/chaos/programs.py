@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from loadtests.debian import INSTALL_TIMEOUT_S, install
 from services.common.errors import Code, FedmeshError
 from services.embedded.accounts import CACHE_ROOT
 
@@ -20,7 +21,6 @@ SYSTEM_PYTHON: Final = Path("/usr/bin/python3")
 # Debian's names by program.
 PACKAGES: Final = {"etcd": "etcd-server", "redis-server": "redis-server"}
 FAKETIME_PACKAGE: Final = "faketime"
-_INSTALL_TIMEOUT_S: Final = 600.0
 _FAKETIME: Final = ("/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime")
 
 Say = Callable[[str], None]
@@ -44,7 +44,7 @@ def find_programs(say: Say) -> Programs:
     """
     missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
     if missing or _faketime() is None:
-        _install([*missing, *([FAKETIME_PACKAGE] if _faketime() is None else [])], say, optional=not missing)
+        install([*missing, *([FAKETIME_PACKAGE] if _faketime() is None else [])], say, optional=not missing)
     found = {program: shutil.which(program) for program in PACKAGES}
     lacking = [PACKAGES[program] for program, path in found.items() if path is None]
     if lacking:
@@ -60,27 +60,6 @@ def _faketime() -> Path | None:
     return next(
         (Path(home) / "libfaketime.so.1" for home in _FAKETIME if Path(home, "libfaketime.so.1").exists()), None
     )
-
-
-def _install(packages: list[str], say: Say, *, optional: bool) -> None:
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        return
-    say(f"installing {', '.join(packages)} by apt-get")
-    # Debian would start the servers at once, as services of the machine: RUNLEVEL tells invoke-rc.d not to.
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-        done = subprocess.run(  # noqa: S603 - no shell
-            ["apt-get", "-qq", *command],  # noqa: S607 - the system's own
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_INSTALL_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode != 0 and not optional:
-            said = " ".join(done.stderr.split())[-400:]
-            raise FedmeshError(Code.CONFIG_INVALID, f"apt-get could not install {', '.join(packages)}: {said}")
 
 
 def _patroni(say: Say) -> Path:
@@ -104,7 +83,7 @@ def _patroni(say: Say) -> Path:
         [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(PATRONI_HOME), "-r", file],
     ):
         done = subprocess.run(  # noqa: S603 - uv, no shell
-            command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+            command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
         )
         if done.returncode != 0:
             said = " ".join(done.stderr.split())[-400:]

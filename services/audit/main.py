@@ -22,7 +22,8 @@ from services.common.grpc.client import MeshChannel
 from services.common.grpc.server import Endpoint, run_server
 from services.common.identity import Identity
 from services.common.ids import new_id
-from services.common.postgres import Database, require_migrated
+from services.common.migrations import require_migrated
+from services.common.postgres import Database
 from services.common.postgres_watch import PostgresWatch
 from services.common.refusal_spool import RefusalSpool, open_spool
 from services.common.refusals import RefusalEvent, RefusalLog

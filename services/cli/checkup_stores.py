@@ -9,7 +9,8 @@ from redis import exceptions
 from services.cli.findings import Finding, Level
 from services.common.config import PostgresConfig, RedisConfig
 from services.common.errors import Code, FedmeshError
-from services.common.postgres import Connection, Database, require_migrated
+from services.common.migrations import require_migrated
+from services.common.postgres import Connection, Database
 from services.common.redis import connect_redis, redis_errors
 
 # Deadlines and certificates bear a second; what is further apart is no network delay.
@@ -70,12 +71,13 @@ def _migrations(service: str) -> Path:
 
 async def _schema(part: str, service: str, database: Database) -> Finding:
     try:
-        await require_migrated(database, service, _migrations(service))
+        newer = await require_migrated(database, service, _migrations(service))
     except FedmeshError as error:
         if error.code is not Code.WRONG_STATE:
             raise
         return Finding(Level.FAIL, part, "schema", error.message, "bring schema and programs to the same release")
-    return Finding(Level.OK, part, "schema", f"schema {service} is what this release needs")
+    more = f", and has {', '.join(newer)} of a newer release" if newer else ""
+    return Finding(Level.OK, part, "schema", f"schema {service} is what this release needs{more}")
 
 
 async def _outbox(database: Database) -> Finding:

@@ -102,7 +102,7 @@ def migrate(
 ) -> None:
     """Bring one schema of a PostgreSQL up to date. Safe to run twice."""
     from services.audit.store import MIGRATIONS as AUDIT
-    from services.common.postgres import migrate as apply
+    from services.common.migrations import migrate as apply
     from services.registry.store import MIGRATIONS as REGISTRY
 
     folders = {"registry": REGISTRY, "audit": AUDIT}

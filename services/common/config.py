@@ -114,11 +114,26 @@ class LimitsConfig(Section):
     calls_of_one: int = Field(
         default=512, ge=1, le=1_000_000, description="of these, calls in flight of one identity; services are exempt"
     )
+    calls_per_s_of_one: float = Field(
+        default=200.0,
+        gt=0,
+        le=1_000_000,
+        description="calls a second that one identity may begin, for ever; services are exempt",
+    )
+    burst_of_one: int = Field(
+        default=1000, ge=1, le=10_000_000, description="calls that one identity may begin at once, after a rest"
+    )
+    connections: int = Field(
+        default=2048, ge=1, le=1_000_000, description="connections, unused ones included; more are hung up on"
+    )
     metadata_bytes: int = Field(
         default=16_384, ge=4096, le=1_048_576, description="metadata of one call, above which it is refused"
     )
     handshake_s: float = Field(
         default=20.0, ge=1, le=300, description="seconds to finish TLS and HTTP/2's first frame in"
+    )
+    message_s: float = Field(
+        default=30.0, gt=0, le=600, description="seconds in which the first message of a call must come"
     )
 
 

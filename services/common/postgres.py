@@ -1,4 +1,4 @@
-"""PostgreSQL: a pool, transactions that are run again when PostgreSQL asks for it, and migrations."""
+"""PostgreSQL: a pool, and transactions that are run again when PostgreSQL asks for it."""
 
 import asyncio
 import math
@@ -7,15 +7,13 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
-from urllib.parse import quote
 
 import psycopg
 from prometheus_client import Counter, Histogram
 from psycopg import errors as pg
 from psycopg.abc import Params, QueryNoTemplate
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -368,68 +366,3 @@ async def store_errors() -> AsyncIterator[None]:
         raise
     except (psycopg.OperationalError, pg.IdleInTransactionSessionTimeout, PoolTimeout) as error:
         raise FedmeshError(Code.STORE_UNAVAILABLE, "the database cannot be reached: try again") from error
-
-
-def migrate(config: PostgresConfig, schema: str, migrations: Path) -> list[str]:
-    """Apply the pending SQL migrations of one schema, in order, under a lock. Safe to run twice and concurrently.
-
-    The role must own the schema or be a member of its owner role. Returns the ids that were applied.
-
-    Raises: FedmeshError(STORE_UNAVAILABLE) when PostgreSQL is away, (WRONG_STATE) when the database has a migration
-        that this release does not know.
-    """
-    from yoyo import get_backend, read_migrations
-
-    try:
-        with get_backend(_yoyo_url(conninfo(config), schema)) as backend, backend.lock(timeout=60):
-            known = read_migrations(str(migrations))
-            pending = backend.to_apply(known)
-            applied = [migration.id for migration in pending]
-            backend.apply_migrations(pending)
-    except psycopg.OperationalError as error:
-        raise FedmeshError(Code.STORE_UNAVAILABLE, "the database cannot be reached for migration") from error
-    return applied
-
-
-async def require_migrated(database: Database, schema: str, migrations: Path) -> None:
-    """Refuse to run against a schema that is older or newer than this release.
-
-    Raises: FedmeshError(WRONG_STATE) saying which migrations are missing or unknown.
-    """
-    # A handful of names, read once at start.
-    expected = {path.stem for path in migrations.glob("[0-9]*.sql") if ".rollback" not in path.name}  # noqa: ASYNC240
-
-    async def read(connection: Connection) -> set[str]:
-        try:
-            rows = await connection.execute(
-                psycopg.sql.SQL("select migration_id from {}._yoyo_migration").format(psycopg.sql.Identifier(schema))
-            )
-        except pg.UndefinedTable:
-            return set()
-        return {row["migration_id"] async for row in rows}
-
-    present = await database.run_tx("schema_version", read)
-    missing, unknown = sorted(expected - present), sorted(present - expected)
-    if missing:
-        raise FedmeshError(Code.WRONG_STATE, f"schema {schema} lacks {', '.join(missing)}: run `fedmesh migrate` first")
-    if unknown:
-        raise FedmeshError(
-            Code.WRONG_STATE, f"schema {schema} has {', '.join(unknown)}, unknown to this release: run a newer one"
-        )
-
-
-def _yoyo_url(dsn: str, schema: str) -> str:
-    parts: dict[str, Any] = dict(conninfo_to_dict(dsn))
-    user, password = quote(str(parts.pop("user", "")), safe=""), quote(str(parts.pop("password", "")), safe="")
-    name = quote(str(parts.pop("dbname", "fedmesh")), safe="")
-    host, port = str(parts.pop("host", "")), parts.pop("port", None)
-    query = [f"schema={schema}"]
-    # A socket's folder, or several servers of which one takes writes: neither fits in front of a URL's path.
-    if host.startswith("/") or "," in host:
-        query.append(f"host={quote(host, safe='')}")
-        host = ""
-    location = f"{host}:{port}" if host and port else host
-    if port and not host:
-        query.append(f"port={port}")
-    query += [f"{key}={quote(str(value), safe='')}" for key, value in parts.items()]
-    return f"postgresql+psycopg://{user}:{password}@{location}/{name}?{'&'.join(query)}"

@@ -59,7 +59,9 @@ SECOND_TRIES: Final = Counter(
     "fedmesh_grpc_client_second_tries_total", "Calls made again at another replica because no answer had come yet"
 )
 SHED: Final = Counter(
-    "fedmesh_grpc_server_shed_total", "Calls refused because too many were in flight, by whose bound", ["bound"]
+    "fedmesh_grpc_server_shed_total",
+    "Calls refused because too many were in flight, or their caller began too many, by bound",
+    ["bound"],
 )
 for _bound in ("caller", "server"):
     SHED.labels(_bound)

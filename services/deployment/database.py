@@ -12,7 +12,8 @@ from psycopg.conninfo import make_conninfo
 from services.audit.store import MIGRATIONS as AUDIT_MIGRATIONS
 from services.common.config import PostgresConfig, read_secret
 from services.common.errors import Code, FedmeshError
-from services.common.postgres import Database, conninfo, migrate, require_migrated
+from services.common.migrations import NewerSchemaError, migrate, require_migrated
+from services.common.postgres import Database, conninfo
 from services.deployment.config import DatabaseConfig, SchemaConfig
 from services.embedded import postgres_roles
 from services.registry.store import MIGRATIONS as REGISTRY_MIGRATIONS
@@ -27,7 +28,8 @@ _LOCK: Final = 0x6665646D
 def prepare(config: DatabaseConfig) -> Iterator[str]:
     """Make what is missing, set all passwords, run the pending migrations. Yields a line for each step done.
 
-    Safe to run twice and concurrently. Services that run meanwhile keep their connections.
+    Safe to run twice and concurrently, and on what a newer release made. Services that run meanwhile keep their
+    connections.
 
     Raises: FedmeshError(CONFIG_INVALID) for missing or foreign roles or unreadable password files;
         (STORE_UNAVAILABLE) when PostgreSQL does not come up in time; (WRONG_STATE) as `migrate`.
@@ -51,8 +53,8 @@ def prepare(config: DatabaseConfig) -> Iterator[str]:
 async def wait_for_schema(config: SchemaConfig) -> None:
     """Return when PostgreSQL is up and the schema has all migrations of this release.
 
-    Raises: FedmeshError(STORE_UNAVAILABLE or WRONG_STATE) when that did not come about in time; WRONG_STATE at once for
-        a schema of a newer release.
+    Raises: FedmeshError(STORE_UNAVAILABLE or WRONG_STATE) when that did not come about in time; NewerSchemaError at
+        once for a schema of a newer release on which this one does not run.
     """
     folder = MIGRATIONS[config.schema_name]
     ending = time.monotonic() + config.patience_s
@@ -62,8 +64,10 @@ async def wait_for_schema(config: SchemaConfig) -> None:
         while True:
             try:
                 await require_migrated(database, config.schema_name, folder)
-            except FedmeshError as error:
-                if time.monotonic() >= ending or "unknown to this release" in error.message:
+            except NewerSchemaError:
+                raise
+            except FedmeshError:
+                if time.monotonic() >= ending:
                     raise
             except psycopg.Error as error:
                 # The role or the schema is not there yet.

@@ -170,10 +170,11 @@ class EmbeddedPostgres(StoreProcess):
     def _cluster_access(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """How the server names its cluster, and the descriptors it needs for that.
 
-        Root opens the folder for the account it drops to: a parent folder may be closed to that account. The working
-        directory would not do, because PostgreSQL 15 leaves it and returns by path to find its own program.
+        By its path, which tools for backups ask the server for. Where a parent folder is closed to the account that
+        root drops to, root opens the folder for it. The working directory would not do, because PostgreSQL 15 leaves it
+        and returns by path to find its own program.
         """
-        if not self._account.drop:
+        if self._account.can_enter(self._home):
             yield str(self._home), ()
             return
         handle = os.open(self._home, os.O_RDONLY | os.O_DIRECTORY)

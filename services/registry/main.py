@@ -25,7 +25,8 @@ from services.common.config import read_secret
 from services.common.grpc.client import MeshChannel, call
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, run_server
 from services.common.grpc.strangers import StrangersServer
-from services.common.postgres import Database, require_migrated
+from services.common.migrations import require_migrated
+from services.common.postgres import Database
 from services.common.postgres_watch import PostgresWatch
 from services.common.refusal_spool import open_spool
 from services.common.refusals import RefusalEvent, RefusalLog

@@ -16,7 +16,7 @@ from services.common.clock import SystemClock
 from services.common.errors import Code, FedmeshError
 from services.common.ids import new_id
 from services.common.redis import connect_redis
-from tests.support.stores import RedisServer
+from tests.support.stores import REDIS_BUILDS, RedisServer
 
 CONTENT = os.urandom(983_040)
 
@@ -32,11 +32,17 @@ class Subject:
     """How many chunks take up room, after whatever forgets those that are over has run."""
 
 
-@pytest.fixture(params=["redis", "directory"])
-async def subject(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Subject]:
-    if request.param == "directory":
+@pytest.fixture(params=["directory", *REDIS_BUILDS])
+def redis_build(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def subject(request: pytest.FixtureRequest, redis_build: str, tmp_path: Path) -> AsyncIterator[Subject]:
+    if redis_build == "directory":
         yield in_directory(tmp_path)
         return
+    redis_server: RedisServer = request.getfixturevalue("redis_server")
     client = connect_redis(redis_server.config("aggregator"))
     admin = redis_server.client()
 

@@ -5,6 +5,7 @@ scheduler, network policies, volumes and Helm's hooks.
 """
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,11 @@ import yaml
 from services.cli import membership
 from services.cli.centre import CentreConfig, load_centre
 from services.cli.reaching import print_services
+from services.common.config import PostgresConfig
+from services.common.migrations import migrate
 from services.embedded.processes import write_private
 from services.embedded.redis import SERVICE_COMMANDS
+from services.registry.store import MIGRATIONS, SCHEMA
 from tests.support.charts import CENTRE, named, notes, render, values_of
 from tests.support.played import SERVICES, SERVING, Cluster, played, wait
 
@@ -29,6 +33,24 @@ from tests.support.played import SERVICES, SERVING, Cluster, played, wait
 def cluster() -> Iterator[Cluster]:
     with played(render(CENTRE, values_of(CENTRE / "values-kind.yaml"))) as made:
         yield made
+
+
+def migrate_by_the_next_release(cluster: Cluster) -> str:
+    """What the database Job of a newer release does, whose migration of the registry adds a column; its name."""
+    folder = cluster.folder / "newer-migrations"
+    shutil.copytree(MIGRATIONS, folder)
+    number = len(list(folder.glob("*.sql")))
+    name = f"{number + 1:04}_later"
+    (folder / f"{name}.sql").write_text(
+        f"-- oldest-release: {number:04}\nset role registry_owner;\n"
+        "alter table registry.hospitals add column later integer;\n"
+    )
+    password = cluster.folder / "registry-migrator"
+    password.write_bytes(cluster.secrets.content["fedmesh-postgres-registry-migrator"]["password"])
+    password.chmod(0o600)
+    dsn = f"host=127.0.0.1 port={cluster.ports['postgres']} user=registry_migrator dbname=fedmesh"
+    assert migrate(PostgresConfig(dsn=dsn, password_file=password), SCHEMA, folder) == [name]
+    return name
 
 
 def test_the_chart_installs_checks_and_upgrades(cluster: Cluster) -> None:
@@ -57,6 +79,19 @@ def test_the_chart_installs_checks_and_upgrades(cluster: Cluster) -> None:
     assert all(line.endswith(": kept") for line in cluster.make_secrets())
     upgrade = named(render(CENTRE, upgrade=True), "Job", "fedmesh-database-upgrade")["spec"]["template"]["spec"]
     cluster.objects += [item for item in render(CENTRE, upgrade=True) if item["metadata"]["name"].endswith("-upgrade")]
+    again = cluster.run(upgrade, upgrade["containers"][0])
+    assert "registry: up to date" in again
+    assert "audit: up to date" in again
+    assert "FAILED" not in cluster.run(check, check["containers"][0])
+
+    # A newer release migrates. Pods of this one that start again in mid-upgrade serve, and so they do after the
+    # rollback, whose Job is this release's.
+    newest = migrate_by_the_next_release(cluster)
+    for name in ("registry", "audit"):
+        cluster.running[name].send_signal(signal.SIGTERM)
+        assert cluster.running[name].wait(60) == 0
+        cluster.start_service(name)
+    assert newest in (cluster.folder / "registry.log").read_text()
     again = cluster.run(upgrade, upgrade["containers"][0])
     assert "registry: up to date" in again
     assert "audit: up to date" in again

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from services.common.config import PostgresConfig
-from services.common.postgres import migrate
+from services.common.migrations import migrate
 from services.embedded import postgres_roles
 from services.embedded.postgres import EmbeddedPostgres
 from services.registry.store import MIGRATIONS, SCHEMA

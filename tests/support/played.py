@@ -22,7 +22,7 @@ from services.deployment.secrets import make_secrets
 from services.embedded.accounts import store_account
 from services.embedded.postgres import EmbeddedPostgres
 from services.embedded.processes import free_port
-from services.embedded.redis import _find_program
+from services.embedded.redis import find_program
 from tests.support.charts import MemorySecrets, Object, PodFolder, named
 
 SERVICES = ("audit", "registry", "aggregator", "coordinator")
@@ -107,7 +107,7 @@ class Cluster:
         if not redis.exists():
             redis.mkdir()
             # Only these: a Redis of the system lies among everything else in /usr/bin.
-            for program in _find_program().parent.glob("redis-*"):
+            for program in find_program().parent.glob("redis-*"):
                 shutil.copy(program, redis)
         environment = {item["name"]: item["value"] for item in container["env"] if "value" in item} | {
             "PATH": f"{postgres}:{redis}:/usr/bin:/bin",

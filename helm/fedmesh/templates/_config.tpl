@@ -41,8 +41,12 @@
 {{- define "fedmesh.limits" -}}
 calls: {{ .Values.limits.calls }}
 calls_of_one: {{ .Values.limits.callsOfOne }}
+calls_per_s_of_one: {{ .Values.limits.callsPerSecondOfOne }}
+burst_of_one: {{ .Values.limits.burstOfOne }}
+connections: {{ .Values.limits.connections }}
 metadata_bytes: {{ .Values.limits.metadataBytes }}
 handshake_s: {{ .Values.limits.handshakeS }}
+message_s: {{ .Values.limits.messageS }}
 {{- end -}}
 
 {{/* How people sign in. Issuers on loopback, which are for development, cannot be allowed here. */}}

@@ -23,6 +23,7 @@ from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import Rule
 from services.common.grpc.admission import Admission
 from services.common.grpc.certificates import note_peer
+from services.common.grpc.messages import FirstMessages, decoding
 from services.common.grpc.objective import FAILED
 from services.common.grpc.wire import INTERNAL_TEXT, to_status
 from services.common.identity import Identity, Kind, parse_identity
@@ -71,9 +72,11 @@ class Gate(grpc.aio.ServerInterceptor):
     """Lets a call through only when TLS, certificate, policy, standing and deadline allow it, and maps every error.
 
     policy: rules by full method name. consortium: the only trust domain whose certificates are let in. admit: asked
-    for every call and again for every message of a stream, so that a suspension ends what is under way. admission:
-    bounds the calls in flight. sign_in: reads the token of an operator's call; without it, the certificate alone says
-    who the operator is. refused: told of every call that ends because of who makes it, here or behind the gate.
+    for every call and again for every message, so that a suspension ends what is under way. admission: bounds the calls
+    in flight and their rate. message_s: seconds in which the first message of a call must come. sign_in: reads the
+    token of an operator's call; without it, the certificate alone says who the operator is. refused: told of every call
+    that ends because of who makes it, here or behind the gate.
+    To gRPC every method takes a stream of messages, see `services.common.grpc.messages`.
     """
 
     def __init__(
@@ -82,9 +85,12 @@ class Gate(grpc.aio.ServerInterceptor):
         consortium: str,
         admit: Admit | None,
         admission: Admission,
+        message_s: float,
         sign_in: SignIn | None = None,
         refused: Refused | None = None,
     ) -> None:
+        self._messages = FirstMessages(message_s)
+        self._answers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._sign_in = sign_in
         self._refused = refused
         self._policy = policy
@@ -102,29 +108,33 @@ class Gate(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        method = details.method
+        answers = self._answers.get(details.method)
+        if answers is None:
+            handler = await continuation(details)
+            if handler is None:
+                return None
+            answers = self._answers[details.method] = self._guard(details.method, handler)
+        return answers
+
+    def _guard(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         codec = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": decoding(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         messages = handler.request_streaming
         if handler.response_streaming:
             stream = self._streaming(method, handler.stream_stream or handler.unary_stream, messages)
-            make = grpc.stream_stream_rpc_method_handler if messages else grpc.unary_stream_rpc_method_handler
-            return make(stream, **codec)
+            return grpc.stream_stream_rpc_method_handler(stream, **codec)
         unary = self._single(method, handler.stream_unary or handler.unary_unary, messages)
-        make_unary = grpc.stream_unary_rpc_method_handler if messages else grpc.unary_unary_rpc_method_handler
-        return make_unary(unary, **codec)
+        return grpc.stream_unary_rpc_method_handler(unary, **codec)
 
     def _single(self, method: str, behaviour: Any, messages: bool) -> Any:
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def answer(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._observed(method, context) as call:
                 try:
                     with self._admission.entered(await self._admit(method, context, call, needs_deadline=True)):
-                        return await behaviour(self._guarded(request) if messages else request, context)
+                        request = self._stream(requests) if messages else await self._message(context, call)
+                        return await behaviour(request, context)
                 except Exception as error:
                     call["error"] = error
                     await self._note(method, call.get("caller"), error)
@@ -133,12 +143,12 @@ class Gate(grpc.aio.ServerInterceptor):
         return answer
 
     def _streaming(self, method: str, behaviour: Any, messages: bool) -> Any:
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async def answer(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with self._observed(method, context) as call:
                 try:
                     with self._admission.entered(await self._admit(method, context, call, needs_deadline=False)):
-                        responses = behaviour(self._guarded(request) if messages else request, context)
-                        async for response in self._guarded(responses):
+                        request = self._stream(requests) if messages else await self._message(context, call)
+                        async for response in self._guarded(behaviour(request, context)):
                             yield response
                 except Exception as error:
                     call["error"] = error
@@ -146,6 +156,17 @@ class Gate(grpc.aio.ServerInterceptor):
                     await abort(context, method, error)
 
         return answer
+
+    async def _message(self, context: grpc.aio.ServicerContext[Any, Any], call: dict[str, Any]) -> Any:
+        """The one message of a call. Raises: FedmeshError, as `FirstMessages.only` and as for a message of a stream."""
+        request = await self._messages.only(context)
+        self._require_admitted(_peer.get())
+        # How long its caller takes to send it says nothing of this server.
+        call["began"] = time.perf_counter()
+        return request
+
+    def _stream(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        return self._guarded(self._messages.begun(requests))
 
     async def _note(self, method: str, who: Identity | None, error: Exception) -> None:
         if self._refused is not None and isinstance(error, FedmeshError) and error.code in REFUSALS:
@@ -217,7 +238,10 @@ class Gate(grpc.aio.ServerInterceptor):
 
 @contextmanager
 def observed(method: str, context: grpc.aio.ServicerContext[Any, Any], *, objective: bool) -> Any:
-    """Metrics and a span around the answer to a call; the error goes into the dictionary, as `error`."""
+    """Metrics and a span around the answer to a call.
+
+    Into the dictionary go the error, as `error`, and when the time of the answer begins if not now, as `began`.
+    """
     counts = "yes" if objective else "no"
     above = _span_above(context)
     started = time.perf_counter()
@@ -247,7 +271,7 @@ def observed(method: str, context: grpc.aio.ServicerContext[Any, Any], *, object
             span.set_attribute("rpc.grpc.code", code)
             found = exemplar()
             _calls(method, code, counts).inc(exemplar=found)
-            _latency(method, counts).observe(time.perf_counter() - started, found)
+            _latency(method, counts).observe(time.perf_counter() - call.get("began", started), found)
 
 
 # Finding a metric by its labels takes longer than counting with it.

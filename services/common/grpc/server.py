@@ -34,6 +34,8 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024 + 64 * 1024
 _UNREAD_BYTES: Final = 512 << 10
 # The registry keeps a record of up to 4 MiB for the coordinator in one message.
 MAX_RECORD_BYTES: Final = 4 * 1024 * 1024 + MAX_MESSAGE_BYTES
+# Calls on one connection beyond those that one caller may have in flight: being refused, or cancelled.
+_SPARE_STREAMS: Final = 256
 _HEALTH_CHECK_S: Final = 2.0
 # Health service name that means "this process answers". The empty name and the services' own mean "ready for calls":
 # they say NOT_SERVING while a store is away, which a restart would not mend.
@@ -80,8 +82,8 @@ class MeshServer:
         sign_in = SignIn(config.people) if config.people else None
         if sign_in is None and any(rule.roles for rule in policy.values()):
             log.warning("operators_need_no_sign_in", advice="set server.people: see docs/people.md")
-        shed = Admission(config.limits.calls, config.limits.calls_of_one)
-        gate = Gate(policy, material.identity.consortium, admit, shed, sign_in, refused)
+        admission = Admission(config.limits)
+        gate = Gate(policy, material.identity.consortium, admit, admission, config.limits.message_s, sign_in, refused)
         self._server = grpc.aio.server(interceptors=[gate], options=options)
         for endpoint in endpoints:
             endpoint.add_to_server(endpoint.servicer, self._server)
@@ -159,6 +161,10 @@ def _limits(limits: LimitsConfig) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", limits.metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
         ("grpc.server_handshake_timeout_ms", int(limits.handshake_s * 1000)),
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        # At this limit gRPC resets calls that its own clients make, so it is above what the gate lets one caller have:
+        # who does not wait for the gate's answers meets it.
+        ("grpc.max_concurrent_streams", limits.calls_of_one + _SPARE_STREAMS),
     ]
 
 

@@ -7,7 +7,6 @@ It serves little and slowly: a small message limit, few calls at once, and a rat
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -17,7 +16,9 @@ from pydantic import Field
 from services.common.config import Address, Section, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.access import load_stranger_methods
+from services.common.grpc.buckets import Buckets
 from services.common.grpc.gate import abort, observed, require_time, require_tls13
+from services.common.grpc.messages import FirstMessages, decoding
 from services.common.grpc.server import Endpoint, bind
 from services.common.tasks import until_cancelled
 from services.common.telemetry import get_logger
@@ -26,8 +27,9 @@ from services.common.tls import server_credentials
 log = get_logger(__name__)
 
 _MESSAGE_BYTES: Final = 16 * 1024
-_ADDRESSES: Final = 4096
 _AGE_MS: Final = 30_000
+# An address in its burst holds no more calls open than that for so long, and few for ever.
+_MESSAGE_S: Final = 10.0
 
 
 class StrangersConfig(Section):
@@ -41,38 +43,23 @@ class Rate:
     """Token buckets, one for each of the addresses that were seen last, and one for all together."""
 
     def __init__(self, config: StrangersConfig, now: Callable[[], float] = time.monotonic) -> None:
-        self._config = config
-        self._now = now
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        self._everybody = (config.all_per_minute, now())
+        self.addresses: Buckets[str] = Buckets(config.per_minute / 60, config.burst, now)
+        self._everybody: Buckets[None] = Buckets(config.all_per_minute / 60, config.all_per_minute, now)
 
     def take(self, address: str) -> None:
         """Raises: FedmeshError(RATE_LIMITED)."""
-        config, now = self._config, self._now()
-        own = _refilled(self._buckets.pop(address, (config.burst, now)), now, config.per_minute, config.burst)
         # Somebody who is over its own rate takes nothing from the others.
-        allowed = own >= 1
-        self._buckets[address] = (own - allowed, now)
-        if len(self._buckets) > _ADDRESSES:
-            self._buckets.popitem(last=False)
-        left = _refilled(self._everybody, now, config.all_per_minute, config.all_per_minute)
-        if allowed and left >= 1:
-            self._everybody = (left - 1, now)
-            return
-        raise FedmeshError(Code.RATE_LIMITED, "too many tries: wait a minute, then try again")
-
-
-def _refilled(bucket: tuple[float, float], now: float, per_minute: float, most: float) -> float:
-    left, at = bucket
-    return min(most, left + (now - at) * per_minute / 60)
+        if not (self.addresses.take(address) and self._everybody.take(None)):
+            raise FedmeshError(Code.RATE_LIMITED, "too many tries: wait a minute, then try again")
 
 
 class _Door(grpc.aio.ServerInterceptor):
-    """TLS 1.3, a deadline, the rate; then the method, with its errors mapped as everywhere."""
+    """TLS 1.3, the rate, a deadline; then the message and the method, with its errors mapped as everywhere."""
 
     def __init__(self, methods: frozenset[str], rate: Rate) -> None:
         self._methods = methods
         self._rate = rate
+        self._messages = FirstMessages(_MESSAGE_S)
 
     async def intercept_service(
         self,
@@ -84,20 +71,20 @@ class _Door(grpc.aio.ServerInterceptor):
             return None
         behaviour: Any = handler.unary_unary
 
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def answer(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with observed(details.method, context, objective=False) as call:
                 try:
                     require_tls13(context.auth_context())
                     self._rate.take(context.peer().rsplit(":", 1)[0])
                     require_time(context, needs_deadline=True)
-                    return await behaviour(request, context)
+                    return await behaviour(await self._messages.only(context), context)
                 except Exception as error:
                     call["error"] = error
                     await abort(context, details.method, error)
 
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             answer,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=decoding(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 

@@ -14,6 +14,8 @@ from services.secure_sum.statements import Upload as Statement
 from tests.support.aggregation import Attempt, Centre, Upload, running_centre, signed
 from tests.support.stores import RedisServer
 
+pytestmark = pytest.mark.every_redis
+
 NAME = "hospital-01"
 LONG = 131_072 + 11
 

@@ -24,6 +24,8 @@ from services.secure_sum.statements import parse, sign
 from tests.support.aggregation import GROUP_KEY, Attempt, Centre, Upload, running_centre
 from tests.support.stores import RedisServer
 
+pytestmark = pytest.mark.every_redis
+
 LONG = 131_072 * 2 + 11
 """Values in three segments, the last one short."""
 

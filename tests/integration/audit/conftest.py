@@ -25,7 +25,8 @@ from services.common.clock import SystemClock
 from services.common.config import ServerConfig, TlsConfig
 from services.common.grpc.client import MeshChannel, call
 from services.common.grpc.server import MeshServer
-from services.common.postgres import Database, migrate
+from services.common.migrations import migrate
+from services.common.postgres import Database
 from services.common.tls import load_tls
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.transparency.checkpoint import VerifierKey, generate_key, load_signing_key

@@ -27,7 +27,8 @@ from services.cli.audit import app, stream_export
 from services.common.errors import Code, FedmeshError
 from services.common.identity import Identity, Kind
 from services.common.ids import new_id
-from services.common.postgres import Database, migrate
+from services.common.migrations import migrate
+from services.common.postgres import Database
 from services.embedded.ca import create_ca
 from services.secure_sum.roster import MemberKeys, found, save_roster_file, sign_roster
 from services.transparency import export

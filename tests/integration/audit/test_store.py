@@ -13,7 +13,8 @@ from services.audit.store import MIGRATIONS
 from services.common.errors import Code, FedmeshError
 from services.common.identity import parse_identity
 from services.common.ids import new_id
-from services.common.postgres import Database, migrate, require_migrated
+from services.common.migrations import migrate, require_migrated
+from services.common.postgres import Database
 from services.transparency.checkpoint import open_checkpoint
 from services.transparency.merkle import leaf_hash, tree_root
 
@@ -202,4 +203,4 @@ def test_table_names_in_these_tests_are_those_of_the_schema(world: World) -> Non
                 sql.Literal("%yoyo%")
             )
         )
-        assert {row[0] for row in found} == {*TABLES, *OWNERS, "partitioning", "entries_0"}
+        assert {row[0] for row in found} == {*TABLES, *OWNERS, "partitioning", "entries_0", "_compatibility"}

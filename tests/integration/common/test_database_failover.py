@@ -13,7 +13,8 @@ from services.audit.store import MIGRATIONS
 from services.common import postgres as module
 from services.common.config import PostgresConfig
 from services.common.errors import Code, FedmeshError
-from services.common.postgres import AnsweringConnection, Connection, Database, Statements, migrate
+from services.common.migrations import migrate
+from services.common.postgres import AnsweringConnection, Connection, Database, Statements
 from services.embedded.processes import ProcessRecord, kill_all
 from tests.support.stores import PostgresDatabase
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import redis.asyncio as aioredis
 from prometheus_client import REGISTRY
 
@@ -9,6 +10,8 @@ from services.common.config import RedisConfig
 from services.common.redis import connect_redis
 from services.common.redis_watch import RedisWatch
 from tests.support.stores import RedisServer
+
+pytestmark = pytest.mark.every_redis
 
 
 def shown(metric: str) -> float:

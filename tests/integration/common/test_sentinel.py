@@ -15,9 +15,9 @@ from services.common.redis import Scripts, connect_redis, redis_errors, redis_re
 from services.common.redis_master import follow_master
 from services.common.tasks import end_tasks
 from services.embedded.processes import free_port, wait_until
-from services.embedded.redis import _find_program
 from tests.support.stores import RedisServer
 
+pytestmark = pytest.mark.every_redis
 USERS = """user default off
 user coordinator on >secret ~* &* +@all
 """
@@ -26,8 +26,9 @@ user coordinator on >secret ~* &* +@all
 class Watched:
     """A master, its replica, and who watches them; all sign in as `coordinator`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: Path) -> None:
         self.folder = folder
+        self.program = program
         self.ports: dict[str, int] = {}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         (folder / "users.acl").write_text(USERS)
@@ -62,7 +63,7 @@ class Watched:
             file = self.folder / f"{name}.conf"
             file.write_text("\n".join([*common, f"aclfile {self.folder}/users.acl", *lines]) + "\n")
             with log.open("wb") as output:
-                command = [str(_find_program()), str(file), *(arguments or [])]
+                command = [str(self.program), str(file), *(arguments or [])]
                 child = self.running[name] = subprocess.Popen(command, stdout=output, stderr=output)
             if wait_until(lambda: self.info(name) != {} or child.poll() is not None, 30) and child.poll() is None:  # noqa: B023
                 return
@@ -99,11 +100,11 @@ class Watched:
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Iterator[Watched]:
+def watched(tmp_path: Path, redis_program: Path) -> Iterator[Watched]:
     made = Watched.__new__(Watched)
     made.running = {}
     try:
-        made.__init__(tmp_path)  # type: ignore[misc]  # what was started is stopped whatever happens
+        made.__init__(tmp_path, redis_program)  # type: ignore[misc]  # what was started is stopped whatever happens
         yield made
     finally:
         made.stop()

@@ -16,6 +16,8 @@ from services.coordinator.store.redis import RedisRounds
 from services.coordinator.tenure import Parts, Settings
 from tests.support.stores import RedisServer
 
+pytestmark = pytest.mark.every_redis
+
 JOB = "11111111-2222-4333-8444-555555555555"
 
 

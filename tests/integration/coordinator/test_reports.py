@@ -23,6 +23,8 @@ from tests.support.certificates import expired_hospital, foreign_hospital
 from tests.support.mesh import Mesh, running_mesh, small_plan
 from tests.support.stores import RedisServer
 
+pytestmark = pytest.mark.every_redis
+
 SHA256 = hashlib.sha256(b"").hexdigest()
 
 

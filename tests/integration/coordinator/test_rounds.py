@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from fedmesh.coordinator.v1 import coordinator_pb2 as pb
 from fedmesh.registry.v1 import registry_pb2
 
 from tests.support.mesh import running_mesh, small_plan
 from tests.support.stores import RedisServer
+
+pytestmark = pytest.mark.every_redis
 
 EVENTS = (
     "round.sealed",

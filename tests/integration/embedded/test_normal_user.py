@@ -12,7 +12,7 @@ import pytest
 from services.common.errors import Code, FedmeshError
 from services.embedded import accounts
 from services.embedded.postgres import EmbeddedPostgres
-from services.embedded.redis import EmbeddedRedis, _find_program
+from services.embedded.redis import EmbeddedRedis, find_program
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a normal user runs every other test as one")
 
@@ -66,7 +66,7 @@ def test_both_stores_run_as_a_normal_user(open_folder: Path) -> None:
     nobody = accounts.store_account()
     programs = EmbeddedPostgres(open_folder / "unused")._programs()
     redis_program = accounts.reachable_program(
-        _find_program().parent, _find_program(), nobody, [Path(_find_program().name)]
+        find_program().parent, find_program(), nobody, [Path(find_program().name)]
     )
     (open_folder / "script.py").write_text(SCRIPT)
     done = subprocess.run(

@@ -13,15 +13,16 @@ import redis
 from services.common.errors import Code, FedmeshError
 from services.embedded import accounts, processes
 from services.embedded.guard import Guard
-from services.embedded.redis import EmbeddedRedis, _find_program
+from services.embedded.redis import EmbeddedRedis
 from tests.support.stores import RedisServer
 
+pytestmark = pytest.mark.every_redis
 DEFAULT = {"username": "default", "password": ""}
 
 
 @pytest.fixture
-def own(tmp_path: Path, store_guard: Guard) -> Iterator[EmbeddedRedis]:
-    server = EmbeddedRedis(tmp_path / "redis", guard=store_guard)
+def own(tmp_path: Path, redis_program: Path, store_guard: Guard) -> Iterator[EmbeddedRedis]:
+    server = EmbeddedRedis(tmp_path / "redis", program=redis_program, guard=store_guard)
     yield server
     server.destroy()
 
@@ -67,8 +68,10 @@ def test_another_process_finds_and_stops_the_server_even_when_its_record_is_lost
     assert not own.status().running
 
 
-def test_socket_and_tcp_take_passwords_only(tmp_path: Path, store_guard: Guard) -> None:
-    server = EmbeddedRedis(tmp_path / "redis", port=processes.free_port(), durable=False, guard=store_guard)
+def test_socket_and_tcp_take_passwords_only(tmp_path: Path, redis_program: Path, store_guard: Guard) -> None:
+    server = EmbeddedRedis(
+        tmp_path / "redis", program=redis_program, port=processes.free_port(), durable=False, guard=store_guard
+    )
     try:
         server.start()
         for tcp in (False, True):
@@ -184,8 +187,8 @@ def fill(client: redis.Redis) -> None:
         client.set(f"aggregator:{number}", b"x" * 100_000)
 
 
-def test_memory_is_bounded_without_evicting(tmp_path: Path, store_guard: Guard) -> None:
-    server = EmbeddedRedis(tmp_path / "redis", max_memory_mb=3, durable=False, guard=store_guard)
+def test_memory_is_bounded_without_evicting(tmp_path: Path, redis_program: Path, store_guard: Guard) -> None:
+    server = EmbeddedRedis(tmp_path / "redis", program=redis_program, max_memory_mb=3, durable=False, guard=store_guard)
     try:
         server.start()
         with server.client("aggregator") as client:
@@ -214,11 +217,11 @@ def test_a_program_that_is_no_redis_is_named(tmp_path: Path) -> None:
     assert caught.value.code is Code.CONFIG_INVALID
 
 
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
+def test_a_full_disk_is_named(tmp_path: Path, redis_program: Path) -> None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("cannot mount a small file system here")
-    server = EmbeddedRedis(tmp_path / "redis")
+    server = EmbeddedRedis(tmp_path / "redis", program=redis_program)
     try:
         with pytest.raises(OSError, match="space"):
             (tmp_path / "ballast").write_bytes(b"x" * 2**21)
@@ -233,11 +236,11 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a normal user's programs are always in reach")
 def test_root_may_install_where_only_root_may_enter(
-    tmp_path: Path, store_guard: Guard, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_program: Path, store_guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = Path(tempfile.mkdtemp())
     monkeypatch.setattr(accounts, "CACHE_ROOT", cache)
-    program = Path(shutil.copy2(_find_program(), tmp_path / "redis-server"))
+    program = Path(shutil.copy2(redis_program, tmp_path / "redis-server"))
     server = EmbeddedRedis(tmp_path / "redis", program=program, durable=False, guard=store_guard)
     try:
         server.start()

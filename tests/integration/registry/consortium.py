@@ -16,7 +16,8 @@ from services.audit.witnessing import WitnessUseCases
 from services.cli.receipts import Asker
 from services.common.clock import SystemClock
 from services.common.grpc.client import MeshChannel
-from services.common.postgres import Database, migrate
+from services.common.migrations import migrate
+from services.common.postgres import Database
 from services.hospital_node.audit_log import GrpcAuditLog
 from services.hospital_node.config import HospitalConfig
 from services.hospital_node.store.state import SqliteNodeState

@@ -33,7 +33,8 @@ from services.common.grpc.client import MeshChannel, call, stream
 from services.common.grpc.server import MAX_RECORD_BYTES, Endpoint, MeshServer
 from services.common.grpc.strangers import StrangersServer
 from services.common.ids import new_id
-from services.common.postgres import Database, migrate
+from services.common.migrations import migrate
+from services.common.postgres import Database
 from services.common.standing import Standing, StandingConfig
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.plans.manifest import PlanManifest, canonical_bytes, load_manifest

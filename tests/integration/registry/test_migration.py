@@ -11,7 +11,8 @@ import pytest
 from services.common.clock import SystemClock
 from services.common.errors import FedmeshError
 from services.common.identity import parse_identity
-from services.common.postgres import Database, migrate
+from services.common.migrations import migrate
+from services.common.postgres import Database
 from services.registry.domain.entities import Contribution, StrikeRule
 from services.registry.domain.performance import Subject
 from services.registry.store import MIGRATIONS, SCHEMA

@@ -19,7 +19,8 @@ from services.common.clock import SystemClock
 from services.common.errors import Code
 from services.common.grpc.client import call
 from services.common.ids import new_id
-from services.common.postgres import Database, migrate
+from services.common.migrations import migrate
+from services.common.postgres import Database
 from services.privacy.chain import RECOVERED, next_entry
 from services.registry.domain.events import OWN_TYPES, PROMOTION_TYPES
 from services.registry.relay import Relay

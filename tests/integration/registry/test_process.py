@@ -24,7 +24,7 @@ from services.common.config import PostgresConfig, TlsConfig
 from services.common.errors import Code, FedmeshError
 from services.common.grpc.client import MeshChannel, call
 from services.common.ids import new_id
-from services.common.postgres import migrate
+from services.common.migrations import migrate
 from services.embedded.ca import CertificateAuthority, create_ca
 from services.embedded.processes import free_port
 from services.registry.store import MIGRATIONS

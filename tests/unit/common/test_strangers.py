@@ -46,7 +46,7 @@ def test_many_addresses_take_no_more_memory_than_some() -> None:
     rate = Rate(StrangersConfig(listen="127.0.0.1:1"), Seconds())
     for number in range(10_000):
         taken(rate, f"10.0.{number // 256}.{number % 256}", 1)
-    assert len(rate._buckets) <= 4096
+    assert len(rate.addresses) <= 4096
 
 
 def test_what_is_for_strangers_is_never_served_beside_the_rest() -> None:

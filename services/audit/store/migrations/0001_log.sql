@@ -1,3 +1,5 @@
+-- oldest-release: 0001
+--
 -- The append-only log. Everything belongs to audit_owner, who cannot sign in. The service signs in as audit_service,
 -- which may select and insert and nothing else; triggers refuse changes to everybody, the owner included.
 

@@ -1,3 +1,5 @@
+-- oldest-release: 0001
+--
 -- What witnesses say of the log: cosignatures of checkpoints, and alarms. Insert-only, like the log itself.
 
 set local role audit_owner;

@@ -1,3 +1,6 @@
+-- oldest-release: 0003
+-- An older one cannot append.
+--
 -- The entries in partitions, each a complete subtree of the Merkle tree once it is full, so that it can be checked by
 -- itself and kept as files (ADR 42). What the service may do stays: select and insert.
 

@@ -1,3 +1,5 @@
+-- oldest-release: 0001
+--
 -- What the consortium agreed and what it made. Everything belongs to registry_owner, who cannot sign in; the service
 -- signs in as registry_service, which owns nothing and cannot bypass row-level security.
 --

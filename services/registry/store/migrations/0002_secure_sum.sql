@@ -1,3 +1,6 @@
+-- oldest-release: 0002
+-- An older one cannot read a burnt version, and would run a job of a roster as one without.
+--
 -- What the masked secure sum must not forget: rosters, key epochs, confirmed survivors, strikes, burnt versions.
 --
 -- The release before may run meanwhile: new columns are nullable or have a default, nothing is renamed or dropped.

@@ -1,3 +1,5 @@
+-- oldest-release: 0002
+--
 -- Which event told the audit log of a round, so that a hospital can find its entry there and take a receipt.
 --
 -- The release before may run meanwhile: the column is nullable. Rounds from before have none, and no receipt.

@@ -1,3 +1,5 @@
+-- oldest-release: 0003
+--
 -- What hospitals report of their own privacy ledgers: the registry's ledger. A hospital's own is authoritative; this
 -- one is what operators see, and what tells a hospital that its own was put back to an older state.
 --

@@ -1,3 +1,5 @@
+-- oldest-release: 0004
+--
 -- What becomes of model versions: attestations, what hospitals found of them, aliases, tags, promotions, roll-backs.
 --
 -- The release before may run meanwhile: nothing of it is changed. Versions from before have no attestation, and are not

@@ -1,3 +1,6 @@
+-- oldest-release: 0006
+-- An older one would let in certificates that were revoked.
+--
 -- How hospitals get their certificates: invitations, what was issued, and from when on certificates count.
 --
 -- The release before may run meanwhile: new columns are nullable, nothing of it is changed.

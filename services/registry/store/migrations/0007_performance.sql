@@ -1,3 +1,5 @@
+-- oldest-release: 0006
+--
 -- Numbers over time, of each version, of the joint model and of each hospital in a round. `measurements` replaces
 -- `metrics`, whose name becomes a view.
 --

@@ -1,3 +1,5 @@
+-- oldest-release: 0007
+--
 -- A page of a job's versions, newest first, without a look at the versions of other jobs.
 --
 -- The release before may run meanwhile: this adds an index alone.

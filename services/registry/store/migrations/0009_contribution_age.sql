@@ -1,3 +1,6 @@
+-- oldest-release: 0009
+-- An older one would commit asynchronous rounds with ages of 0, and log that for good.
+--
 -- How many versions older than the newest what a hospital contributed was trained on: asynchronous rounds.
 --
 -- The release before may run meanwhile, which knows only synchronous rounds: there every age is 0.

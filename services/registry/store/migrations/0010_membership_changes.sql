@@ -1,3 +1,5 @@
+-- oldest-release: 0009
+--
 -- Changes of membership that one person proposes and another approves.
 --
 -- The release before may run meanwhile: nothing of it is changed. Its replicas still let one person do all of it.

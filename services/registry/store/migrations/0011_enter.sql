@@ -1,3 +1,5 @@
+-- oldest-release: 0010
+--
 -- For whom a transaction runs, and whether it may: in one statement, so that it costs no round trip of its own.
 --
 -- The release before may run meanwhile: this adds a function alone.

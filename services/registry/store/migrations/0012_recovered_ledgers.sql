@@ -1,3 +1,6 @@
+-- oldest-release: 0012
+-- An older one would count as left what a lost ledger counts as spent.
+--
 -- Privacy ledgers that were lost and built again: an entry of another kind, which names no job.
 --
 -- The release before may run meanwhile: it takes no such entry, and the hospital's recovery waits for this one.

@@ -1,3 +1,6 @@
+-- oldest-release: 0013
+-- An older one would open attempts under keys with which hospitals cannot encrypt.
+--
 -- The parameter set of the secure sum that a plan names. Key epochs get a public key once an approved plan needs one.
 --
 -- The release before may run meanwhile, which knows only one set: its plans, and those from before, are of that one.

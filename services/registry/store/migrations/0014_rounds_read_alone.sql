@@ -1,3 +1,5 @@
+-- oldest-release: 0013
+--
 -- A round says by itself who may see it, who contributed to it and how large its state is, so that reading model
 -- versions asks no other table for each of them.
 --
