@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.helm.test_rendering import FOREIGN, GATEWAY, VARIANTS
-from tests.support.charts import CENTRE, Object, render, values_of
+from tests.support.charts import CENTRE, HOSPITAL, Object, render, values_of
 
 CHECK = Path(__file__).parent / "operators" / "check.mjs"
 INSTALLED = Path(__file__).parents[2] / ".cache" / "helm-operators"
@@ -23,6 +23,7 @@ POSTGRES = {
     "a role of the cloud": {"backup": {"credentialsSecret": "", "endpointURL": "https://s3.example"}},
     "storage classes": {"storage": {"storageClass": "fast"}, "walStorage": {"storageClass": "faster"}},
 }
+WATCHED = {"podMonitor": {"enabled": True}, "rules": {"form": "prometheusRule"}}
 ISSUER = {"name": "consortium", "kind": "ClusterIssuer", "group": "cert-manager.io"}
 # Where a key of each kind may be misspelt, besides `spec` itself.
 INNER: dict[str, tuple[str | int, ...]] = {
@@ -52,6 +53,7 @@ OPERATED = {
     **VARIANTS,
     **{name: (CENTRE, production(postgres={"cloudNativePG": settings})) for name, settings in POSTGRES.items()},
     **{f"gateway {version}": (CENTRE, gateway(version)) for version in ("v1alpha2", "v1alpha3")},
+    "hospital that operators watch": (HOSPITAL, values_of(HOSPITAL / "values-example.yaml", monitoring=WATCHED)),
     "issuer of the consortium": (CENTRE, production(tls={"certManager": {"issuerRef": ISSUER}})),
 }
 
