@@ -37,11 +37,15 @@ def test_an_orphan_is_collected_at_once_and_signals_reach_the_program() -> None:
         assert running.stdout is not None
         assert running.stdin is not None
         orphan = int(running.stdout.readline())
-        assert f"PPid:\t{running.pid}" in Path(f"/proc/{orphan}/status").read_text().splitlines()
-        os.kill(orphan, signal.SIGKILL)
-        assert wait_until(lambda: not Path(f"/proc/{orphan}").exists(), 20)
-        assert running.poll() is None
-        running.terminate()
+        status = Path(f"/proc/{orphan}/status")
+        try:
+            # Adopted once the process between them has ended.
+            assert wait_until(lambda: f"PPid:\t{running.pid}" in status.read_text().splitlines(), 20)
+            os.kill(orphan, signal.SIGKILL)
+            assert wait_until(lambda: not status.exists(), 20)
+            assert running.poll() is None
+        finally:
+            running.terminate()
         assert running.wait(20) == 128 + signal.SIGTERM
 
 
