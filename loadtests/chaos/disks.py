@@ -13,11 +13,13 @@ from typing import Final
 
 SIZE_MB: Final = 1536
 _NEW_NAMESPACE: Final = 0x00020000  # CLONE_NEWNS, sched.h
+# Not everybody who is root has these on PATH.
+_PATH: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 
 
 def own_namespace() -> bool:
     """Give this process a mount namespace of its own; False where that is not allowed. Call it before any child."""
-    if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None:
+    if os.geteuid() != 0 or shutil.which("mkfs.ext4", path=_PATH) is None:
         return False
     if ctypes.CDLL(None, use_errno=True).unshare(_NEW_NAMESPACE) != 0:
         return False
@@ -37,4 +39,5 @@ def unmount(folder: Path) -> None:
 
 
 def _ran(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0  # noqa: S603 - no shell
+    env = {**os.environ, "PATH": _PATH}
+    return subprocess.run(command, env=env, capture_output=True, check=False, timeout=60).returncode == 0  # noqa: S603 - no shell

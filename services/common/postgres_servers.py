@@ -9,7 +9,6 @@ addresses.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import psycopg
@@ -83,23 +82,49 @@ class Servers(Generic[ConnectionT]):
         Raises: psycopg.Error for what no waiting mends; psycopg.OperationalError after `close`.
         """
         async with self._looking:
-            told, began = False, time.monotonic()
-            while True:
-                try:
-                    connection = await self.connect()
-                except psycopg.OperationalError as error:
-                    if not told:
-                        log.warning("postgres_has_no_writer", reason=str(error).splitlines()[-1])
-                    told = True
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(PAUSE_S if time.monotonic() - began < _FAILOVER_S else LONG_PAUSE_S):
-                            await self._closed.wait()
-                    if self._closed.is_set():
-                        raise
-                    continue
-                if told:
-                    log.info("postgres_has_a_writer")
-                return connection
+            try:
+                return await self.connect()
+            except psycopg.OperationalError as error:
+                if self._closed.is_set():
+                    raise
+                log.warning("postgres_has_no_writer", reason=str(error).splitlines()[-1])
+                connection = await self._look(error)
+            log.info("postgres_has_a_writer")
+            return connection
+
+    async def _look(self, refused: psycopg.OperationalError) -> ConnectionT:
+        """Ask every server again and again; one that says nothing keeps none of the others waiting."""
+        began = time.monotonic()
+        trying: dict[asyncio.Task[ConnectionT], int] = {}
+        not_before = dict.fromkeys(range(len(self._each)), began + PAUSE_S)
+        closing = asyncio.ensure_future(self._closed.wait())
+        try:
+            while not self._closed.is_set():
+                now = time.monotonic()
+                for number, moment in not_before.items():
+                    if moment <= now and number not in trying.values():
+                        trying[asyncio.ensure_future(self._connect(self._each[number]))] = number
+                resting = [moment for number, moment in not_before.items() if number not in trying.values()]
+                await asyncio.wait(
+                    {closing, *trying},
+                    timeout=max(0.0, min(resting) - now) if resting else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                pause_s = PAUSE_S if time.monotonic() - began < _FAILOVER_S else LONG_PAUSE_S
+                for task in [task for task in trying if task.done()]:
+                    number = trying.pop(task)
+                    error = task.exception()
+                    if error is None:
+                        self._last = number
+                        return task.result()
+                    if not isinstance(error, psycopg.OperationalError):
+                        raise error
+                    refused = error
+                    not_before[number] = time.monotonic() + pause_s
+            raise refused
+        finally:
+            closing.cancel()
+            await _give_up(trying)
 
     def close(self) -> None:
         """Let nobody wait any longer."""

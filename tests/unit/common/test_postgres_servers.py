@@ -1,6 +1,7 @@
 """Which of several servers a connection goes to, without any server."""
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 
 import psycopg
@@ -28,14 +29,14 @@ class Fakes:
     away: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
-    under_way: int = 0
+    under_way: Counter[str] = field(default_factory=Counter)
     most: int = 0
 
     async def connect(self, conninfo: str) -> Made:
         port = str(conninfo_to_dict(conninfo)["port"])
         self.asked.append(port)
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
+        self.under_way[port] += 1
+        self.most = max(self.most, self.under_way[port])
         try:
             await asyncio.sleep(0)
             if port in self.silent:
@@ -46,7 +47,7 @@ class Fakes:
             self.given_up.append(port)
             raise
         finally:
-            self.under_way -= 1
+            self.under_way[port] -= 1
         return Made(port)
 
     def servers(self, ports: str = "1,2,3") -> Servers[Made]:
@@ -127,6 +128,23 @@ async def test_one_looks_for_a_server_while_there_is_none(monkeypatch: pytest.Mo
     fakes.away.remove("2")
     assert {(await task).port for task in waiting} == {"2"}
     assert fakes.most == 1
+
+
+async def test_who_looks_waits_for_no_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 0.001)
+    fakes = Fakes(away={"1", "2", "3"})
+    waiting = asyncio.create_task(fakes.servers().await_one())
+    while len(fakes.asked) < 6:  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(0)
+    fakes.silent.add("1")
+    before = len(fakes.asked)
+    while fakes.asked[before:].count("2") < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    # Once, here or just before.
+    assert fakes.asked[before:].count("1") <= 1
+    fakes.away.remove("2")
+    assert (await waiting).port == "2"
+    assert fakes.given_up == ["1"]
 
 
 async def test_nobody_waits_for_a_server_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
