@@ -38,8 +38,8 @@ class Window:
 class FaultFigures:
     """All repetitions of a fault. recovered_s: from the fault until no call failed or was slow, the worst time.
 
-    outage_s: the longest time in which its store took no write. rounds_s: from the store's first write after the fault,
-    or from the fault where it stops no store, to the next committed round; the worst time.
+    outage_s: the longest time in which its store took no write. rounds_s: from the store's first write after the last
+    such time, or from the fault where it stops no store, to the next committed round; the worst time.
     """
 
     name: str
@@ -203,12 +203,15 @@ def _fault(
 
 
 def _resumed(window: Window, writes: dict[str, list[float]], rounds: Sequence[float]) -> float | None:
-    """Seconds to the first round that was committed after the fault, or after its store took writes again."""
+    """Seconds to the first round that was committed after the fault, or after its store took writes again for good: a
+    disk that is full lets a write through now and then.
+    """
     back = window.start
     if window.writer:
         times = writes.get(window.writer, [])
         gaps = [(b - a, b) for a, b in itertools.pairwise(times) if b >= window.start and a <= window.whole]
-        back = max(gaps)[1] if gaps else window.start
+        ends = [end for length, end in gaps if length >= OUTAGE_S]
+        back = max(ends) if ends else max(gaps, default=(0.0, window.start))[1]
     committed = first_after(rounds, back)
     return None if committed is None else committed - back
 

@@ -69,6 +69,16 @@ def test_an_outage_is_a_pause_of_a_second_while_the_store_is_stopped() -> None:
     assert outages(writes, []) == []
 
 
+def test_a_store_is_back_when_the_last_of_its_outages_is_over() -> None:
+    (fault,) = figures(quiet_calls(), [KILL], [99.9, 102.0, 102.1, 103.2, 111.0]).faults
+    assert fault.outage_s == pytest.approx(7.8)
+    # Rounds were committed at 104 and 120.
+    assert fault.rounds_s == pytest.approx(9.0)
+    (fault,) = figures(quiet_calls(), [KILL], [99.9, 102.0, 102.1, 103.2, 103.3]).faults
+    assert fault.outage_s == pytest.approx(2.1)
+    assert fault.rounds_s == pytest.approx(0.8)
+
+
 def test_slow_calls_in_a_pause_of_a_store_that_no_fault_explains_count() -> None:
     calls = quiet_calls()
     calls[150:160] = [Call(float(second), 900.0, "a.B", "OK") for second in range(150, 160)]
