@@ -76,7 +76,7 @@ def allowed(hospitals: Collection[str]) -> dict[str, dict[str, set[str]]]:
             "hospital": set(hospitals),
             "phase": {phase.name.lower() for phase in Phase if phase not in OVER},
             "state": {"busy", "free"},
-            "bound": {"caller", "server", "kinds", "queue", "audit"},
+            "bound": {"caller", "rate", "server", "kinds", "queue", "audit"},
             "status": {status.value for status in HospitalStatus},
             "name": _transactions(),
             "kind": {kind.value for kind in AlarmKind},
